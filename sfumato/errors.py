@@ -1,0 +1,45 @@
+"""The one tree of errors. Each carries the words a user needs to act; a boundary (CLI, gRPC, HTTP) translates it once."""
+
+
+class SfumatoError(Exception):
+    """Base of every error raised on purpose. ``hint`` says what to do next."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".rstrip()
+
+
+class InvalidInput(SfumatoError):
+    """A value given by a user or a client is unusable. ``field`` names it (CLI exit 2, INVALID_ARGUMENT, HTTP 400)."""
+
+    def __init__(self, field: str, message: str, *, hint: str = "") -> None:
+        super().__init__(f"{field}: {message}", hint=hint)
+        self.field = field
+
+
+class MissingWeights(SfumatoError):
+    """A model's files are not where they should be (CLI exit 2, FAILED_PRECONDITION)."""
+
+
+class BrokenWeights(SfumatoError):
+    """A model's or an artifact's file does not match its checksum, or cannot be read (CLI exit 2, DATA_LOSS)."""
+
+
+class Unavailable(SfumatoError):
+    """Something this needs is not running or does not answer (CLI exit 1, UNAVAILABLE)."""
+
+
+class AnswerRejected(SfumatoError):
+    """A vision-language model's answer failed validation. ``raw`` keeps what it said."""
+
+    def __init__(self, message: str, raw: str, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.raw = raw
+
+
+class Diverged(SfumatoError):
+    """A training left the range of finite numbers; it stops with this reason, the run goes on."""

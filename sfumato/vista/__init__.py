@@ -1,0 +1,1 @@
+"""Vista: the built-in miniature world and the small models trained on it."""
