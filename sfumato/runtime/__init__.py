@@ -1,0 +1,1 @@
+"""One way to serve and to read what users bring."""

@@ -1,0 +1,103 @@
+"""Pictures from and to files. A user's file is checked by its header before a single pixel is decoded."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image as Pillow
+from PIL import ImageOps
+
+from sfumato.errors import InvalidInput
+from sfumato.types import Image
+
+MAX_BYTES = 20_000_000
+MAX_PIXELS = 16_000_000
+FORMATS = ("PNG", "JPEG", "WEBP")
+
+
+def read_image(path: Path | str, field: str = "image") -> Image:
+    """The picture in a PNG, JPEG or WebP file, ``[height, width, 3]``; see `decode_image`.
+
+    Raises:
+        InvalidInput: named after ``field``: no such file, not a picture, damaged, over 20 MB or over 16 megapixels.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InvalidInput(field, f"there is no file {path}.")
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise InvalidInput(field, f"{path} cannot be read ({error.strerror}).") from error
+    return decode_image(data, field, name=str(path))
+
+
+def decode_image(data: bytes, field: str = "image", *, name: str = "the image") -> Image:
+    """The picture in the bytes of a PNG, JPEG or WebP file, upright, transparency over white, first frame only.
+
+    Raises:
+        InvalidInput: named after ``field``: not a picture, damaged, over 20 MB or over 16 megapixels.
+    """
+    if len(data) > MAX_BYTES:
+        raise InvalidInput(field, f"{name} is larger than {MAX_BYTES // 1_000_000} MB.", hint="Bring a smaller file.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Pillow.DecompressionBombWarning)
+            with Pillow.open(io.BytesIO(data), formats=FORMATS) as picture:
+                width, height = picture.size
+                if width * height > MAX_PIXELS:
+                    raise _too_many_pixels(field, name, f"{width} x {height} pixels")
+                return np.asarray(_rgb(ImageOps.exif_transpose(picture)))
+    except (Pillow.DecompressionBombWarning, Pillow.DecompressionBombError):
+        raise _too_many_pixels(field, name, "a vast picture") from None
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
+        raise InvalidInput(field, f"{name} is not a readable picture.", hint="Use a PNG, JPEG or WebP file.") from error
+
+
+def encode_png(image: Image) -> bytes:
+    """The bytes of a PNG file of the picture; equal pictures give equal bytes."""
+    buffer = io.BytesIO()
+    Pillow.fromarray(image).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def write_png(image: Image, path: Path | str, field: str = "out") -> None:
+    """Write the picture as PNG, through a temporary file, so that a reader never sees half of it.
+
+    Raises:
+        InvalidInput: named after ``field``: the folder does not exist or cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        temporary.write_bytes(encode_png(image))
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InvalidInput(field, f"{path} cannot be written ({error.strerror}).", hint="Name a file in a folder that exists.") from error
+
+
+def resize(image: Image, width: int, height: int) -> Image:
+    """The picture in another size, bicubic with antialiasing; the same array where the size is already right."""
+    if image.shape[:2] == (height, width):
+        return image
+    return np.asarray(Pillow.fromarray(image).resize((width, height), Pillow.Resampling.BICUBIC))
+
+
+def _rgb(picture: Pillow.Image) -> Pillow.Image:
+    """Eight bits a channel in RGB: 16-bit greys are scaled, transparency is laid over white."""
+    if picture.mode.startswith("I"):
+        return Pillow.fromarray((np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if picture.has_transparency_data:
+        rgba = picture.convert("RGBA")
+        return Pillow.alpha_composite(Pillow.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _too_many_pixels(field: str, name: str, what: str) -> InvalidInput:
+    return InvalidInput(field, f"{name} is {what}; the limit is {MAX_PIXELS // 1_000_000} megapixels.", hint="Scale it down first.")
