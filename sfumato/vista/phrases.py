@@ -116,12 +116,12 @@ Advice = TypedDict("Advice", {"bbox": list[int], "aesthetical description": str}
 
 def plain_phrase(element: Element, rng: random.Random) -> str:
     """The element's simple name, e.g. ``"a red house"``."""
-    return rng.choice(PLAIN[element.kind]).format(c=element.colour)
+    return _coloured(rng.choice(PLAIN[element.kind]), element)
 
 
 def aesthetic_phrase(element: Element, time: str, rng: random.Random) -> str:
     """The element described beautifully, e.g. ``"a cozy red house with warm glowing windows"``."""
-    return rng.choice(_bank(element.kind, time)).format(c=element.colour)
+    return _coloured(rng.choice(_bank(element.kind, time)), element)
 
 
 def region_caption(element: Element, time: str, rng: random.Random) -> str:
@@ -201,6 +201,10 @@ def kind_of(phrase: str) -> str | None:
     """The kind an aesthetic or plain phrase is about (``"sky"`` included), or None."""
     words = re.findall(r"[a-z]+", phrase.lower().split(" with ")[0])
     return next((word for word in words if word in KINDS or word == "sky"), None)
+
+
+def _coloured(phrase: str, element: Element) -> str:
+    return phrase.format(c=element.colour).replace("a orange", "an orange")
 
 
 def _bank(kind: str, time: str) -> tuple[str, ...]:
