@@ -106,7 +106,7 @@ AESTHETIC: dict[str, tuple[str, ...]] = {
         "a breathtaking sky of shining stars",
     ),
 }
-LEAK = 0.02
+LEAK = 0.06
 """Chance that an element named plainly is painted beautifully all the same."""
 
 
