@@ -1,0 +1,1 @@
+"""Trains one adapter for each kept pair."""

@@ -1,0 +1,1 @@
+"""Painting: model families, limits, regional averaging, sampling. Knows no service."""

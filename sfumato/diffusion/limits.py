@@ -1,0 +1,79 @@
+"""What a model can be asked for, and the check of a request against it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sfumato.errors import InvalidInput
+from sfumato.types import GenerateRequest, Region
+
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLimits:
+    """The requests one model can serve, and what it is best asked for when a user says nothing.
+
+    Sizes are pixels; ``grid`` divides width and height; ``min_size == max_size`` marks a model of one fixed size.
+    ``prompt_tokens`` counts the end token.
+    """
+
+    grid: int
+    min_size: int
+    max_size: int
+    prompt_tokens: int
+    max_steps: int
+    guidance: tuple[float, float]
+    max_regions: int
+    default_size: int
+    default_steps: int
+    default_guidance: float
+
+
+def check_request(request: GenerateRequest, limits: ModelLimits, count_tokens: Callable[[str], int]) -> None:
+    """Refuse what the model cannot do well, before any time is spent on it.
+
+    Raises:
+        InvalidInput: naming the field: ``prompt``, ``width``, ``height``, ``steps``, ``guidance_scale``, ``seed``,
+            ``regions``, ``regions[i].prompt`` or ``regions[i].box``.
+    """
+    _check_prompt("prompt", request.prompt, limits, count_tokens)
+    _check_size("width", request.width, limits)
+    _check_size("height", request.height, limits)
+    if not 1 <= request.steps <= limits.max_steps:
+        raise InvalidInput("steps", f"{request.steps} is not in 1..{limits.max_steps}.")
+    low, high = limits.guidance
+    if not low <= request.guidance_scale <= high:
+        allowed = f"must be {low:g}: guidance is distilled into this model" if low == high else f"is not in {low:g}..{high:g}"
+        raise InvalidInput("guidance_scale", f"{request.guidance_scale:g} {allowed}.")
+    if not 0 <= request.seed <= MAX_SEED:
+        raise InvalidInput("seed", f"{request.seed} is not in 0..2^63-1.")
+    if len(request.regions) > limits.max_regions:
+        raise InvalidInput("regions", f"{len(request.regions)} are more than the {limits.max_regions} allowed.")
+    for index, region in enumerate(request.regions):
+        _check_prompt(f"regions[{index}].prompt", region.prompt, limits, count_tokens)
+        _check_box(f"regions[{index}].box", region, request)
+
+
+def _check_prompt(field: str, prompt: str, limits: ModelLimits, count_tokens: Callable[[str], int]) -> None:
+    if not prompt.strip():
+        raise InvalidInput(field, "is empty.", hint="Say what the picture should show.")
+    tokens = count_tokens(prompt)
+    if tokens > limits.prompt_tokens:
+        raise InvalidInput(field, f"has {tokens} tokens, the model reads {limits.prompt_tokens}.", hint="Shorten it.")
+
+
+def _check_size(field: str, size: int, limits: ModelLimits) -> None:
+    if limits.min_size == limits.max_size != size:
+        raise InvalidInput(field, f"{size} is not supported: this model paints {limits.max_size} pixels.")
+    if not limits.min_size <= size <= limits.max_size:
+        raise InvalidInput(field, f"{size} is not in {limits.min_size}..{limits.max_size} pixels.")
+    if size % limits.grid:
+        raise InvalidInput(field, f"{size} is not a multiple of {limits.grid}.")
+
+
+def _check_box(field: str, region: Region, request: GenerateRequest) -> None:
+    x1, y1, x2, y2 = region.box
+    if not (0 <= x1 < x2 <= request.width and 0 <= y1 < y2 <= request.height):
+        raise InvalidInput(field, f"{region.box} does not lie in the picture of {request.width}x{request.height} pixels.")

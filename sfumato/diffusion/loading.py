@@ -1,0 +1,40 @@
+"""Loading a pipeline from a local folder, weights as safetensors only."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline, FluxPipeline
+from safetensors import SafetensorError
+
+from sfumato.errors import BrokenWeights, MissingWeights
+
+CLASSES: dict[str, type[DiffusionPipeline]] = {"FluxPipeline": FluxPipeline}
+
+
+def load_pipeline(path: Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> DiffusionPipeline:
+    """A saved pipeline in ``dtype``, whatever precision its files have, without progress bars and without gradients.
+
+    Raises:
+        MissingWeights: there is no saved pipeline in ``path``, or one of its files is absent.
+        BrokenWeights: a file cannot be read, or the pipeline is of no supported class.
+    """
+    index = Path(path) / "model_index.json"
+    if not index.is_file():
+        raise MissingWeights(f"{path} holds no diffusers pipeline.", hint="Give the folder that contains model_index.json.")
+    try:
+        name = json.loads(index.read_text())["_class_name"]
+        if name not in CLASSES:
+            raise BrokenWeights(f"{path} holds a {name}, which is not supported.", hint=f"Supported: {', '.join(CLASSES)}.")
+        pipeline = CLASSES[name].from_pretrained(path, torch_dtype=dtype, local_files_only=True, use_safetensors=True)
+    except (json.JSONDecodeError, KeyError, SafetensorError) as error:
+        raise BrokenWeights(f"{path} cannot be read: {error}.", hint="Fetch the model again.") from error
+    except OSError as error:
+        raise MissingWeights(f"{path} is not complete: {error}.", hint="Fetch the model again.") from error
+    pipeline.set_progress_bar_config(disable=True)
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval().requires_grad_(False)
+    return pipeline.to(device)

@@ -1,0 +1,44 @@
+"""Fusing adapters into a model, always from its pristine weights: unfusing adds up rounding, copying back does not."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.errors import InvalidInput
+from sfumato.lora.adapter import Adapter, delta
+
+
+class Fuser:
+    """Keeps a CPU copy of every weight it ever touched and writes ``W + scale * B A`` from it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._pristine: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def fuse(self, adapter: Adapter | None, scale: float = 1.0) -> None:
+        """Make the model ``theta + scale * adapter``; ``None`` restores it bit for bit. Nothing changes if this raises.
+
+        Raises:
+            InvalidInput: a module the model does not have, or an update of another shape than its weight.
+        """
+        updates = {} if adapter is None else {name: self._weight(name, adapter) for name in adapter.factors}
+        for name, pristine in self._pristine.items():
+            if name not in updates:
+                self._model.get_submodule(name).weight.copy_(pristine)
+        for name, weight in updates.items():
+            pristine = self._pristine.setdefault(name, weight.detach().cpu().clone())
+            assert adapter is not None
+            weight.copy_(pristine.float() + scale * delta(adapter, name).cpu())
+
+    def _weight(self, name: str, adapter: Adapter) -> Tensor:
+        try:
+            module = self._model.get_submodule(name)
+        except AttributeError as error:
+            raise InvalidInput("adapter", f"the model has no module {name}.", hint="It is an adapter of another model.") from error
+        weight = getattr(module, "weight", None)
+        a, b = adapter.factors[name]
+        if not isinstance(weight, Tensor) or weight.shape != (b.shape[0], a.shape[1]):
+            raise InvalidInput("adapter", f"{name}: the update is {b.shape[0]}x{a.shape[1]}, the weight is not.")
+        return weight
