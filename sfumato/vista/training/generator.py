@@ -157,8 +157,9 @@ class GuidanceTask(TransformerTask):
     seed = 41
     average = 0.99
 
-    def __init__(self, vae: AutoencoderKL, folder: Path, teacher: nn.Module, **options: int | str) -> None:
+    def __init__(self, vae: AutoencoderKL, folder: Path, teacher: nn.Module, *, guidance: float = GUIDANCE, **options: int | str) -> None:
         super().__init__(vae, folder, **options)  # pyright: ignore[reportArgumentType]
+        self.guidance = guidance
         self.teacher = copy.deepcopy(teacher).eval().requires_grad_(False).to(self.device)
         self.model.load_state_dict(teacher.state_dict())
         self.model["clip"].requires_grad_(False)
@@ -174,7 +175,7 @@ class GuidanceTask(TransformerTask):
         return optimizers
 
     def loss(self, model: nn.Module, latents: Tensor, ids: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Distance to ``v(empty) + GUIDANCE (v(caption) - v(empty))`` of the teacher."""
+        """Distance to ``v(empty) + guidance (v(caption) - v(empty))`` of the teacher."""
         t, noise, ids = t.to(self.device), noise.to(self.device), ids.to(self.device)
         noisy = (1 - t)[:, None, None] * latents + t[:, None, None] * noise
         with torch.no_grad():
@@ -182,7 +183,7 @@ class GuidanceTask(TransformerTask):
             blank = [x.expand(len(ids), *x.shape[1:]) for x in self.encode(self.teacher, self.empty[None, : ids.shape[1]].to(self.device))]
             guided = self.velocity(self.teacher, noisy, t, *conditional).float()
             plain = self.velocity(self.teacher, noisy, t, *blank).float()
-            target = plain + GUIDANCE * (guided - plain)
+            target = plain + self.guidance * (guided - plain)
         return (self.velocity(model, noisy, t, *conditional).float() - target).square().mean()
 
 

@@ -1,0 +1,3 @@
+"""Shared by all tests: sfumato is imported before any test module imports transformers or diffusers by itself."""
+
+import sfumato as sfumato
