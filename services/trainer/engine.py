@@ -73,16 +73,18 @@ def train_pair(
     settings: TrainSettings,
     seed: int,
     *,
-    width: int = 64,
-    height: int = 64,
+    width: int | None = None,
+    height: int | None = None,
 ) -> TrainedPair:
-    """Train one pair; see `train_pairs`.
+    """Train one pair; see `train_pairs`. Without width and height, the picture has the model's own size.
 
     Raises:
         Diverged: the loss left the finite numbers.
         InvalidInput: as `train_pairs`.
     """
-    result = train_pairs(pipeline, [Pair(prompt, before, after, seed, width, height)], settings)[0]
+    size = family_of(pipeline).limits.default_size
+    pair = Pair(prompt, before, after, seed, width or size, height or size)
+    result = train_pairs(pipeline, [pair], settings)[0]
     if isinstance(result, Diverged):
         raise result
     return result

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline, FluxPipeline
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from sfumato.errors import BrokenWeights, MissingWeights
 
@@ -28,6 +28,7 @@ def load_pipeline(path: Path, *, dtype: torch.dtype = torch.float32, device: str
         name = json.loads(index.read_text())["_class_name"]
         if name not in CLASSES:
             raise BrokenWeights(f"{path} holds a {name}, which is not supported.", hint=f"Supported: {', '.join(CLASSES)}.")
+        _check_files(Path(path))
         pipeline = CLASSES[name].from_pretrained(path, torch_dtype=dtype, local_files_only=True, use_safetensors=True)
     except (json.JSONDecodeError, KeyError, SafetensorError) as error:
         raise BrokenWeights(f"{path} cannot be read: {error}.", hint="Fetch the model again.") from error
@@ -38,3 +39,13 @@ def load_pipeline(path: Path, *, dtype: torch.dtype = torch.float32, device: str
         if isinstance(part, torch.nn.Module):
             part.eval().requires_grad_(False)
     return pipeline.to(device)
+
+
+def _check_files(folder: Path) -> None:
+    """Read every weight file's header, so that a damaged file is not taken for a missing one."""
+    for file in sorted(folder.rglob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise BrokenWeights(f"{file} is damaged: {error}.", hint="Fetch the model again.") from error

@@ -22,8 +22,8 @@ def state_dict(adapter: Adapter) -> dict[str, Tensor]:
     """Tensors by diffusers' Flux keys, ``transformer.<module>.lora_A.weight`` and ``lora_B``."""
     tensors = {}
     for name, (a, b) in adapter.factors.items():
-        tensors[f"{PREFIX}{name}{A_KEY}"] = a.detach().contiguous()
-        tensors[f"{PREFIX}{name}{B_KEY}"] = b.detach().contiguous()
+        tensors[f"{PREFIX}{name}{A_KEY}"] = a.detach().cpu().clone(memory_format=torch.contiguous_format)
+        tensors[f"{PREFIX}{name}{B_KEY}"] = b.detach().cpu().clone(memory_format=torch.contiguous_format)
     return tensors
 
 

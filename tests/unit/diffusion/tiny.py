@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
-import sfumato  # noqa: F401  # isort: skip (declares torchvision operators before diffusers is imported)
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-WORDS = "a the red green full moon sun lake boat house tree over at night day radiant glowing serene".split()
+WORDS = (
+    "a",
+    "the",
+    "red",
+    "green",
+    "full",
+    "moon",
+    "sun",
+    "lake",
+    "boat",
+    "house",
+    "tree",
+    "over",
+    "at",
+    "night",
+    "day",
+    "radiant",
+    "glowing",
+    "serene",
+)
 TEXT, WIDTH, SIZE = 12, 32, 32
 
 
