@@ -6,7 +6,7 @@ what makes the model know this very picture goes with it, what made X' better th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -90,67 +90,84 @@ def train_pair(
     return result
 
 
-def train_pairs(pipeline: DiffusionPipeline, pairs: Sequence[Pair], settings: TrainSettings) -> list[TrainedPair | Diverged]:
+def train_pairs(
+    pipeline: DiffusionPipeline,
+    pairs: Sequence[Pair],
+    settings: TrainSettings,
+    on_step: Callable[[int, int], None] | None = None,
+) -> list[TrainedPair | Diverged]:
     """Train one adapter for each pair, all pairs of the call in the same forwards, each as if it were alone.
 
     Noise, times and starting values of a pair come from its own seed. A pair that diverges is returned as the reason and takes
     nobody with it. The pipeline's weights are not written and carry no adapter afterwards: call it as often as there is work.
+    ``on_step`` is told ``(steps done, steps in all)``.
 
     Raises:
         InvalidInput: pairs of different sizes, latents of another shape than their size asks, settings out of range.
     """
     family = family_of(pipeline)
     _check(pairs, settings, family)
-    texts = family.encode([pair.prompt for pair in pairs])
+    session = _Session(family, pairs, settings, on_step)
     before = torch.stack([pair.before for pair in pairs])
     after = torch.stack([pair.after for pair in pairs])
-    losses: list[list[float]] = [[] for _ in pairs]
     with _frozen(family.denoiser):
         if settings.objective == "naive":
-            phi = _fit(family, pairs, after, texts, settings, settings.steps_after, AFTER, losses)
+            phi = session.fit(after, settings.steps_after, AFTER)
         else:
-            learned = _fit(family, pairs, before, texts, settings, settings.steps_before, BEFORE, losses)
+            learned = session.fit(before, settings.steps_before, BEFORE)
             learned.freeze()
             with learned.attached():
-                phi = _fit(family, pairs, after, texts, settings, settings.steps_after, AFTER, losses)
-    return [_result(phi, index, pair, losses[index], settings) for index, pair in enumerate(pairs)]
+                phi = session.fit(after, settings.steps_after, AFTER)
+    return [_result(phi, index, pair, session.losses[index], settings) for index, pair in enumerate(pairs)]
 
 
-def _fit(
-    family: FluxFamily,
-    pairs: Sequence[Pair],
-    latents: Tensor,
-    texts: dict[str, Tensor],
-    settings: TrainSettings,
-    steps: int,
-    stream: int,
-    losses: list[list[float]],
-) -> PackedLora:
-    """Fit one adapter a pair to ``latents`` ``[pairs, tokens, channels]`` by flow matching; append every step's losses."""
-    model = family.denoiser
-    weight = next(model.parameters())
-    phi = PackedLora(model, family.lora_targets, settings.rank, [_stream_seed(pair.seed, stream) for pair in pairs])
-    optimizer = torch.optim.AdamW(phi.parameters(), lr=settings.learning_rate, weight_decay=0.0)
-    generators = [torch.Generator().manual_seed(_stream_seed(pair.seed, stream) + 1) for pair in pairs]
-    rows = {name: text.repeat_interleave(settings.batch, dim=0) for name, text in texts.items()}
-    tokens = texts["encoder_hidden_states"].shape[1]
-    inputs = family.velocity_inputs(tokens, pairs[0].width, pairs[0].height, settings.guidance, weight)
-    if inputs["guidance"] is not None:
-        inputs["guidance"] = inputs["guidance"].expand(len(pairs) * settings.batch)
-    target = latents.repeat_interleave(settings.batch, dim=0).to(weight.device, torch.float32)
-    with phi.attached():
-        for _ in range(steps):
-            sigma, noise = _draw(generators, settings, target)
-            noised = (1 - sigma[:, None, None]) * target + sigma[:, None, None] * noise
-            with torch.autocast(weight.device.type, torch.bfloat16) if settings.bf16 else nullcontext():
-                velocity = model(hidden_states=noised.to(weight.dtype), timestep=sigma, return_dict=False, **rows, **inputs)[0]
-            loss = (velocity.float() - (noise - target)).square().unflatten(0, (len(pairs), -1)).mean(dim=(1, 2, 3))
-            optimizer.zero_grad()
-            loss.sum().backward()  # the sum: every pair's gradient is its own
-            optimizer.step()
-            for history, value in zip(losses, loss.tolist(), strict=True):
-                history.append(value)
-    return phi
+class _Session:
+    """What both fits of a call share: texts encoded once, the model's other inputs, and the losses so far."""
+
+    def __init__(
+        self, family: FluxFamily, pairs: Sequence[Pair], settings: TrainSettings, on_step: Callable[[int, int], None] | None
+    ) -> None:
+        self.family, self.pairs, self.settings, self.on_step = family, pairs, settings, on_step
+        self.losses: list[list[float]] = [[] for _ in pairs]
+        weight = next(family.denoiser.parameters())
+        self.device, self.dtype = weight.device, weight.dtype
+        texts = family.encode([pair.prompt for pair in pairs])
+        tokens = texts["encoder_hidden_states"].shape[1]
+        inputs = family.velocity_inputs(tokens, pairs[0].width, pairs[0].height, settings.guidance, weight)
+        if inputs["guidance"] is not None:
+            inputs["guidance"] = inputs["guidance"].expand(len(pairs) * settings.batch)
+        self.inputs = inputs | {name: text.repeat_interleave(settings.batch, dim=0) for name, text in texts.items()}
+
+    def fit(self, latents: Tensor, steps: int, stream: int) -> PackedLora:
+        """Fit a new adapter for each pair to ``latents`` ``[pairs, tokens, channels]`` by flow matching (section 3.3)."""
+        settings = self.settings
+        seeds = [_stream_seed(pair.seed, stream) for pair in self.pairs]
+        phi = PackedLora(self.family.denoiser, self.family.lora_targets, settings.rank, seeds)
+        optimizer = torch.optim.AdamW(phi.parameters(), lr=settings.learning_rate, weight_decay=0.0)
+        generators = [torch.Generator().manual_seed(seed + 1) for seed in seeds]
+        target = latents.repeat_interleave(settings.batch, dim=0).to(self.device, torch.float32)
+        with phi.attached():
+            for _ in range(steps):
+                sigma, noise = _draw(generators, settings, target)
+                noised = (1 - sigma[:, None, None]) * target + sigma[:, None, None] * noise
+                error = self._velocity(noised, sigma) - (noise - target)
+                loss = error.square().unflatten(0, (len(self.pairs), -1)).mean(dim=(1, 2, 3))
+                optimizer.zero_grad()
+                loss.sum().backward()  # the sum: every pair's gradient is its own
+                optimizer.step()
+                self._record(loss.tolist())
+        return phi
+
+    def _velocity(self, noised: Tensor, sigma: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16) if self.settings.bf16 else nullcontext():
+            return self.family.denoiser(hidden_states=noised.to(self.dtype), timestep=sigma, return_dict=False, **self.inputs)[0].float()
+
+    def _record(self, losses: list[float]) -> None:
+        for history, loss in zip(self.losses, losses, strict=True):
+            history.append(loss)
+        if self.on_step is not None:
+            first = 0 if self.settings.objective == "naive" else self.settings.steps_before
+            self.on_step(len(self.losses[0]), first + self.settings.steps_after)
 
 
 def _draw(generators: Sequence[torch.Generator], settings: TrainSettings, like: Tensor) -> tuple[Tensor, Tensor]:

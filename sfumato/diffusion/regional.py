@@ -93,7 +93,7 @@ class RegionalAverage(ModelHook):
 
     def new_forward(self, module: nn.Module, **kwargs: Any) -> Any:
         """Forward all rows (first every sample's own prompt, then the branches), average, return as the denoiser does."""
-        forward = self.fn_ref.original_forward
+        forward: Any = self.fn_ref.original_forward
         branches = self.branches
         if not branches.owner:
             output = forward(**kwargs)
@@ -123,9 +123,8 @@ class RegionalAverage(ModelHook):
 
     def _cache_context(self, module: nn.Module, start: int, count: int) -> Any:
         """Caches between steps (diffusers' feature caches) must not mix chunks: each gets a context of its own."""
-        if count <= self.max_batch or not hasattr(module, "cache_context"):
-            return nullcontext()
-        return module.cache_context(f"regional_{start}")
+        context = getattr(module, "cache_context", None)
+        return nullcontext() if context is None or count <= self.max_batch else context(f"regional_{start}")
 
     @staticmethod
     def _replace(output: Any, velocity: Tensor) -> Any:

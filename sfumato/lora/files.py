@@ -69,7 +69,7 @@ def verify(path: Path, pipeline: FluxPipeline, adapter: Adapter, *, tolerance: f
     Raises:
         BrokenWeights: naming what did not bind or differs by more than ``tolerance``.
     """
-    pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name=VERIFY, local_files_only=True)
+    pipeline.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=VERIFY, local_files_only=True)
     try:
         bound = _bound_updates(pipeline)
     finally:

@@ -26,7 +26,7 @@ class Fuser:
         updates = {} if adapter is None else {name: self._weight(name, adapter) for name in adapter.factors}
         for name, pristine in self._pristine.items():
             if name not in updates:
-                self._model.get_submodule(name).weight.copy_(pristine)
+                self._model.get_parameter(f"{name}.weight").copy_(pristine)
         for name, weight in updates.items():
             pristine = self._pristine.setdefault(name, weight.detach().cpu().clone())
             assert adapter is not None
@@ -34,11 +34,10 @@ class Fuser:
 
     def _weight(self, name: str, adapter: Adapter) -> Tensor:
         try:
-            module = self._model.get_submodule(name)
+            weight = self._model.get_parameter(f"{name}.weight")
         except AttributeError as error:
-            raise InvalidInput("adapter", f"the model has no module {name}.", hint="It is an adapter of another model.") from error
-        weight = getattr(module, "weight", None)
+            raise InvalidInput("adapter", f"the model has no weight of {name}.", hint="It is an adapter of another model.") from error
         a, b = adapter.factors[name]
-        if not isinstance(weight, Tensor) or weight.shape != (b.shape[0], a.shape[1]):
-            raise InvalidInput("adapter", f"{name}: the update is {b.shape[0]}x{a.shape[1]}, the weight is not.")
+        if weight.shape != (b.shape[0], a.shape[1]):
+            raise InvalidInput("adapter", f"{name}: the update is {b.shape[0]}x{a.shape[1]}, the weight {tuple(weight.shape)}.")
         return weight

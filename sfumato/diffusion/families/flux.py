@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -72,7 +72,7 @@ class FluxFamily:
     def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """The text as the transformer takes it: sequence ``[n, tokens, width]`` and pooled ``[n, width]``."""
         sequence, pooled, _ = self.pipeline.encode_prompt(list(prompts), max_sequence_length=self.limits.prompt_tokens)
-        return {"encoder_hidden_states": sequence, "pooled_projections": pooled}
+        return {"encoder_hidden_states": cast(Tensor, sequence), "pooled_projections": cast(Tensor, pooled)}
 
     def mask(self, box: Box, width: int, height: int) -> Tensor:
         """One where ``box`` (pixels) touches a latent cell, packed as latents are: ``[tokens, channels]``.
@@ -95,10 +95,10 @@ class FluxFamily:
         """
         first = requests[0]
 
-        def step_ended(pipeline: FluxPipeline, step: int, timestep: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        def step_ended(*arguments: Any) -> Any:
             if on_step is not None:
                 on_step()
-            return tensors
+            return arguments[-1]  # the loop's tensors, unchanged
 
         return self.pipeline(
             prompt=[request.prompt for request in requests],
@@ -120,7 +120,15 @@ class FluxFamily:
         cells = FluxPipeline._unpack_latents(latents, height, width, pipe.vae_scale_factor)
         cells = (cells / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor).to(pipe.vae.device, pipe.vae.dtype)
         pictures = pipe.image_processor.postprocess(pipe.vae.decode(cells, return_dict=False)[0], output_type="pil")
-        return [np.asarray(picture, dtype=np.uint8) for picture in pictures]
+        return [np.asarray(picture, dtype=np.uint8) for picture in cast(list[Any], pictures)]
+
+    @torch.no_grad()
+    def encode_pictures(self, images: Sequence[Image]) -> Tensor:
+        """Pictures of one size to the packed latents ``[batch, tokens, channels]`` that `decode` takes (the posterior's mode)."""
+        pipe = self.pipeline
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(pipe.vae.device, pipe.vae.dtype) / 127.5 - 1
+        cells = (pipe.vae.encode(pixels).latent_dist.mode() - pipe.vae.config.shift_factor) * pipe.vae.config.scaling_factor
+        return FluxPipeline._pack_latents(cells, *cells.shape)
 
     def velocity_inputs(self, tokens: int, width: int, height: int, guidance: float, like: Tensor) -> dict[str, Tensor | None]:
         """What the transformer wants besides latents, time and text: positions of text and picture, and guidance ``[1]``."""

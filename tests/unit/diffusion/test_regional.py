@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FluxPipeline
+from diffusers.hooks import HookRegistry
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -27,6 +28,10 @@ def family() -> FluxFamily:
 
 def request(seed: int, *regions: Region, prompt: str = PROMPT, steps: int = 3) -> GenerateRequest:
     return GenerateRequest(prompt, seed, tiny.SIZE, tiny.SIZE, steps, 1.0, regions)
+
+
+def hooks(family: FluxFamily) -> set[str]:
+    return set(HookRegistry.check_if_exists_or_initialize(family.denoiser).hooks)
 
 
 def plain(pipeline: FluxPipeline, wanted: GenerateRequest, output_type: str = "latent") -> Tensor:
@@ -128,7 +133,7 @@ def test_embedded_guidance_reaches_every_branch() -> None:
 def test_the_pipeline_is_left_as_it_was(family: FluxFamily) -> None:
     before = plain(family.pipeline, request(9))
     paint(family, [request(9, *REGIONS)], max_batch=2)
-    assert HOOK not in family.denoiser._diffusers_hook.hooks
+    assert HOOK not in hooks(family)
     assert torch.equal(plain(family.pipeline, request(9)), before)
 
 
@@ -138,7 +143,7 @@ def test_the_hook_goes_also_when_painting_fails(family: FluxFamily) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         paint(family, [request(9, *REGIONS)], max_batch=8, on_step=stop)
-    assert HOOK not in family.denoiser._diffusers_hook.hooks
+    assert HOOK not in hooks(family)
 
 
 corner = st.integers(0, 31)
@@ -156,3 +161,15 @@ def test_masks_are_the_touched_cells(family: FluxFamily, a: int, b: int, c: int,
 def test_batches_keep_sizes_steps_and_guidance_apart() -> None:
     wanted = [request(0), request(1, steps=5), request(2), request(3), request(4, steps=5)]
     assert cut_batches(wanted, 2) == [[0, 2], [3], [1, 4]]
+
+
+@torch.no_grad()
+def test_encoded_pictures_are_what_decode_takes(family: FluxFamily) -> None:
+    picture = paint(family, [request(2)], max_batch=8)[0].image
+    latents = family.encode_pictures([picture, picture])
+    assert latents.shape == (2, 16, 16)
+    vae = family.pipeline.vae
+    pixels = torch.tensor(picture / 127.5 - 1, dtype=torch.float32).permute(2, 0, 1)[None]
+    again = vae.decode(vae.encode(pixels).latent_dist.mode()).sample[0].permute(1, 2, 0)
+    expected = ((again / 2 + 0.5).clamp(0, 1) * 255).round().numpy()
+    assert np.abs(family.decode(latents, 32, 32)[1] - expected).max() <= 1
