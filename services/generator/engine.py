@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from sfumato.diffusion.families import family_of
 from sfumato.diffusion.limits import ModelLimits
 from sfumato.diffusion.loading import load_pipeline
 from sfumato.diffusion.sampling import Picture, paint
+from sfumato.errors import InvalidInput
 from sfumato.lora.adapter import Adapter
 from sfumato.lora.fuse import Fuser
 from sfumato.types import GenerateRequest
@@ -62,8 +64,10 @@ class GeneratorEngine:
         """From the next picture on, paint with ``theta + scale * adapter``, fused from the pristine weights.
 
         Raises:
-            InvalidInput: the adapter does not fit this model; the engine goes on with what it had.
+            InvalidInput: the adapter does not fit this model, or ``scale`` is not finite; the engine goes on with what it had.
         """
+        if not math.isfinite(scale):
+            raise InvalidInput("scale", f"{scale} is not a finite number.")
         with self._lock:
             self._fuser.fuse(adapter, scale)
 

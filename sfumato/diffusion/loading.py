@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline, FluxPipeline
+from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError, safe_open
+from transformers.utils import logging as transformers_logging
 
 from sfumato.errors import BrokenWeights, MissingWeights
 
@@ -29,7 +33,8 @@ def load_pipeline(path: Path, *, dtype: torch.dtype = torch.float32, device: str
         if name not in CLASSES:
             raise BrokenWeights(f"{path} holds a {name}, which is not supported.", hint=f"Supported: {', '.join(CLASSES)}.")
         _check_files(Path(path))
-        pipeline = CLASSES[name].from_pretrained(path, torch_dtype=dtype, local_files_only=True, use_safetensors=True)
+        with _quiet():
+            pipeline = CLASSES[name].from_pretrained(path, dtype=dtype, local_files_only=True, use_safetensors=True)
     except (json.JSONDecodeError, KeyError, SafetensorError) as error:
         raise BrokenWeights(f"{path} cannot be read: {error}.", hint="Fetch the model again.") from error
     except OSError as error:
@@ -49,3 +54,16 @@ def _check_files(folder: Path) -> None:
                 pass
         except SafetensorError as error:
             raise BrokenWeights(f"{file} is damaged: {error}.", hint="Fetch the model again.") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars of the libraries while a pipeline loads; their settings are put back."""
+    noisy = [library for library in (diffusers_logging, transformers_logging) if library.is_progress_bar_enabled()]
+    for library in noisy:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in noisy:
+            library.enable_progress_bar()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -34,11 +36,11 @@ def hooks(family: FluxFamily) -> set[str]:
     return set(HookRegistry.check_if_exists_or_initialize(family.denoiser).hooks)
 
 
-def plain(pipeline: FluxPipeline, wanted: GenerateRequest, output_type: str = "latent") -> Tensor:
+def plain(pipeline: FluxPipeline, wanted: GenerateRequest, output_type: str = "latent") -> Any:
     return pipeline(
         wanted.prompt, height=wanted.height, width=wanted.width, num_inference_steps=wanted.steps, guidance_scale=wanted.guidance_scale,
-        max_sequence_length=tiny.TEXT, generator=torch.Generator().manual_seed(wanted.seed), output_type=output_type,
-    ).images[0]  # fmt: skip
+        max_sequence_length=tiny.TEXT, generator=torch.Generator().manual_seed(wanted.seed), output_type=output_type, return_dict=False,
+    )[0][0]  # fmt: skip
 
 
 def pixel_mask(box: Box) -> Tensor:

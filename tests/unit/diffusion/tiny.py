@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -43,7 +45,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def flux(*, guidance_embeds: bool = False, seed: int = 0) -> FluxPipeline:
     """A FluxPipeline of 32x32 pictures: 8x8x4 latents, 16 tokens of 16 channels; every weight random, no zero layers."""
     torch.manual_seed(seed)
-    words = tokenizer()
+    words: Any = tokenizer()
     clip = CLIPTextConfig(
         vocab_size=len(words), hidden_size=WIDTH, intermediate_size=WIDTH, projection_dim=WIDTH, num_hidden_layers=1,
         num_attention_heads=2, max_position_embeddings=TEXT, pad_token_id=0, bos_token_id=2, eos_token_id=3,
@@ -59,9 +61,13 @@ def flux(*, guidance_embeds: bool = False, seed: int = 0) -> FluxPipeline:
     for parameter in transformer.parameters():
         if parameter.ndim == 2:
             torch.nn.init.normal_(parameter, std=0.15)
+    blocks: dict[str, Any] = {
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+        "block_out_channels": (8, 8, 8),
+    }
     vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, block_out_channels=(8, 8, 8),
-        layers_per_block=1, latent_channels=4, norm_num_groups=4, use_quant_conv=False, use_post_quant_conv=False,
+        **blocks, layers_per_block=1, latent_channels=4, norm_num_groups=4, use_quant_conv=False, use_post_quant_conv=False,
         mid_block_add_attention=False, sample_size=SIZE, shift_factor=0.1, scaling_factor=0.7,
     )  # fmt: skip
     pipeline = FluxPipeline(

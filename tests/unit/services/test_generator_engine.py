@@ -99,12 +99,16 @@ def test_a_foreign_adapter_is_refused_and_changes_nothing(engine: GeneratorEngin
     for factors in ({"nowhere": fits}, {"transformer_blocks.0.attn.to_q": fits, "proj_out": fits}):
         with pytest.raises(InvalidInput):
             engine.set_adapter(Adapter(factors))
+    with pytest.raises(InvalidInput):
+        engine.set_adapter(Adapter({"transformer_blocks.0.attn.to_q": (torch.ones(1, 32), torch.ones(32, 1))}), float("inf"))
     assert torch.equal(engine.generate([GOOD])[0].latents, plain.latents)
 
 
-def test_a_saved_pipeline_in_half_precision_loads_in_float32(tmp_path: Path) -> None:
+def test_a_saved_pipeline_in_half_precision_loads_in_float32_without_a_word(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     tiny.flux().to(torch.float16).save_pretrained(tmp_path)
+    capfd.readouterr()
     engine = load_generator(tmp_path)
+    assert capfd.readouterr() == ("", "")
     assert engine.pipeline.transformer.dtype == torch.float32
     assert engine.generate([GOOD])[0].latents.dtype == torch.float32
 

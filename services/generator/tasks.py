@@ -1,0 +1,51 @@
+"""The generator's tasks: payload to engine and back, nothing else."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+from safetensors.torch import save
+
+from services.generator.engine import GeneratorEngine, load_generator
+from sfumato.lora.files import loads
+from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.device import pick_device
+from sfumato.runtime.images import encode_png
+from sfumato.runtime.tasks import Output, Task
+from sfumato.types import GenerateRequest, Region
+
+
+def paint(task: Task, artifacts: ArtifactStore) -> Output:
+    """Paint every item; files ``<i>.png`` and ``<i>.safetensors`` (``latents``), no values.
+
+    ``params.adapter`` is the SHA-256 of a LoRA that is fused first, or empty for the base model.
+    """
+    engine = _engine(task.model_path)
+    params = task.params
+    engine.set_adapter(loads(artifacts.get(params["adapter"])) if params["adapter"] else None)
+    requests = [
+        GenerateRequest(
+            prompt=item["prompt"],
+            seed=item["seed"],
+            width=params["width"],
+            height=params["height"],
+            steps=params["steps"],
+            guidance_scale=params["guidance"],
+            regions=tuple(Region(region["prompt"], tuple(region["box"])) for region in item["regions"]),
+        )
+        for item in task.items
+    ]
+    files: dict[str, bytes] = {}
+    for index, picture in enumerate(engine.generate(requests)):
+        files[f"{index}.png"] = encode_png(picture.image)
+        files[f"{index}.safetensors"] = save({"latents": picture.latents.detach().float().cpu().contiguous()})
+    return Output(values=[None] * len(task.items), files=files)
+
+
+HANDLERS = {"generator.paint": paint}
+
+
+@lru_cache(maxsize=1)
+def _engine(path: str) -> GeneratorEngine:
+    return load_generator(Path(path), device=pick_device())
