@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors.torch import save
 
 from services.generator.engine import GeneratorEngine, load_generator
-from sfumato.lora.files import loads
+from sfumato.runtime.adapters import decode_adapter
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.device import pick_device
 from sfumato.runtime.images import encode_png
@@ -23,7 +23,7 @@ def paint(task: Task, artifacts: ArtifactStore) -> Output:
     """
     engine = _engine(task.model_path)
     params = task.params
-    engine.set_adapter(loads(artifacts.get(params["adapter"])) if params["adapter"] else None)
+    engine.set_adapter(decode_adapter(artifacts.get(params["adapter"])) if params["adapter"] else None)
     requests = [
         GenerateRequest(
             prompt=item["prompt"],

@@ -1,0 +1,1 @@
+"""One file a recipe: which stages, what each needs, when a barrier opens."""

@@ -1,0 +1,30 @@
+"""How this machine runs sfumato: environment variables ``SFUMATO_*``, never part of a run's result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Read once where a program starts, and handed on as plain values."""
+
+    model_config = SettingsConfigDict(env_prefix="SFUMATO_", frozen=True)
+
+    # Where runs and their artifacts lie.
+    runs: Path = Path("runs")
+    # Another place for artifacts (a folder or an obstore URL such as s3://bucket/prefix); empty: <runs>/artifacts.
+    artifacts: str = ""
+    # Processes that train pairs side by side.
+    trainers: int = Field(default=1, ge=1, le=64)
+    # CPU threads of each worker process; the last bits of a matrix product depend on it, so it is fixed and not measured.
+    threads: int = Field(default=1, ge=1, le=256)
+    # An OpenAI-compatible VLM server that already runs; empty: a run starts its own.
+    vlm_url: str = ""
+
+    @property
+    def artifacts_url(self) -> str:
+        """Where artifacts lie, the default filled in."""
+        return self.artifacts or str(self.runs / "artifacts")
