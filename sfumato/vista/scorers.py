@@ -73,10 +73,10 @@ class ConditionedAttention(nn.Module):
 class MultiPreference(nn.Module):
     """MPS: a CLIP model and `ConditionedAttention` over its projected tokens."""
 
-    def __init__(self, clip: CLIPModel) -> None:
+    def __init__(self, clip: CLIPModel, attention: ConditionedAttention | None = None) -> None:
         super().__init__()
         self.clip = clip
-        self.attention = ConditionedAttention(clip.config.projection_dim)
+        self.attention = attention or ConditionedAttention(width_of(clip))
 
     def forward(self, pixels: Tensor, text: tuple[Tensor, Tensor], condition: tuple[Tensor, Tensor]) -> Tensor:
         """Scores ``[pictures, batch]`` of ``pixels [pictures, batch, 3, size, size]``; several pictures share a prompt.
@@ -104,3 +104,8 @@ class MultiPreference(nn.Module):
 def unit(features: Tensor) -> Tensor:
     """Features divided by their L2 norm, in single precision."""
     return F.normalize(features.float(), dim=-1)
+
+
+def width_of(clip: CLIPModel) -> int:
+    """The width of a CLIP model's projected features."""
+    return clip.visual_projection.out_features

@@ -56,11 +56,14 @@ class DetectorTask(_SceneTask):
 
     name = "detector"
 
-    def __init__(self, seed: int = 7001, *, cache: Path | None = None, scenes: int = SCENES, batch: int = 48, widths: Sequence[int] = detector.WIDTHS) -> None:
+    def __init__(
+        self, seed: int = 7001, *, cache: Path | None = None, scenes: int = SCENES, batch: int = 48, widths: Sequence[int] = detector.WIDTHS
+    ) -> None:
         super().__init__(seed, cache, scenes, batch)
         torch.manual_seed(seed)
         self.widths = tuple(widths)
-        self.model = DetectorNet(len(KINDS), widths).to(memory_format=torch.channels_last)
+        self.model = DetectorNet(len(KINDS), widths)
+        self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """See `optimizers`."""
@@ -108,11 +111,14 @@ class JudgeTask(_SceneTask):
 
     name = "judge"
 
-    def __init__(self, seed: int = 8002, *, cache: Path | None = None, scenes: int = SCENES, batch: int = 48, widths: Sequence[int] = judge.WIDTHS) -> None:
+    def __init__(
+        self, seed: int = 8002, *, cache: Path | None = None, scenes: int = SCENES, batch: int = 48, widths: Sequence[int] = judge.WIDTHS
+    ) -> None:
         super().__init__(seed, cache, scenes, batch)
         torch.manual_seed(seed)
         self.widths = tuple(widths)
-        self.model = JudgeNet(len(LABELS), widths).to(memory_format=torch.channels_last)
+        self.model = JudgeNet(len(LABELS), widths)
+        self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """See `optimizers`."""
@@ -164,7 +170,8 @@ def judge_loss(opinion: judge.Opinion, truth: ScenePool) -> Tensor:
     cells = coverage(truth.labels)
     beautiful, there = truth.beautiful.float(), truth.present.float()
     kinds = -(opinion.cells.log_softmax(1) * cells).sum(1).mean()
-    local = F.binary_cross_entropy_with_logits(opinion.cell_finish, beautiful[..., None, None].expand_as(cells), weight=cells, reduction="sum") / cells.sum()
+    target = beautiful[..., None, None].expand_as(cells)
+    local = F.binary_cross_entropy_with_logits(opinion.cell_finish, target, weight=cells, reduction="sum") / cells.sum()
     whole = F.binary_cross_entropy_with_logits(opinion.finish, beautiful, weight=there, reduction="sum") / there.sum()
     return kinds + local + 2 * whole
 

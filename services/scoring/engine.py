@@ -1,0 +1,123 @@
+"""The scoring engine: pictures and their prompts in, one number per metric out."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from services.scoring.scorers import ClipEncoder, ClipScorer, Metric, Scorer, load_aesthetic, load_mps, load_pickscore
+from sfumato.errors import InvalidInput
+from sfumato.types import Image
+from sfumato.vista import weights
+
+METRICS = ("aesthetic", "clip", "pickscore", "mps")
+MAX_PROMPT = 2_000
+"""Characters; a model reads as many words as its context holds."""
+
+
+class ScoringEngine:
+    """Scores batches of pictures. Stateless between calls and deterministic: a batch always gives the same numbers."""
+
+    def __init__(self, scorers: Sequence[Scorer], *, batch: int = 32) -> None:
+        self._scorers = {scorer.metric.name: scorer for scorer in scorers}
+        self._batch = batch
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """What can be asked for."""
+        return tuple(scorer.metric for scorer in self._scorers.values())
+
+    @torch.inference_mode()
+    def score(self, images: Sequence[Image], prompts: Sequence[str], metrics: Sequence[str] | None = None) -> list[dict[str, float]]:
+        """For every picture its scores by metric, in the order asked for (all when ``metrics`` is None).
+
+        Args:
+            images: of any size, also of different sizes.
+            prompts: one a picture.
+            metrics: names of `metrics`.
+
+        Raises:
+            InvalidInput: an unknown metric, an empty or over-long prompt, something that is no picture, unequal numbers.
+        """
+        chosen = list(dict.fromkeys(metrics if metrics is not None else self._scorers))
+        self._check(images, prompts, chosen)
+        results: list[dict[str, float]] = [{} for _ in images]
+        for start in range(0, len(images), self._batch):
+            rows = range(start, min(start + self._batch, len(images)))
+            for name in chosen:
+                values = self._scorers[name].score([images[i] for i in rows], [prompts[i] for i in rows])
+                for row, value in zip(rows, values, strict=True):
+                    results[row][name] = value
+        return results
+
+    def _check(self, images: Sequence[Image], prompts: Sequence[str], metrics: Sequence[str]) -> None:
+        unknown = [name for name in metrics if name not in self._scorers]
+        if unknown:
+            raise InvalidInput("metrics", f"unknown: {', '.join(unknown)}.", hint=f"Known metrics: {', '.join(self._scorers)}.")
+        if not metrics:
+            raise InvalidInput("metrics", "none asked for.", hint=f"Known metrics: {', '.join(self._scorers)}.")
+        if len(images) != len(prompts):
+            raise InvalidInput("prompts", f"{len(prompts)} for {len(images)} images.", hint="Give one prompt for each image.")
+        for image in images:
+            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+                what = f"an array {list(image.shape)} of {image.dtype} is no picture."
+                raise InvalidInput("images", what, hint="Use uint8 [height, width, 3].")
+        for prompt in prompts:
+            check_prompt(prompt)
+
+
+def check_prompt(prompt: str) -> None:
+    """Refuse what cannot be scored against.
+
+    Raises:
+        InvalidInput: the prompt is empty or over-long.
+    """
+    if not prompt.strip():
+        raise InvalidInput("prompt", "it is empty.", hint="Say what the picture should show.")
+    if len(prompt) > MAX_PROMPT:
+        raise InvalidInput("prompt", f"it has {len(prompt)} characters; the limit is {MAX_PROMPT}.")
+
+
+def load_scorers(names: Sequence[str] = METRICS, root: Path = weights.ROOT) -> list[Scorer]:
+    """The shipped Vista scorers of these metrics; their files' checksums were verified.
+
+    Raises:
+        InvalidInput: an unknown metric.
+        MissingWeights, BrokenWeights: files are absent or damaged.
+    """
+    unknown = [name for name in names if name not in METRICS]
+    if unknown:
+        raise InvalidInput("metrics", f"unknown: {', '.join(unknown)}.", hint=f"Known metrics: {', '.join(METRICS)}.")
+    encoder = ClipEncoder.load(weights.locate("clip", root)) if {"clip", "aesthetic"} & set(names) else None
+    loaded: list[Scorer] = []
+    for name in names:
+        folder, version = weights.locate(name, root), _version(name, root)
+        if name == "clip" and encoder:
+            loaded.append(ClipScorer(encoder, version))
+        elif name == "aesthetic" and encoder:
+            loaded.append(load_aesthetic(folder, encoder, version))
+        elif name == "pickscore":
+            loaded.append(load_pickscore(folder, version))
+        else:
+            loaded.append(load_mps(folder, version))
+    return loaded
+
+
+def win_probability(a: float, b: float) -> float:
+    """How probable it is that the picture with score ``a`` is preferred to the one with score ``b``: a softmax of the two
+    (PickScore, Kirstain et al. 2023, equation 1). For ``pickscore`` and ``mps``, whose scores are logits.
+    """
+    return 0.5 * (1 + math.tanh((a - b) / 2))
+
+
+def _version(name: str, root: Path) -> str:
+    """Twelve digits of the checksum of the manifests that the metric depends on."""
+    digest = hashlib.sha256()
+    for part in ("clip", "aesthetic") if name == "aesthetic" else (name,):
+        digest.update((root / part / weights.MANIFEST).read_bytes())
+    return f"vista-{digest.hexdigest()[:12]}"

@@ -1,0 +1,159 @@
+"""Training of the two preference models on pairs of the world's pictures.
+
+What they are taught to like: a picture that shows what the prompt names, and, among such, the better finish.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import CLIPModel
+
+from sfumato.vista.scorers import MultiPreference, unit
+from sfumato.vista.training.clip import CONDITIONS, GROUPS, PairTask, save_clip
+from sfumato.vista.training.judge import optimizers
+from sfumato.vista.training.loop import Step
+from sfumato.vista.training.pairs import IN_GROUP, PairPool, lacks, spoken
+
+
+class Pairs(NamedTuple):
+    """Pictures ``[2, batch, 3, 64, 64]``, prompts, and which of the two is preferred (0 or 1, ``[batch]``)."""
+
+    pictures: Tensor
+    prompts: list[str]
+    preferred: Tensor
+
+
+class PickScoreTask(PairTask):
+    """PickScore (Kirstain et al. 2023): CLIP fine-tuned so that of two pictures the preferred one has the larger
+    ``exp(logit_scale) * cos(text, image)``.
+    """
+
+    name = "pickscore"
+    seed = 5303
+
+    def __init__(self, clip: CLIPModel, device: str = "cpu", cache: Path | None = None, groups: int = GROUPS, batch: int = 48) -> None:
+        super().__init__(device, cache, groups)
+        self.batch = batch
+        torch.manual_seed(self.seed)
+        self.model = clip
+        nn.Module.to(self.model, device)
+        self.model.train().requires_grad_(True)
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """See `judge.optimizers`; gentler, as this is fine-tuning."""
+        return optimizers(self.model, 0.008, 6e-4)
+
+    def backward(self, step: Step) -> float:
+        """One batch of pairs."""
+        pairs = draw_pairs(self.pool, self.batch, step.python, "overall")
+        pictures = self.seen(pairs.pictures.flatten(0, 1), step.torch)
+        with torch.autocast(self.device, torch.bfloat16):
+            scores = self._scores(self.model, pictures, pairs.prompts)
+        loss = F.cross_entropy(scores, pairs.preferred.to(self.device))
+        loss.backward()
+        return float(loss.detach())
+
+    @torch.no_grad()
+    def validate(self, average: nn.Module) -> Mapping[str, float]:
+        """Share of held-out pairs whose preferred picture has the larger score."""
+        pairs = draw_pairs(self.held_out, 512, random.Random(0), "overall")
+        scores = self._scores(average, (pairs.pictures.flatten(0, 1).float() / 127.5 - 1).to(self.device), pairs.prompts)
+        return {"accuracy": (scores.argmax(1).cpu() == pairs.preferred).float().mean().item()}
+
+    def export(self, average: nn.Module, folder: Path) -> None:
+        """See `save_clip`."""
+        assert isinstance(average, CLIPModel)
+        save_clip(average, folder)
+
+    def _scores(self, model: nn.Module, pictures: Tensor, prompts: list[str]) -> Tensor:
+        """``[batch, 2]``."""
+        assert isinstance(model, CLIPModel)
+        ids, mask = self.tokens(prompts)
+        image = unit(model.get_image_features(pixel_values=pictures).pooler_output)  # pyright: ignore
+        text = unit(model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output)  # pyright: ignore
+        return model.logit_scale.exp() * (image.unflatten(0, (2, -1)) * text).sum(-1).mT
+
+
+class MpsTask(PairTask):
+    """MPS: the same pairs, judged under a condition (overall, aesthetics alone, agreement alone)."""
+
+    name = "mps"
+    seed = 5404
+
+    def __init__(self, clip: CLIPModel, device: str = "cpu", cache: Path | None = None, groups: int = GROUPS, batch: int = 48) -> None:
+        super().__init__(device, cache, groups)
+        self.batch = batch
+        torch.manual_seed(self.seed)
+        self.model = MultiPreference(clip).to(device)
+        self.model.train().requires_grad_(True)
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """See `judge.optimizers`; gentler, as most of it is fine-tuning."""
+        return optimizers(self.model, 0.01, 8e-4)
+
+    def backward(self, step: Step) -> float:
+        """One batch of pairs, a third of it under each condition (half of them overall)."""
+        loss = 0.0
+        for condition, share in (("overall", 0.5), ("aesthetics", 0.25), ("agreement", 0.25)):
+            pairs = draw_pairs(self.pool, int(self.batch * share), step.python, condition)
+            pictures = self.seen(pairs.pictures.flatten(0, 1), step.torch)
+            with torch.autocast(self.device, torch.bfloat16):
+                scores = self._scores(self.model, pictures, pairs.prompts, condition)
+            part = share * F.cross_entropy(scores, pairs.preferred.to(self.device))
+            part.backward()
+            loss += float(part.detach())
+        return loss
+
+    @torch.no_grad()
+    def validate(self, average: nn.Module) -> Mapping[str, float]:
+        """Share of held-out pairs put in the right order, under each condition."""
+        figures = {}
+        for condition in CONDITIONS:
+            pairs = draw_pairs(self.held_out, 384, random.Random(0), condition)
+            scores = self._scores(average, (pairs.pictures.flatten(0, 1).float() / 127.5 - 1).to(self.device), pairs.prompts, condition)
+            figures[condition] = (scores.argmax(1).cpu() == pairs.preferred).float().mean().item()
+        return figures
+
+    def export(self, average: nn.Module, folder: Path) -> None:
+        """CLIP's folder, ``attention.safetensors`` and the conditions in ``mps.json``."""
+        assert isinstance(average, MultiPreference)
+        save_clip(average.clip, folder)
+        save_file({k: v.half().contiguous() for k, v in average.attention.state_dict().items()}, folder / "attention.safetensors")
+        config = {"model": "mps", "version": "1", "heads": average.attention.heads, "conditions": CONDITIONS}
+        (folder / "mps.json").write_text(json.dumps(config, indent=1) + "\n")
+
+    def _scores(self, model: nn.Module, pictures: Tensor, prompts: list[str], condition: str) -> Tensor:
+        """``[batch, 2]``."""
+        return model(pictures.unflatten(0, (2, -1)), self.tokens(prompts), self.tokens([CONDITIONS[condition]] * len(prompts))).mT
+
+
+def draw_pairs(pool: PairPool, count: int, rng: random.Random, condition: str) -> Pairs:
+    """Pairs with a clear preference: fewer things lacking wins, then the better finish; either alone under its condition."""
+    chosen: list[tuple[tuple[int, int], tuple[int, int]]] = []
+    prompts, preferred = [], []
+    while len(chosen) < count:
+        row = rng.randrange(len(pool))
+        a, b = rng.sample(range(IN_GROUP), 2)
+        first, second = (row, a), (rng.randrange(len(pool)) if rng.random() < 0.08 else row, b)
+        wanted = pool.scenes[row][a if rng.random() < 0.5 else b]
+        scenes = [pool.scenes[i][k] for i, k in (first, second)]
+        missing = [lacks(scene, wanted) for scene in scenes]
+        finish = [float(pool.finish[i, k, 2]) for i, k in (first, second)]
+        by_content = 0 if condition == "aesthetics" else missing[1] - missing[0]
+        by_finish = 0.0 if condition == "agreement" else finish[0] - finish[1]
+        if not by_content and abs(by_finish) < 0.08:
+            continue
+        chosen.append((first, second))
+        preferred.append(0 if (by_content or by_finish) > 0 else 1)
+        prompts.append(spoken(wanted, rng, plainly=rng.random() < 0.65)[0])
+    groups, members = torch.tensor(chosen).permute(2, 1, 0)
+    return Pairs(pool.pictures[groups, members], prompts, torch.tensor(preferred))
