@@ -23,7 +23,9 @@ class Samples(Protocol[SampleT]):
     """A recipe's state: its samples, and whatever the barriers add."""
 
     @property
-    def samples(self) -> tuple[SampleT, ...]: ...
+    def samples(self) -> tuple[SampleT, ...]:
+        """In the order of the prompts."""
+        ...
 
     def with_samples(self: StateT, samples: tuple[SampleT, ...]) -> StateT:
         """A copy with other samples."""

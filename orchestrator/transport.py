@@ -8,8 +8,7 @@ import os
 import queue
 import signal
 import traceback
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
@@ -45,14 +44,30 @@ class Transport(Protocol):
         ...
 
 
+class Companion(Protocol):
+    """Something that must run beside a service's workers, such as the VLM server they ask."""
+
+    def start(self) -> None:
+        """Begin to start it; returns at once."""
+        ...
+
+    def check(self) -> None:
+        """Raise what ended it, if anything did."""
+        ...
+
+    def stop(self) -> None:
+        """End it; returns when it has ended."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class LocalService:
-    """One service on this machine: ``module`` has ``HANDLERS``; ``beside`` is what must run meanwhile (its VLM server)."""
+    """One service on this machine: ``module`` has ``HANDLERS``; ``environment`` is its workers'."""
 
     module: str
     workers: int = 1
     environment: Mapping[str, str] = field(default_factory=dict)
-    beside: Callable[[], AbstractContextManager[object]] | None = None
+    companion: Companion | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +88,6 @@ class LocalTransport:
         self._results: Queue[Manifest | _Failure] = self._context.Queue()
         self._tasks: dict[str, Queue[Task | None]] = {}
         self._workers: dict[str, list[BaseProcess]] = {}
-        self._beside: dict[str, ExitStack] = {}
 
     def __enter__(self) -> LocalTransport:
         return self
@@ -90,9 +104,8 @@ class LocalTransport:
             if name not in self._services:
                 raise InvalidInput("recipe", f"no service is called {name!r}.")
             service = self._services[name]
-            self._beside[name] = ExitStack()
-            if service.beside is not None:
-                self._beside[name].enter_context(service.beside())
+            if service.companion is not None:
+                service.companion.start()
             self._tasks[name] = self._context.Queue()
             arguments = (service.module, dict(service.environment), self._artifacts_url, self._tasks[name], self._results)
             self._workers[name] = [
@@ -134,10 +147,15 @@ class LocalTransport:
             tasks = self._tasks.pop(service)
             tasks.cancel_join_thread()
             tasks.close()
-            self._beside.pop(service).close()
+            companion = self._services[service].companion
+            if companion is not None:
+                companion.stop()
 
     def _check_alive(self) -> None:
-        for workers in self._workers.values():
+        for name, workers in self._workers.items():
+            companion = self._services[name].companion
+            if companion is not None:
+                companion.check()
             for worker in workers:
                 if not worker.is_alive():
                     raise Unavailable(
@@ -146,7 +164,9 @@ class LocalTransport:
                     )
 
 
-def _work(module: str, environment: Mapping[str, str], artifacts_url: str, tasks: Queue[Task | None], results: Queue[Manifest | _Failure]) -> None:
+def _work(
+    module: str, environment: Mapping[str, str], artifacts_url: str, tasks: Queue[Task | None], results: Queue[Manifest | _Failure]
+) -> None:
     """A worker process: take a task, do it, report it. Ctrl-C is the parent's to handle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.update(environment)

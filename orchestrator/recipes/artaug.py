@@ -135,7 +135,14 @@ def ground(plan: Plan, samples: tuple[Sample, ...]) -> Task:
     """Ask the VLM where which words would help."""
     items = tuple({"prompt": sample.prompt, "picture": _of(sample.before).picture} for sample in samples)
     model = plan.models["understanding"]
-    return Task(stage="ground", kind="grounding.ground", items=items, params=plan.spec.ground.model_dump(), model=model.version, model_path=model.path)
+    return Task(
+        stage="ground",
+        kind="grounding.ground",
+        items=items,
+        params=plan.spec.ground.model_dump(),
+        model=model.version,
+        model_path=model.path,
+    )
 
 
 def absorb_grounded(samples: tuple[Sample, ...], done: Manifest) -> tuple[Sample, ...]:
@@ -183,7 +190,9 @@ def absorb_scored(samples: tuple[Sample, ...], done: Manifest) -> tuple[Sample, 
 def judge(plan: Plan, state: State, _: list[Manifest]) -> State:
     """The verdict of the rules on every pair; of too many good ones, those whose aesthetic score rose most."""
     samples = [replace(sample, verdict=verdict(sample)) for sample in state.samples]
-    good = sorted((index for index, sample in enumerate(samples) if sample.verdict == KEPT), key=lambda index: (-_gain(samples[index]), index))
+    good = sorted(
+        (index for index, sample in enumerate(samples) if sample.verdict == KEPT), key=lambda index: (-_gain(samples[index]), index)
+    )
     for index in good[plan.spec.filter.keep :]:
         samples[index] = replace(samples[index], verdict=RULES[3])
     return replace(state, samples=tuple(samples))
@@ -224,7 +233,9 @@ def train(plan: Plan, state: State) -> list[Task]:
 
 def absorb_trained(_: Plan, state: State, done: list[Manifest]) -> State:
     """Note the adapters of the pairs that did not diverge."""
-    adapters = tuple(manifest.files[f"{index}.safetensors"] for manifest in done for index, value in enumerate(manifest.values) if not value["diverged"])
+    adapters = tuple(
+        manifest.files[f"{index}.safetensors"] for manifest in done for index, value in enumerate(manifest.values) if not value["diverged"]
+    )
     values = [value for manifest in done for value in manifest.values]
     losses = tuple(tuple(value["losses"]) for value in values if not value["diverged"])
     return replace(state, adapters=adapters, losses=losses, diverged=sum(bool(value["diverged"]) for value in values))
@@ -282,7 +293,9 @@ def absorb_repainted(_: Plan, state: State, done: list[Manifest]) -> State:
     pictures = [painted.picture for manifest in done for painted in _painted(manifest)]
     count = len(state.heldout)
     tuned = pictures[count:] or [""] * count
-    return replace(state, heldout=tuple(replace(row, base=base, tuned=t) for row, base, t in zip(state.heldout, pictures[:count], tuned, strict=True)))
+    return replace(
+        state, heldout=tuple(replace(row, base=base, tuned=t) for row, base, t in zip(state.heldout, pictures[:count], tuned, strict=True))
+    )
 
 
 def compare(plan: Plan, state: State) -> list[Task]:

@@ -52,7 +52,7 @@ def decode_image(data: bytes, field: str = "image", *, name: str = "the image") 
                 width, height = picture.size
                 if width * height > MAX_PIXELS:
                     raise _too_many_pixels(field, name, f"{width} x {height} pixels")
-                return np.asarray(_rgb(ImageOps.exif_transpose(picture)))
+                return np.array(_rgb(ImageOps.exif_transpose(picture)))
     except (Pillow.DecompressionBombWarning, Pillow.DecompressionBombError):
         raise _too_many_pixels(field, name, "a vast picture") from None
     except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
@@ -86,7 +86,7 @@ def resize(image: Image, width: int, height: int) -> Image:
     """The picture in another size, bicubic with antialiasing; the same array where the size is already right."""
     if image.shape[:2] == (height, width):
         return image
-    return np.asarray(Pillow.fromarray(image).resize((width, height), Pillow.Resampling.BICUBIC))
+    return np.array(Pillow.fromarray(image).resize((width, height), Pillow.Resampling.BICUBIC))
 
 
 def _rgb(picture: Pillow.Image) -> Pillow.Image:

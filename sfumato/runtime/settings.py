@@ -17,8 +17,10 @@ class Settings(BaseSettings):
     runs: Path = Path("runs")
     # Another place for artifacts (a folder or an obstore URL such as s3://bucket/prefix); empty: <runs>/artifacts.
     artifacts: str = ""
-    # Processes that train pairs side by side.
-    trainers: int = Field(default=1, ge=1, le=64)
+    # Vista's models, where they are not the shipped ones (retrained with `sfumato vista train`).
+    weights: Path | None = None
+    # Processes that paint, and that train, side by side; 0: as many as the machine has cores, one where a model is large.
+    workers: int = Field(default=0, ge=0, le=64)
     # CPU threads of each worker process; the last bits of a matrix product depend on it, so it is fixed and not measured.
     threads: int = Field(default=1, ge=1, le=256)
     # An OpenAI-compatible VLM server that already runs; empty: a run starts its own.

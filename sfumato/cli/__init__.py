@@ -1,0 +1,1 @@
+"""The command line, and the one place where library, services and orchestrator are wired together."""

@@ -1,0 +1,64 @@
+"""The VLM server of a run: started in the background while the first pictures are painted, ended with the run."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from contextlib import closing
+from pathlib import Path
+
+from sfumato.errors import SfumatoError
+from sfumato.runtime.vlm import HOST, ServedModel, serving
+
+
+class BackgroundVlm:
+    """Serves a model from a thread of its own. ``url`` is known before the server is up."""
+
+    def __init__(self, model: ServedModel, log: Path, threads: int) -> None:
+        self._model, self._log, self._threads = model, log, threads
+        with closing(socket.socket()) as probe:
+            probe.bind((HOST, 0))
+            self._port: int = probe.getsockname()[1]
+        self._ended = threading.Event()
+        self._error: SfumatoError | None = None
+        self._thread = threading.Thread(target=self._serve, name="vlm", daemon=True)
+
+    @property
+    def url(self) -> str:
+        """Where it will answer."""
+        return f"http://{HOST}:{self._port}"
+
+    def start(self) -> None:
+        """Begin to start it; returns at once."""
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise what kept it from starting.
+
+        Raises:
+            Unavailable: vLLM is not installed, or ended.
+        """
+        if self._error is not None:
+            raise self._error
+
+    def stop(self) -> None:
+        """End it, whether it is up already or not."""
+        self._ended.set()
+        self._thread.join(60)
+
+    def _serve(self) -> None:
+        try:
+            with serving(self._model, port=self._port, threads=self._threads, log=self._log, on_wait=self._leave_if_ended):
+                self._ended.wait()
+        except _Ended:
+            return
+        except SfumatoError as error:
+            self._error = error
+
+    def _leave_if_ended(self, _: float) -> None:
+        if self._ended.is_set():
+            raise _Ended
+
+
+class _Ended(Exception):
+    """The run ended while the server was still starting."""

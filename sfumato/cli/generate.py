@@ -1,0 +1,123 @@
+"""``sfumato generate``: one picture from words."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from sfumato.types import GenerateRequest, Image, Region
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What the picture should show.")],
+    seed: Annotated[int, typer.Option(help="The same seed and words give the same picture.")] = 0,
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write; the parameters go into it.")] = Path("out.png"),
+    steps: Annotated[int | None, typer.Option(help="Sampling steps (default: the model's).")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance (default: the model's).")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels (default: the model's).")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels (default: the model's).")] = None,
+    regions: Annotated[str, typer.Option(help='Advice as JSON or a file of it: [{"bbox": [x1, y1, x2, y2], "prompt": "..."}].')] = "",
+    model: Annotated[str, typer.Option(help="vista, or the folder of a diffusers pipeline.")] = "vista",
+    adapter: Annotated[Path | None, typer.Option(help="A LoRA to fuse first, such as runs/ID/adapter.safetensors.")] = None,
+    scale: Annotated[float, typer.Option(help="The LoRA's weight.")] = 1.0,
+    upscale: Annotated[int, typer.Option(min=1, max=16, help="Write every pixel this many times larger.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Paint a picture.
+
+    Example: sfumato generate "a full moon over mountains and a lake at night" --seed 7 -o moon.png
+    """
+    from services.generator.engine import load_generator
+    from sfumato.errors import InvalidInput
+    from sfumato.lora.files import load
+    from sfumato.runtime.device import pick_device
+    from sfumato.runtime.settings import Settings
+    from sfumato.types import GenerateRequest
+    from sfumato.vista import weights
+
+    if not output.parent.is_dir() or output.is_dir():
+        raise InvalidInput("output", f"{output} cannot be written: its folder does not exist or it is a folder.")
+    advice = _regions(regions)
+    if not prompt.strip():
+        raise InvalidInput("prompt", "is empty.", hint="Say what the picture should show.")
+    engine = load_generator(weights.locate("generator", Settings().weights or weights.ROOT) if model == "vista" else Path(model), device=pick_device())
+    limits = engine.limits
+    request = GenerateRequest(
+        prompt=prompt,
+        seed=seed,
+        width=limits.default_size if width is None else width,
+        height=limits.default_size if height is None else height,
+        steps=limits.default_steps if steps is None else steps,
+        guidance_scale=limits.default_guidance if guidance is None else guidance,
+        regions=advice,
+    )
+    if adapter is not None:
+        engine.set_adapter(load(adapter), scale)
+    started = time.perf_counter()
+    picture = engine.generate([request])[0]
+    seconds = time.perf_counter() - started
+    parameters = _parameters(request, model) | ({"adapter": str(adapter), "scale": scale} if adapter else {})
+    _write(picture.image, upscale, parameters, output)
+    typer.echo(json.dumps({"file": str(output), "seconds": round(seconds, 3), **parameters}) if as_json else f"{output}  ({seconds:.2f} s)")
+
+
+def _regions(text: str) -> tuple[Region, ...]:
+    """Advice as `ground --json` prints it, from the text itself or from the file it names.
+
+    Raises:
+        InvalidInput: not JSON, or not of that form.
+    """
+    from sfumato.errors import InvalidInput
+
+    if not text:
+        return ()
+    try:
+        data = json.loads(text if text.lstrip()[:1] in "[{" else Path(text).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput("regions", f"{text[:80]!r} is neither JSON nor a readable file.") from error
+    except json.JSONDecodeError as error:
+        raise InvalidInput("regions", f"is not JSON: {error}.") from error
+    entries = data.get("regions") if isinstance(data, dict) else data
+    if not isinstance(entries, list):
+        raise InvalidInput("regions", "must be a list.", hint='[{"bbox": [x1, y1, x2, y2], "prompt": "..."}]')
+    return tuple(_region(index, entry) for index, entry in enumerate(entries))
+
+
+def _region(index: int, entry: Any) -> Region:
+    from sfumato.errors import InvalidInput
+    from sfumato.types import Region
+
+    box = entry.get("bbox", entry.get("box")) if isinstance(entry, dict) else None
+    words = entry.get("prompt", entry.get("aesthetical description")) if isinstance(entry, dict) else None
+    if not isinstance(words, str) or not isinstance(box, list) or len(box) != 4 or not all(type(side) is int for side in box):
+        raise InvalidInput(f"regions[{index}]", "needs a bbox of four whole numbers and a prompt.")
+    return Region(words, (box[0], box[1], box[2], box[3]))
+
+
+def _parameters(request: GenerateRequest, model: str) -> dict[str, Any]:
+    return {
+        "prompt": request.prompt,
+        "seed": request.seed,
+        "width": request.width,
+        "height": request.height,
+        "steps": request.steps,
+        "guidance": request.guidance_scale,
+        "regions": [{"bbox": list(region.box), "prompt": region.prompt} for region in request.regions],
+        "model": model,
+    }
+
+
+def _write(image: Image, upscale: int, parameters: dict[str, Any], output: Path) -> None:
+    """A PNG with the generation parameters as JSON in its tEXt chunk ``parameters``."""
+    import numpy as np
+    from PIL import Image as Pillow
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text("parameters", json.dumps(parameters, ensure_ascii=True))
+    Pillow.fromarray(np.repeat(np.repeat(image, upscale, 0), upscale, 1)).save(output, format="PNG", pnginfo=info)

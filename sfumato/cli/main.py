@@ -1,0 +1,49 @@
+"""The command line. Heavy libraries are imported inside commands, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from sfumato.cli import ground, score, vista, vlm
+from sfumato.cli import run as run_command
+from sfumato.cli.generate import generate
+from sfumato.errors import BrokenWeights, InvalidInput, MissingWeights, SfumatoError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="A text-to-image model that learns from its own corrections.",
+)
+app.command()(generate)
+app.command()(ground.ground)
+app.command()(score.score)
+app.command()(run_command.run)
+app.add_typer(vlm.app, name="vlm")
+app.add_typer(vista.app, name="vista")
+
+
+def main() -> None:
+    """Run the command line; every error made on purpose ends here, in words and an exit status."""
+    try:
+        status = app(standalone_mode=False)
+    except typer.Abort:
+        raise SystemExit(130) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except SfumatoError as error:
+        print(f"sfumato: {error}", file=sys.stderr)
+        raise SystemExit(2 if isinstance(error, InvalidInput | MissingWeights | BrokenWeights) else 1) from None
+    except Exception as error:
+        show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
+        if show is None or code is None:  # not the parser's: a defect, to be seen whole
+            raise
+        show()
+        raise SystemExit(code) from None
+    raise SystemExit(status if isinstance(status, int) else 0)
+
+
+if __name__ == "__main__":
+    main()
