@@ -7,7 +7,7 @@ what makes the model know this very picture goes with it, what made X' better th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,8 +41,6 @@ class TrainSettings:
     # t = sigmoid(normal(mean, deviation)): where the draws of sigma fall.
     logit_mean: float = 0.0
     logit_deviation: float = 1.0
-    # Base products in bf16 (adapters stay float32): faster where the processor has it.
-    bf16: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -143,7 +141,7 @@ class _Session:
         settings = self.settings
         seeds = [_stream_seed(pair.seed, stream) for pair in self.pairs]
         phi = PackedLora(self.family.denoiser, self.family.lora_targets, settings.rank, seeds)
-        optimizer = torch.optim.AdamW(phi.parameters(), lr=settings.learning_rate, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(phi.parameters(), lr=settings.learning_rate, weight_decay=0.0, fused=True)
         generators = [torch.Generator().manual_seed(seed + 1) for seed in seeds]
         target = latents.repeat_interleave(settings.batch, dim=0).to(self.device, torch.float32)
         with phi.attached():
@@ -159,8 +157,7 @@ class _Session:
         return phi
 
     def _velocity(self, noised: Tensor, sigma: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16) if self.settings.bf16 else nullcontext():
-            return self.family.denoiser(hidden_states=noised.to(self.dtype), timestep=sigma, return_dict=False, **self.inputs)[0].float()
+        return self.family.denoiser(hidden_states=noised.to(self.dtype), timestep=sigma, return_dict=False, **self.inputs)[0].float()
 
     def _record(self, losses: list[float]) -> None:
         for history, loss in zip(self.losses, losses, strict=True):

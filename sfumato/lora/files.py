@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from diffusers import FluxPipeline
+from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -69,7 +72,8 @@ def verify(path: Path, pipeline: FluxPipeline, adapter: Adapter, *, tolerance: f
     Raises:
         BrokenWeights: naming what did not bind or differs by more than ``tolerance``.
     """
-    pipeline.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=VERIFY, local_files_only=True)
+    with _quiet():
+        pipeline.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=VERIFY, local_files_only=True)
     try:
         bound = _bound_updates(pipeline)
     finally:
@@ -98,3 +102,14 @@ def _bound_updates(pipeline: FluxPipeline) -> dict[str, Tensor]:
             with torch.no_grad():
                 updates[name] = (b.float() @ a.float()).cpu() * module.scaling[VERIFY]
     return updates
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings of diffusers (that there is no text encoder LoRA, that keys did not bind): `verify` raises what matters."""
+    level = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(level)

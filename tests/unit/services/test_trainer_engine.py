@@ -109,12 +109,11 @@ def test_the_same_call_gives_the_same_bytes(pipeline: FluxPipeline) -> None:
         assert torch.equal(b, again.adapter.factors[name][1])
 
 
-@pytest.mark.parametrize("bf16", [False, True])
-def test_the_pipeline_is_untouched_and_serves_many_pairs(pipeline: FluxPipeline, bf16: bool) -> None:
+def test_the_pipeline_is_untouched_and_serves_many_pairs(pipeline: FluxPipeline) -> None:
     before = {name: tensor.clone() for name, tensor in pipeline.transformer.state_dict().items()}
     flags = [parameter.requires_grad for parameter in pipeline.transformer.parameters()]
     for seed in range(2):
-        trained = train_alone(pipeline, pair(seed), replace(SHORT, bf16=bf16))
+        trained = train_alone(pipeline, pair(seed), SHORT)
         assert trained.adapter.factors["single_transformer_blocks.0.proj_mlp"][0].dtype == torch.float32
     after = pipeline.transformer.state_dict()
     assert list(after) == list(before)
