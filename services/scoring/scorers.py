@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -66,7 +67,8 @@ class ClipEncoder:
 
     def pixels(self, images: Sequence[Image]) -> Tensor:
         """``[batch, 3, side, side]`` as the model wants them."""
-        return self.processor(images=list(images), return_tensors="pt", input_data_format="channels_last")["pixel_values"].to(self.device)
+        arrays = [np.array(image) for image in images]
+        return self.processor(images=arrays, return_tensors="pt", input_data_format="channels_last")["pixel_values"].to(self.device)
 
     def tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """``input_ids`` and ``attention_mask``; what is beyond the model's context is cut off, as CLIP does."""

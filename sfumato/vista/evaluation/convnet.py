@@ -75,7 +75,7 @@ def to_tensor(images: Sequence[Image]) -> Tensor:
     """Pictures of any size to ``[batch, 3, 64, 64]`` in -1..1."""
     batch = []
     for image in images:
-        x = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
+        x = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
         if x.shape[-2:] != (PICTURE, PICTURE):
             x = F.interpolate(x, (PICTURE, PICTURE), mode="bicubic", antialias=True).clamp(-1, 1)
         batch.append(x)
