@@ -82,7 +82,9 @@ class Canvas:
         """Light added (screened) around ``(x, y, radius)``; never part of a shape."""
         x0, y0, r = (np.array(values, np.float32)[:, None, None] for values in zip(*spots, strict=True))
         reach = 2.2 * r
-        where, x, y = self.window(float((x0 - reach).min()), float((y0 - reach).min()), float((x0 + reach).max()), float((y0 + reach).max()))
+        where, x, y = self.window(
+            float((x0 - reach).min()), float((y0 - reach).min()), float((x0 + reach).max()), float((y0 + reach).max())
+        )
         light = np.minimum((np.exp(-(((x - x0) / r) ** 2)) * np.exp(-(((y - y0) / r) ** 2))).sum(0), 1) * strength
         part = self.pixels[where]
         part += light[..., None] * (colour * (1 - part))

@@ -119,7 +119,12 @@ def _moon(canvas: Canvas, shape: Shape, colour: str | None, beautiful: bool, tim
 def _cloud(canvas: Canvas, shape: Shape, colour: str | None, beautiful: bool, time: str, horizon: float) -> None:
     cx, cy, w, h = shape["x"], shape["y"], shape["w"], shape["h"]
     where, x, y = canvas.window(cx - w, cy - h, cx + w, cy + h)
-    inside = np.stack([(1 - np.sqrt(((x - cx - px * w) / (pw * w)) ** 2 + ((y - cy - py * h) / (ph * h)) ** 2)) * ph * h for px, py, pw, ph in shape["puffs"]]).max(0)
+    inside = np.stack(
+        [
+            (1 - np.sqrt(((x - cx - px * w) / (pw * w)) ** 2 + ((y - cy - py * h) / (ph * h)) ** 2)) * ph * h
+            for px, py, pw, ph in shape["puffs"]
+        ]
+    ).max(0)
     alpha = (inside * canvas.size + 0.5).clip(0, 1)
     if not beautiful:
         canvas.cover(where, alpha, _rgb(214, 216, 222) * (PLAIN_LIGHT[time] * 0.75 + 0.25))
@@ -186,7 +191,9 @@ def _boat(canvas: Canvas, shape: Shape, colour: str | None, beautiful: bool, tim
     def striped(x: Floats, y: Floats) -> Floats:
         fade = ((y - by + h) / h).clip(0, 1)[..., None]
         tone = pale + (cloth * 0.8 - pale) * fade
-        return np.broadcast_to(np.where((np.sin((y - by) * 2 * math.pi / (0.5 * w)) > 0.2)[..., None], tone * 0.55 + 0.45, tone), (y.shape[0], x.shape[1], 3))
+        return np.broadcast_to(
+            np.where((np.sin((y - by) * 2 * math.pi / (0.5 * w)) > 0.2)[..., None], tone * 0.55 + 0.45, tone), (y.shape[0], x.shape[1], 3)
+        )
 
     for sail in (main, jib):
         canvas.polygon(sail, striped)
@@ -203,7 +210,10 @@ def _house(canvas: Canvas, shape: Shape, colour: str | None, beautiful: bool, ti
     roof = [(hx - eaves, base - h), (hx + eaves, base - h), (hx, base - h - rise)]
     door = [(hx - 0.17 * w, base - 0.5 * h), (hx + 0.17 * w, base - 0.5 * h), (hx + 0.17 * w, base), (hx - 0.17 * w, base)]
     q = 0.25 * w
-    panes = [[(x - q, y - q), (x + q, y - q), (x + q, y + q), (x - q, y + q)] for x, y in ((hx - 0.56 * w, base - 0.58 * h), (hx + 0.56 * w, base - 0.58 * h))]
+    panes = [
+        [(x - q, y - q), (x + q, y - q), (x + q, y + q), (x - q, y + q)]
+        for x, y in ((hx - 0.56 * w, base - 0.58 * h), (hx + 0.56 * w, base - 0.58 * h))
+    ]
     if not beautiful:
         dark = _rgb(58, 56, 64) * light
         canvas.polygon(body, wall)
@@ -245,7 +255,12 @@ def _tree(canvas: Canvas, shape: Shape, colour: str | None, beautiful: bool, tim
 
     canvas.ellipse(tx, ty, r, r, leaf * 0.45)
     canvas.discs([(tx + lx * r, ty + ly * r, q * r) for lx, ly, q in shape["leaves"]], shaded)
-    canvas.discs([(tx + (0.85 * lx - 0.12) * r, ty + (0.85 * ly - 0.14) * r, 0.11 * r) for lx, ly, _ in shape["leaves"]], _blend(bright, WHITE, 0.5), solid=False, alpha=0.9)
+    canvas.discs(
+        [(tx + (0.85 * lx - 0.12) * r, ty + (0.85 * ly - 0.14) * r, 0.11 * r) for lx, ly, _ in shape["leaves"]],
+        _blend(bright, WHITE, 0.5),
+        solid=False,
+        alpha=0.9,
+    )
 
 
 def _flowers(canvas: Canvas, shape: Shape, colour: str | None, beautiful: bool, time: str, horizon: float) -> None:
@@ -261,7 +276,9 @@ def _flowers(canvas: Canvas, shape: Shape, colour: str | None, beautiful: bool, 
     canvas.glows([(x, y, 1.5 * r) for x, y in heads], _blend(petal, WHITE, 0.3), 0.4)
     canvas.discs([(x, y, r) for x, y in heads], petal * 0.62)
     angles = [k * 2 * math.pi / 5 - math.pi / 2 for k in range(5)]
-    canvas.discs([(x + math.cos(a) * 0.58 * r, y + math.sin(a) * 0.58 * r, 0.42 * r) for x, y in heads for a in angles], _blend(petal, WHITE, 0.4))
+    canvas.discs(
+        [(x + math.cos(a) * 0.58 * r, y + math.sin(a) * 0.58 * r, 0.42 * r) for x, y in heads for a in angles], _blend(petal, WHITE, 0.4)
+    )
     canvas.discs([(x, y, 0.34 * r) for x, y in heads], _rgb(206, 92, 24) if colour == "yellow" else _rgb(255, 222, 70))
 
 

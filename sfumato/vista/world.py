@@ -104,7 +104,8 @@ def sample_scene(rng: random.Random, *, kinds: Sequence[str] = (), time: str | N
 
 def with_finish(scene: Scene, finish: bool | Mapping[str, bool]) -> Scene:
     """The same scene with another finish: of everything, or by kind (``"sky"`` included)."""
-    flags = dict.fromkeys(("sky", *KINDS), finish) if isinstance(finish, bool) else finish
+    kinds: tuple[str, ...] = ("sky", *KINDS)
+    flags = dict.fromkeys(kinds, finish) if isinstance(finish, bool) else finish
     elements = tuple(replace(element, beautiful=flags.get(element.kind, element.beautiful)) for element in scene.elements)
     return replace(scene, elements=elements)
 
@@ -185,7 +186,10 @@ def _compose(rng: random.Random, time: str, kinds: list[str]) -> Scene:
 
 
 def _sky(rng: random.Random, horizon: float) -> Element:
-    stars = [((i % 5 + rng.uniform(0.15, 0.85)) / 5, (i // 5 + rng.uniform(0.1, 0.9)) / 3 * horizon * 0.95, rng.uniform(0.6, 1)) for i in range(15)]
+    stars = [
+        ((i % 5 + rng.uniform(0.15, 0.85)) / 5, (i // 5 + rng.uniform(0.1, 0.9)) / 3 * horizon * 0.95, rng.uniform(0.6, 1))
+        for i in range(15)
+    ]
     return Element("sky", None, False, (0.0, 0.0, 1.0, horizon), {"stars": stars})
 
 
@@ -203,7 +207,10 @@ def _in_the_sky(rng: random.Random, kind: str, slot: float) -> tuple[tuple[float
         return (x - w, y - h, x + w, y + h), {"x": x, "y": y, "w": w, "h": h, "puffs": puffs}
     w = rng.uniform(0.078, 0.092)
     x = min(max(x, 0.2), 0.8)
-    flock = [(x + dx + rng.uniform(-0.01, 0.01), y + dy + rng.uniform(-0.01, 0.01), w) for dx, dy in ((-0.095, -0.055), (0.095, -0.03), (0.0, 0.075))]
+    flock = [
+        (x + dx + rng.uniform(-0.01, 0.01), y + dy + rng.uniform(-0.01, 0.01), w)
+        for dx, dy in ((-0.095, -0.055), (0.095, -0.03), (0.0, 0.075))
+    ]
     left, right = min(b[0] for b in flock) - w, max(b[0] for b in flock) + w
     top, bottom = min(b[1] for b in flock) - 0.42 * w, max(b[1] for b in flock) + 0.48 * w
     return (left, top, right, bottom), {"flock": flock}
@@ -213,7 +220,10 @@ def _mountains(rng: random.Random, horizon: float) -> tuple[tuple[float, float, 
     count = rng.choice((2, 3))
     spread = 0.34 if count == 2 else 0.3
     middle = 0.5 + rng.uniform(-0.06, 0.06)
-    peaks = [(middle + (i - (count - 1) / 2) * spread + rng.uniform(-0.03, 0.03), rng.uniform(0.2, 0.32), rng.uniform(1.0, 1.3)) for i in range(count)]
+    peaks = [
+        (middle + (i - (count - 1) / 2) * spread + rng.uniform(-0.03, 0.03), rng.uniform(0.2, 0.32), rng.uniform(1.0, 1.3))
+        for i in range(count)
+    ]
     left = min(x - height / slope for x, height, slope in peaks)
     right = max(x + height / slope for x, height, slope in peaks)
     return (left, horizon - max(height for _, height, _ in peaks), right, horizon), {"peaks": peaks}

@@ -40,10 +40,11 @@ def held_out(count: int = 128) -> list[HeldOut]:
         rng = random.Random(f"held out:{index}")
         scene = sample_scene(rng)
         kinds = [element.kind for element in scene.elements]
-        choose = {0: lambda: False, 1: lambda: True, 2: lambda: False, 3: lambda: rng.random() < 0.5}[index % 4]
-        said = {kind: choose() for kind in kinds}
+        share = (0.0, 1.0, 0.0, 0.5)[index % 4]
+        said = {kind: rng.random() < share for kind in kinds}
         words = rng.getrandbits(32)
-        texts = [caption(scene, random.Random(words), said=flags) for flags in (said, dict.fromkeys(kinds, False), dict.fromkeys(kinds, True))]
+        wordings = (said, dict.fromkeys(kinds, False), dict.fromkeys(kinds, True))
+        texts = [caption(scene, random.Random(words), said=flags) for flags in wordings]
         prompts.append(HeldOut(scene, said, texts[0], texts[1], texts[2], seed=900_000 + index))
     return prompts
 

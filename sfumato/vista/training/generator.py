@@ -67,7 +67,9 @@ class TransformerTask:
     seed = 31
     average = 0.998
 
-    def __init__(self, vae: AutoencoderKL, folder: Path, device: str = "cpu", scenes: int = 60_000, batch: int = 64, micro: int = 32) -> None:
+    def __init__(
+        self, vae: AutoencoderKL, folder: Path, device: str = "cpu", scenes: int = 60_000, batch: int = 64, micro: int = 32
+    ) -> None:
         torch.manual_seed(self.seed)
         self.vae, self.device, self.batch, self.micro = vae, device, batch, micro
         self.tokenizer = generator.build_tokenizer(vocabulary())
@@ -79,7 +81,9 @@ class TransformerTask:
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """Muon on the blocks' matrices, AdamW on modulations, embeddings, vectors and text encoders."""
-        matrices = [p for n, p in self.model["transformer"].named_parameters() if p.ndim == 2 and "transformer_blocks" in n and "norm" not in n]
+        matrices = [
+            p for n, p in self.model["transformer"].named_parameters() if p.ndim == 2 and "transformer_blocks" in n and "norm" not in n
+        ]
         known = {id(p) for p in matrices}
         rest = [p for p in self.model.parameters() if id(p) not in known]
         return [Muon(matrices, lr=0.02), torch.optim.AdamW(rest, lr=2e-3, betas=(0.9, 0.97), weight_decay=1e-4, fused=True)]

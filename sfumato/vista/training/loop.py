@@ -42,7 +42,9 @@ class Task(Protocol):
     average: float
 
     @property
-    def model(self) -> nn.Module: ...
+    def model(self) -> nn.Module:
+        """What learns."""
+        ...
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """The optimizers, with the peak learning rate of each group in ``lr``."""
@@ -149,19 +151,30 @@ def fit(
                 if now - saved > checkpoint_every:
                     saved = now
                     _save(path, task.model, average, optimizers, done, total)
-                    log.write(json.dumps({"step": done, "of": total, "seconds": round(now - started, 1), "loss": loss_average, **figures}) + "\n")
+                    log.write(_entry(done, total, now - started, loss_average, figures))
                     log.flush()
         finally:
             _save(path, task.model, average, optimizers, done, total)
         figures = task.validate(average)
-        log.write(json.dumps({"step": done, "of": total, "seconds": round(time.monotonic() - started, 1), "loss": loss_average, **figures}) + "\n")
+        log.write(_entry(done, total, time.monotonic() - started, loss_average, figures))
         bar.console.print(f"{task.name} done after {done} steps: " + _text(figures))
     task.export(average, folder / task.name)
     return figures
 
 
 def _progress() -> Progress:
-    return Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total}"), TextColumn("{task.fields[loss]}"), TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total}"),
+        TextColumn("{task.fields[loss]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+
+
+def _entry(done: int, total: int | None, seconds: float, loss: float | None, figures: Mapping[str, float]) -> str:
+    return json.dumps({"step": done, "of": total, "seconds": round(seconds, 1), "loss": loss, **figures}) + "\n"
 
 
 def _text(figures: Mapping[str, float]) -> str:

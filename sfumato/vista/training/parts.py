@@ -33,7 +33,9 @@ FOLDERS = {"guided": "generator"}
 """Where a part's export lies in the package, when not under its own name; ``vae`` and ``transformer`` end in the pipeline."""
 
 
-def train(parts: Sequence[str], folder: Path, *, device: str, budget: float, steps: int | None, resume: bool) -> dict[str, Mapping[str, float]]:
+def train(
+    parts: Sequence[str], folder: Path, *, device: str, budget: float, steps: int | None, resume: bool
+) -> dict[str, Mapping[str, float]]:
     """Train these parts one after the other; their last figures.
 
     Args:
