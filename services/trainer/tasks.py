@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
-from diffusers import DiffusionPipeline, FluxPipeline
+from diffusers import DiffusionPipeline, FluxPipeline  # pyright: ignore[reportPrivateImportUsage]
 from safetensors.torch import load
 
 from services.trainer.engine import Pair, TrainSettings, train_pairs

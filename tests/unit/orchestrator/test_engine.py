@@ -1,0 +1,79 @@
+"""The engine with real worker processes: order kept, work reused, failures told."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from orchestrator.engine import Each, Gather, Progress, run
+from orchestrator.transport import LocalService, LocalTransport
+from sfumato.errors import InvalidInput, Unavailable
+from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.tasks import Manifest, Task
+
+
+@dataclass(frozen=True)
+class Numbers:
+    samples: tuple[int, ...]
+    total: int = 0
+
+    def with_samples(self, samples: tuple[int, ...]) -> "Numbers":
+        return replace(self, samples=samples)
+
+
+def _task(kind: str, items: tuple[int, ...]) -> Task:
+    return Task(stage="s", kind=kind, items=items, params={}, model="m", model_path="")
+
+
+def _transport(folder: Path) -> LocalTransport:
+    return LocalTransport({"echo": LocalService("tests.unit.orchestrator.workers", workers=2)}, str(folder))
+
+
+def _double(_: None, samples: tuple[int, ...]) -> Task:
+    return _task("echo.double", samples)
+
+
+def _doubled(_: tuple[int, ...], done: Manifest) -> tuple[int, ...]:
+    return tuple(done.values)
+
+
+STAGES = (
+    Each("double", "echo", _double, _doubled),
+    Each("again", "echo", _double, _doubled),
+    Gather("sum", lambda _, state: [_task("echo.double", state.samples)], lambda _, state, done: replace(state, total=sum(done[0].values))),
+)
+
+
+def _run(folder: Path) -> tuple[Numbers, list[Progress]]:
+    events: list[Progress] = []
+    with _transport(folder) as transport:
+        state = run(STAGES, None, Numbers(tuple(range(7))), 3, transport, ArtifactStore(str(folder)), events.append)
+    return state, events
+
+
+def test_samples_pass_every_stage_and_keep_their_order(tmp_path: Path) -> None:
+    state, events = _run(tmp_path)
+    assert state.samples == tuple(4 * n for n in range(7))
+    assert state.total == 8 * sum(range(7))
+    assert [event.stage for event in events if event.done == event.total][-1] == "sum"
+
+
+def test_a_second_run_reuses_everything(tmp_path: Path) -> None:
+    first, _ = _run(tmp_path)
+    second, events = _run(tmp_path)
+    assert second == first
+    assert all(event.reused == event.done for event in events)
+
+
+def test_a_workers_refusal_arrives_with_its_words(tmp_path: Path) -> None:
+    with _transport(tmp_path) as transport:
+        transport.submit(_task("echo.refuse", (1,)))
+        with pytest.raises(InvalidInput, match="is odd. Make it even"):
+            transport.next()
+
+
+def test_a_dead_worker_is_an_error_and_not_a_silence(tmp_path: Path) -> None:
+    with _transport(tmp_path) as transport:
+        transport.submit(_task("echo.die", (1,)))
+        with pytest.raises(Unavailable, match="code 9"):
+            transport.next()

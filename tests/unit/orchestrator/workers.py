@@ -1,0 +1,25 @@
+"""Handlers for tests of the transport: real worker processes with nothing heavy in them."""
+
+import os
+
+from sfumato.errors import InvalidInput
+from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.tasks import Output, Task
+
+
+def double(task: Task, _: ArtifactStore) -> Output:
+    """Twice every item."""
+    return Output([2 * item for item in task.items])
+
+
+def refuse(_: Task, __: ArtifactStore) -> Output:
+    """An error with a field and a hint."""
+    raise InvalidInput("size", "is odd.", hint="Make it even.")
+
+
+def die(_: Task, __: ArtifactStore) -> Output:
+    """What the kernel does to a worker without memory."""
+    os._exit(9)
+
+
+HANDLERS = {"echo.double": double, "echo.refuse": refuse, "echo.die": die}

@@ -1,0 +1,53 @@
+"""The store gives back what was put, and nothing else."""
+
+from pathlib import Path
+
+import pytest
+
+from sfumato.errors import BrokenWeights, MissingWeights
+from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.tasks import Output, Task, find, perform
+
+
+def _task(**changes: object) -> Task:
+    fields = {"stage": "s", "kind": "echo.say", "items": ("a", "b"), "params": {"x": 1}, "model": "m", "model_path": "/here"}
+    return Task.model_validate(fields | changes)
+
+
+def test_bytes_come_back_under_their_sha256(tmp_path: Path) -> None:
+    store = ArtifactStore(str(tmp_path))
+    digest = store.put(b"paint")
+    assert store.get(digest) == b"paint"
+    assert store.holds(digest)
+    assert store.put(b"paint") == digest
+
+
+def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:
+    store = ArtifactStore(str(tmp_path))
+    digest = store.put(b"paint")
+    (tmp_path / "blobs" / digest[:2] / digest).write_bytes(b"point")
+    with pytest.raises(BrokenWeights):
+        store.get(digest)
+
+
+def test_what_is_not_there_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(MissingWeights):
+        ArtifactStore(str(tmp_path)).get("0" * 64)
+
+
+def test_an_id_depends_on_what_the_result_depends_on_and_nothing_else() -> None:
+    assert _task().id == _task(stage="other", model_path="/elsewhere").id
+    others = [_task(kind="echo.shout"), _task(items=("b", "a")), _task(params={"x": 2}), _task(model="n")]
+    assert len({task.id for task in [_task(), *others]}) == 5
+
+
+def test_a_task_is_done_once(tmp_path: Path) -> None:
+    store, calls = ArtifactStore(str(tmp_path)), []
+
+    def handler(task: Task, _: ArtifactStore) -> Output:
+        calls.append(task.id)
+        return Output([item.upper() for item in task.items], {"0.txt": b"A"})
+
+    first = perform(_task(), handler, store, {"python": "3"})
+    assert perform(_task(), handler, store, {}) == first == find(_task(), store)
+    assert (first.values, len(calls), store.get(first.files["0.txt"])) == (["A", "B"], 1, b"A")
