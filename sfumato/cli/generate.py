@@ -45,7 +45,8 @@ def generate(
     advice = _regions(regions)
     if not prompt.strip():
         raise InvalidInput("prompt", "is empty.", hint="Say what the picture should show.")
-    engine = load_generator(weights.locate("generator", Settings().weights or weights.ROOT) if model == "vista" else Path(model), device=pick_device())
+    folder = weights.locate("generator", Settings().weights or weights.ROOT) if model == "vista" else Path(model)
+    engine = load_generator(folder, device=pick_device())
     limits = engine.limits
     request = GenerateRequest(
         prompt=prompt,
@@ -63,7 +64,8 @@ def generate(
     seconds = time.perf_counter() - started
     parameters = _parameters(request, model) | ({"adapter": str(adapter), "scale": scale} if adapter else {})
     _write(picture.image, upscale, parameters, output)
-    typer.echo(json.dumps({"file": str(output), "seconds": round(seconds, 3), **parameters}) if as_json else f"{output}  ({seconds:.2f} s)")
+    report = json.dumps({"file": str(output), "seconds": round(seconds, 3), **parameters})
+    typer.echo(report if as_json else f"{output}  ({seconds:.2f} s)")
 
 
 def _regions(text: str) -> tuple[Region, ...]:

@@ -145,7 +145,8 @@ def _services(plan: Plan, folder: Path, settings: Settings) -> dict[str, LocalSe
     from orchestrator.transport import LocalService
 
     grounding = plan.spec.ground
-    environment = {"OMP_NUM_THREADS": str(settings.threads), "MKL_NUM_THREADS": str(settings.threads), "TOKENIZERS_PARALLELISM": "false"}
+    threads = str(settings.threads)
+    environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
     workers = settings.workers or (min(os.cpu_count() or 1, 4) if plan.spec.model == "vista" else 1)
     companion, url = None, settings.vlm_url
     if grounding.backend == "vllm" and not url:
