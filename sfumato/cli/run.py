@@ -153,7 +153,8 @@ def _services(plan: Plan, folder: Path, settings: Settings) -> dict[str, LocalSe
         from sfumato.cli.companion import BackgroundVlm
         from sfumato.cli.vlm import served_model
 
-        companion = BackgroundVlm(served_model(grounding.profile, Path(plan.models["understanding"].path)), folder / "vllm.log", settings.threads)
+        model = served_model(grounding.profile, Path(plan.models["understanding"].path))
+        companion = BackgroundVlm(model, folder / "vllm.log", settings.threads)
         url = companion.url
     return {
         "generator": LocalService("services.generator.tasks", workers, environment),
