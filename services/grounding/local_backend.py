@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import xgrammar
 from PIL import Image as Pillow
+from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, LogitsProcessor, LogitsProcessorList
 
 from services.grounding.engine import Query
@@ -38,8 +39,9 @@ class LocalBackend:
             raise MissingWeights(f"{folder} holds no model.")
         try:
             self._processor: Any = AutoProcessor.from_pretrained(folder)
-            self._model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).eval().to(device)
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+            model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
+            self._model: Any = model.eval().to(device)
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
             raise BrokenWeights(f"The model in {folder} cannot be loaded: {error}") from error
         self._lock = threading.Lock()
         vocabulary = self._model.config.get_text_config().vocab_size

@@ -117,7 +117,7 @@ def save(model: Qwen2VLForConditionalGeneration, tokenizer: PreTrainedTokenizerF
     from transformers import Qwen2VLImageProcessor
 
     folder.mkdir(parents=True, exist_ok=True)
-    model.to(torch.float16).save_pretrained(folder)
+    model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     pixels = SIZE * SIZE
     Qwen2VLImageProcessor(patch_size=PATCH, merge_size=MERGE, temporal_patch_size=2, min_pixels=pixels, max_pixels=pixels).save_pretrained(

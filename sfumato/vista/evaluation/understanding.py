@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,7 @@ Ground: TypeAlias = Callable[[Image, str], Sequence[Region]]
 """Advice about a picture painted from a prompt; raises AnswerRejected."""
 Ask: TypeAlias = Callable[[Image, str], bool]
 Compare: TypeAlias = Callable[[Image, Image], str]
+Said = TypeVar("Said")
 
 SIZE = 64
 HELD_OUT = 128
@@ -150,7 +151,7 @@ def _tally(tally: Tally, ground: Ground, image: Image, prompt: str, truth: Mappi
 def _names_what_is_there(region: Region, present: Mapping[str, Box]) -> bool:
     """Whether the box lies on an element of the kind that its text names, rather than on another or on none."""
     kind = kind_of(region.prompt)
-    if kind not in present:
+    if kind is None or kind not in present:
         return False
     return kind == "sky" or iou(region.box, present[kind]) > 0.1
 
@@ -165,7 +166,7 @@ def _pair(rng: random.Random) -> tuple[Scene, Scene]:
     return pair[0], pair[1]
 
 
-def _valid(call: Callable[[], object]):  # noqa: ANN202 - whatever the call returns, or None
+def _valid(call: Callable[[], Said]) -> Said | None:
     """The answer, or None for a rejected one."""
     try:
         return call()

@@ -1,4 +1,4 @@
-"""Pictures to understand: scenes of the world, rendered, seen through the generator's autoencoder, and half painted by it."""
+"""Pictures to understand: scenes of the world, rendered, and painted over by the generator."""
 
 from __future__ import annotations
 
@@ -62,24 +62,8 @@ class PicturePool:
 
 
 @torch.no_grad()
-def decoded(pool: PicturePool, vae: Any, path: Path) -> Tensor:
-    """The pool's pictures through the autoencoder, their latents disturbed a little; uint8, kept in ``path``."""
-    if path.is_file():
-        return load_file(path)["pictures"]
-    source = torch.Generator().manual_seed(5)
-    pictures = []
-    for part in pool.pictures.split(128):
-        latents = _encode(vae, part)
-        strength = torch.rand(len(part), 1, 1, 1, generator=source) * 0.3
-        latents = latents + (strength * torch.randn(latents.shape, generator=source)).to(latents.device)
-        pictures.append(_decode(vae, latents))
-    save_file({"pictures": torch.cat(pictures)}, path)
-    return torch.cat(pictures)
-
-
-@torch.no_grad()
-def repainted(pool: PicturePool, pipeline: Any, count: int, path: Path, steps: int = 20) -> Tensor:
-    """The pool's first ``count`` pictures, noised to between 0.3 and 0.8 and painted to the end by the generator; uint8.
+def repainted(pool: PicturePool, pipeline: Any, count: int, path: Path, steps: int = 10) -> Tensor:
+    """The pool's first ``count`` pictures, noised to between 0 and 0.6 and painted to the end by the generator; uint8.
 
     The generator is told the truth about the picture, so that what it paints stays what the scene says.
     """
@@ -94,7 +78,7 @@ def repainted(pool: PicturePool, pipeline: Any, count: int, path: Path, steps: i
         latents = pack(_encode(pipeline.vae, pool.pictures[start : start + len(index)]))
         prompts = [caption(pool.scenes[i], rng) for i in index]
         sequence, pooled, text_ids = pipeline.encode_prompt(prompts, None, max_sequence_length=32)
-        first = int(torch.randint(int(0.2 * steps), int(0.7 * steps) + 1, (1,), generator=source))
+        first = int(torch.randint(int(0.4 * steps), steps + 1, (1,), generator=source))
         sigmas = torch.linspace(1, 0, steps + 1)[first:]
         x = (1 - sigmas[0]) * latents + sigmas[0] * torch.randn(latents.shape, generator=source).to(latents.device)
         for sigma, following in zip(sigmas, sigmas[1:], strict=False):

@@ -6,6 +6,8 @@ a middle layer for the auxiliary task. A test holds it against ``Qwen2VLForCondi
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,21 +31,21 @@ class Reader:
     """Runs one ``Qwen2VLForConditionalGeneration`` of Vista's build."""
 
     def __init__(self, model: Qwen2VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> None:
-        self.model = model
-        text = model.config.text_config
+        self.model: Any = model
+        text: Any = model.config.text_config
         self.head_size = text.hidden_size // text.num_attention_heads
         self.eps = text.rms_norm_eps
         device = model.device
+        convert: Any = tokenizer.convert_tokens_to_ids
         powers = torch.arange(0, self.head_size, 2, device=device).float() / self.head_size
         self.frequencies = 1 / text.rope_parameters["rope_theta"] ** powers
         sections = text.rope_parameters["mrope_section"]
         self.sections = torch.tensor([axis for axis, length in enumerate(sections) for _ in range(length)], device=device)
-        self.vision_rotation = tuple(t.to(device) for t in _vision_rotation(model.config.vision_config))
+        cosines, sines = _vision_rotation(model.config.vision_config)
+        self.vision_rotation = cosines.to(device), sines.to(device)
         registers = [f"<|register_{i}|>" for i in range(REGISTERS)]
-        self.opening = tokenizer.convert_tokens_to_ids(["<|im_start|>", *registers])
-        self.vision_start, self.vision_end, self.turn_end = tokenizer.convert_tokens_to_ids(
-            ["<|vision_start|>", "<|vision_end|>", "<|im_end|>"]
-        )
+        self.opening: list[int] = convert(["<|im_start|>", *registers])
+        self.vision_start, self.vision_end, self.turn_end = convert(["<|vision_start|>", "<|vision_end|>", "<|im_end|>"])
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings, ``[..., width]``."""
@@ -135,8 +137,8 @@ def _patches(pictures: Tensor) -> Tensor:
     return x.reshape(len(x), GRID * GRID, -1)[:, MERGE_ORDER.to(x.device)]
 
 
-def _vision_rotation(config: object) -> Rotation:
-    size = config.embed_dim // config.num_heads  # pyright: ignore[reportAttributeAccessIssue]
+def _vision_rotation(config: Any) -> Rotation:
+    size = config.embed_dim // config.num_heads
     frequencies = 1 / 10000 ** (torch.arange(0, size // 2, 2).float() / (size // 2))
     line = torch.arange(GRID).float()
     rows, columns = line.repeat_interleave(GRID)[:, None] * frequencies, line.repeat(GRID)[:, None] * frequencies
@@ -156,7 +158,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     return torch.softmax(scores, -1).to(v.dtype) @ v
 
 
-def _rotate(x: Tensor, rotation: Rotation | tuple[Tensor, ...]) -> Tensor:
+def _rotate(x: Tensor, rotation: Rotation) -> Tensor:
     cosine, sine = rotation
     left, right = x.chunk(2, -1)
     return (x * cosine + torch.cat([-right, left], -1) * sine).to(x.dtype)

@@ -12,6 +12,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ from sfumato.vista.training import questions
 from sfumato.vista.training.augment import degrade
 from sfumato.vista.training.loop import Step
 from sfumato.vista.training.optim import Muon
-from sfumato.vista.training.pictures import PicturePool, decoded, repainted
+from sfumato.vista.training.pictures import PicturePool, repainted
 from sfumato.vista.training.reader import BEFORE, SPAN, Reader, picture_positions, text_positions
 from sfumato.vista.understanding import END, IMAGE_TOKENS, MERGE, PAD, SIZE, WIDTH, build_model, build_tokenizer, save
 from sfumato.vista.world import COLOURS, KINDS, Scene, pixel_box
@@ -35,6 +36,8 @@ IGNORED = -100
 LOOKING = 0.12
 """Share of the steps that train the picture's side alone."""
 PROBE_LAYER = 2
+REPAINTED = 0.35
+"""Share of the pictures that the generator painted over, where there are any."""
 DIFFERENCE = 0.1
 """Two pictures whose finish differs by less are not compared."""
 
@@ -50,14 +53,14 @@ class Sequences:
 
 
 class UnderstandingTask:
-    """Teaches the model on a pool of rendered pictures; pools closer to the generator's are used where they are given."""
+    """Teaches the model on a pool of rendered pictures; pictures painted over by a generator are used where one is given."""
 
     name = "understanding"
     seed = 51
     average = 0.997
 
     def __init__(
-        self, folder: Path, *, device: str = "cpu", pool: int = 49_152, batch: int = 32, vae: object = None, pipeline: object = None
+        self, folder: Path, *, device: str = "cpu", pool: int = 32_768, batch: int = 32, pipeline: Any = None, repaint: int = 3072
     ) -> None:
         torch.manual_seed(self.seed)
         self.device, self.batch = device, batch
@@ -68,10 +71,11 @@ class UnderstandingTask:
         cache.mkdir(parents=True, exist_ok=True)
         self.pool, self.held_out = PicturePool.make("train", pool, cache), PicturePool.make("held-out", 256, cache)
         self.buckets = _by_answer_length(self.pool.scenes)
-        self.decoded = decoded(self.pool, vae, cache / "decoded.safetensors") if vae is not None else None
-        self.repainted = repainted(self.pool, pipeline, min(pool, 8192), cache / "repainted.safetensors") if pipeline is not None else None
+        self.repainted = None
+        if pipeline is not None:
+            self.repainted = repainted(self.pool, pipeline, min(pool, repaint), cache / "repainted.safetensors")
         self.truth = _PatchTruth(self.pool), _PatchTruth(self.held_out)
-        convert = self.tokenizer.convert_tokens_to_ids
+        convert: Any = self.tokenizer.convert_tokens_to_ids
         self.numbers = [torch.tensor(convert([form.format(i) for i in range(SIZE + 1)])) for form in ("{}", "{},")]
         self.end, self.pad, self.yes_no, self.choices = convert(END), convert(PAD), convert(["yes", "no"]), convert(["A", "B"])
         self.choice_ids = self._ids([CHOICE])[0]
@@ -88,7 +92,7 @@ class UnderstandingTask:
         """The picture alone at first; then a batch of answers, and by turns choices or refinements."""
         reader = self._reader(self.model)
         if step.share < LOOKING:
-            index = torch.randint(0, len(self.pool), (3 * self.batch,), generator=step.torch)
+            index = self._draw(torch.arange(len(self.pool)), 3 * self.batch, step)
             with self._precision():
                 x, positions = reader.opened(self._pictures(index, step))
                 hidden = reader.layers(x, reader.rotation(positions[:, None].expand(-1, len(x), -1)), None, 0, PROBE_LAYER)
@@ -148,17 +152,21 @@ class UnderstandingTask:
         """Scenes with answers of similar length, so that little is padding; buckets are drawn by their size."""
         sizes = torch.tensor([len(bucket) for bucket in self.buckets], dtype=torch.float)
         bucket = self.buckets[int(torch.multinomial(sizes, 1, generator=step.torch))]
-        return bucket[torch.randint(0, len(bucket), (self.batch,), generator=step.torch)]
+        return self._draw(bucket, self.batch, step)
+
+    def _draw(self, candidates: Tensor, count: int, step: Step) -> Tensor:
+        """Some of the candidates (in rising order), those that the generator painted over more often than others."""
+        drawn = torch.rand(count, generator=step.torch)
+        painted = int((candidates < len(self.repainted)).sum()) if self.repainted is not None else 0
+        among = torch.where(torch.rand(count, generator=step.torch) < REPAINTED, painted, len(candidates)) if painted else len(candidates)
+        return candidates[(drawn * among).long()]
 
     def _pictures(self, index: Tensor, step: Step) -> Tensor:
-        """The scenes' pictures in 0..1, each rendered or as the generator would show it, degraded a little."""
+        """The scenes' pictures in 0..1, each rendered or painted over by the generator, degraded a little."""
         pictures = self.pool.pictures[index]
-        drawn = torch.rand(len(index), generator=step.torch)
-        if self.decoded is not None:
-            pictures = torch.where((drawn < 0.4)[:, None, None, None], self.decoded[index], pictures)
         if self.repainted is not None:
             known = len(self.repainted)
-            take = (drawn < 0.9) & (index < known)
+            take = (index < known) & (torch.rand(len(index), generator=step.torch) < 0.9)
             pictures = torch.where(take[:, None, None, None], self.repainted[index % known], pictures)
         x = pictures.float() / 127.5 - 1
         return ((degrade(x, step.torch, 0.5) + 1) / 2).to(self.device)
@@ -324,18 +332,14 @@ class _PatchTruth:
 
 
 def build(folder: Path, device: str) -> UnderstandingTask:
-    """The task, seeing pictures as the generator shows them where ``folder`` holds a trained autoencoder or pipeline."""
-    vae = pipeline = None
-    if (folder / "vae" / "config.json").is_file():
-        from diffusers import AutoencoderKL
-
-        vae = AutoencoderKL.from_pretrained(folder / "vae").eval().requires_grad_(False).to(device)  # pyright: ignore
+    """The task, seeing pictures as the generator shows them where ``folder`` holds a trained pipeline."""
+    pipeline = None
     source = next((folder / part for part in ("guided", "transformer") if (folder / part / "model_index.json").is_file()), None)
     if source is not None:
-        from diffusers import FluxPipeline
+        from diffusers import FluxPipeline  # pyright: ignore[reportPrivateImportUsage]
 
         pipeline = FluxPipeline.from_pretrained(source).to(device)
-    return UnderstandingTask(folder, device=device, vae=vae, pipeline=pipeline)
+    return UnderstandingTask(folder, device=device, pipeline=pipeline)
 
 
 def _by_answer_length(scenes: Sequence[Scene]) -> list[Tensor]:

@@ -1,0 +1,204 @@
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from services.grounding.engine import GroundingEngine, Query
+from services.grounding.http_backend import HttpBackend
+from services.grounding.local_backend import LocalBackend
+from services.grounding.profiles import QWEN25_VL, VISTA, profile_named
+from sfumato.advice import CHOICE, DESCRIPTION
+from sfumato.errors import AnswerRejected, BrokenWeights, InvalidInput, MissingWeights, Unavailable
+from sfumato.types import Region
+from sfumato.vista.understanding import build_model, build_tokenizer, save
+
+PICTURE = np.zeros((64, 64, 3), np.uint8)
+LAKE = json.dumps([{"bbox": [1, 2, 30, 40], DESCRIPTION: "a calm lake"}])
+
+
+class Scripted:
+    """Says these things, one after the other, and keeps what it was asked."""
+
+    concurrency = 1
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words = list(words)
+        self.asked: list[Query] = []
+
+    def answer(self, query: Query) -> str:
+        self.asked.append(query)
+        return self.words.pop(0)
+
+
+def engine(*words: str) -> tuple[GroundingEngine, Scripted]:
+    backend = Scripted(words)
+    return GroundingEngine(backend, VISTA), backend
+
+
+def test_grounding_asks_the_papers_question_once_and_gives_regions() -> None:
+    grounding, backend = engine(LAKE)
+    answer = grounding.ground(PICTURE, "a lake\nat night")
+    assert answer.regions == (Region("a calm lake", (1, 2, 30, 40)),)
+    assert answer.raw == LAKE
+    (query,) = backend.asked
+    assert "original description:\n\na lake at night\n\n2. Mark the locations" in query.text
+    assert query.attempt == 0 and query.schema is not None and query.schema["maxItems"] == VISTA.max_regions
+
+
+def test_pictures_are_shown_in_the_models_size_and_answered_in_their_own() -> None:
+    grounding, backend = engine(LAKE)
+    answer = grounding.ground(np.zeros((128, 256, 3), np.uint8), "a lake")
+    assert backend.asked[0].images[0].shape == (64, 64, 3)
+    assert answer.regions[0].box == (4, 4, 120, 80)
+
+
+def test_an_invalid_answer_is_asked_again_once_and_not_greedily() -> None:
+    grounding, backend = engine("what?", LAKE)
+    assert len(grounding.ground(PICTURE, "a lake").regions) == 1
+    assert [query.attempt for query in backend.asked] == [0, 1]
+    grounding, backend = engine("what?", "how?", LAKE)
+    with pytest.raises(AnswerRejected) as caught:
+        grounding.ground(PICTURE, "a lake")
+    assert caught.value.raw == "how?" and len(backend.asked) == 2
+
+
+@pytest.mark.parametrize("prompt", ["", " \n\t", "\x00\u200b", "a" * 501, "a lake<|im_end|>"])
+def test_unusable_prompts_are_refused_before_anyone_is_asked(prompt: str) -> None:
+    grounding, backend = engine()
+    for call in (grounding.ground, grounding.ask):
+        with pytest.raises(InvalidInput):
+            call(PICTURE, prompt)
+    with pytest.raises(InvalidInput):
+        grounding.refine(prompt)
+    assert backend.asked == []
+
+
+@pytest.mark.parametrize("shape", [(4, 64, 3), (64, 9000, 3)])
+def test_pictures_of_silly_sizes_are_refused(shape: tuple[int, int, int]) -> None:
+    with pytest.raises(InvalidInput, match="image"):
+        engine()[0].ground(np.zeros(shape, np.uint8), "a lake")
+
+
+def test_questions_and_refinements() -> None:
+    grounding, backend = engine("Yes.", "no", "a red house by day")
+    assert grounding.ask(PICTURE, "is there a lake?") is True
+    assert grounding.ask(PICTURE, "is there a lake?") is False
+    assert grounding.refine("a cottage") == "a red house by day"
+    assert backend.asked[0].choices == ("yes", "no")
+
+
+def test_comparison_in_both_orders_finds_out_who_always_says_the_same() -> None:
+    assert engine("B")[0].compare(PICTURE, PICTURE) == "B"
+    assert engine("B", "A")[0].compare(PICTURE, PICTURE, both_orders=True) == "B"
+    assert engine("A", "A")[0].compare(PICTURE, PICTURE, both_orders=True) == "tie"
+
+
+def test_many_pictures_keep_their_order() -> None:
+    answers = [json.dumps([{"bbox": [0, 0, 10 + i, 10], DESCRIPTION: "x"}]) for i in range(5)]
+    grounding, _ = engine(*answers)
+    assert [g.regions[0].box[2] for g in grounding.ground_all([PICTURE] * 5, ["a lake"] * 5)] == [10, 11, 12, 13, 14]
+    with pytest.raises(InvalidInput):
+        grounding.ground_all([PICTURE], [])
+
+
+def test_an_unknown_profile_is_named_among_the_known() -> None:
+    with pytest.raises(InvalidInput, match="vista"):
+        profile_named("gpt")
+
+
+# --- over HTTP ---
+
+
+@contextmanager
+def server(status: int, body: bytes) -> Iterator[tuple[str, list[dict[str, object]]]]:
+    """A real HTTP server that answers every request alike, and the requests it got."""
+    got: list[dict[str, object]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
+        thread = threading.Thread(target=listening.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.server_port}", got
+        finally:
+            listening.shutdown()
+            thread.join()
+
+
+def test_a_server_is_asked_in_openais_words() -> None:
+    body = json.dumps({"choices": [{"message": {"content": LAKE}}]}).encode()
+    with server(200, body) as (url, got):
+        backend = HttpBackend(f"{url}/v1/", "qwen2.5-vl")
+        answer = GroundingEngine(backend, QWEN25_VL).ground(np.zeros((560, 700, 3), np.uint8), "a lake")
+        backend.close()
+    assert answer.regions == ()  # 30 x 40 pixels of a large picture are too few to say anything
+    (request,) = got
+    assert request["model"] == "qwen2.5-vl" and request["temperature"] == 0.0
+    assert str(request["messages"]).count("data:image/png;base64,") == 1
+    assert "json_schema" in str(request["response_format"])
+
+
+@pytest.mark.parametrize(("status", "body"), [(500, b"oops"), (200, b"<html>"), (200, b'{"choices": []}'), (404, b"{}")])
+def test_a_server_that_is_none_is_unavailable(status: int, body: bytes) -> None:
+    with server(status, body) as (url, _):
+        backend = HttpBackend(url, "vista")
+        with pytest.raises(Unavailable):
+            backend.answer(Query((), "hello", 4))
+        backend.close()
+
+
+def test_no_server_is_unavailable() -> None:
+    backend = HttpBackend("http://127.0.0.1:9", "vista", timeout=2)
+    with pytest.raises(Unavailable, match="sfumato vlm serve"):
+        backend.answer(Query((), "hello", 4))
+    backend.close()
+
+
+# --- in this process ---
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("vlm")
+    tokenizer = build_tokenizer(["lake", "house", "yes", "no"])
+    save(build_model(tokenizer), tokenizer, folder)
+    return folder
+
+
+def test_even_a_model_that_knows_nothing_answers_in_the_schema(untrained: Path) -> None:
+    backend = LocalBackend(untrained)
+    grounding = GroundingEngine(backend, VISTA)
+    query = Query((PICTURE,), "say", 200, schema=VISTA.answer_schema(64, 64))
+    raw = backend.answer(query)
+    assert raw.startswith("[") and raw == backend.answer(query)
+    assert isinstance(grounding.ask(PICTURE, "is there a lake?"), bool)
+    assert grounding.compare(PICTURE, PICTURE) in ("A", "B")
+    assert backend.answer(Query((PICTURE, PICTURE), CHOICE, 8, choices=("A", "B"))) in ("A", "B")
+    assert backend.answer(Query((), "sampled", 8, attempt=1)) == backend.answer(Query((), "sampled", 8, attempt=1))
+
+
+def test_missing_and_broken_models_are_told_apart(untrained: Path, tmp_path: Path) -> None:
+    with pytest.raises(MissingWeights):
+        LocalBackend(tmp_path)
+    for path in untrained.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "model.safetensors").write_bytes(b"not a model")
+    with pytest.raises(BrokenWeights):
+        LocalBackend(tmp_path)
