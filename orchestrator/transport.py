@@ -95,6 +95,8 @@ class LocalTransport:
     def __exit__(self, *exception: object) -> None:
         for service in list(self._workers):
             self.release(service)
+        self._results.close()
+        self._results.join_thread()
 
     def prepare(self, services: Iterable[str]) -> None:
         """Start the workers of these services, and what must run beside them."""

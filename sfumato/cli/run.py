@@ -146,7 +146,7 @@ def _services(plan: Plan, folder: Path, settings: Settings) -> dict[str, LocalSe
 
     grounding = plan.spec.ground
     threads = str(settings.threads)
-    environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+    environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
     workers = settings.workers or (min(os.cpu_count() or 1, 4) if plan.spec.model == "vista" else 1)
     companion, url = None, settings.vlm_url
     if grounding.backend == "vllm" and not url:
