@@ -19,22 +19,26 @@ from sfumato.vista.training.loop import Step, Task
 from sfumato.vista.training.pairs import PairPool
 from sfumato.vista.training.preferences import MpsTask, PickScoreTask
 
+STARTS = {"aesthetic": "clip", "pickscore": "clip", "mps": "pickscore"}
+"""What each part starts from. MPS goes on from the preferences that PickScore has learnt: a third of the training."""
+
 
 def build(part: str, folder: Path, device: str = "cpu", groups: int = GROUPS) -> Task:
-    """The task of ``clip``, ``aesthetic``, ``pickscore`` or ``mps``; the last three start from ``folder / "clip"``.
+    """The task of ``clip``, ``aesthetic``, ``pickscore`` or ``mps``, which start from an export in ``folder``: see ``STARTS``.
 
     Raises:
         InvalidInput: an unknown part.
-        MissingWeights: CLIP is not trained yet.
+        MissingWeights: the model that the part starts from is not trained yet.
     """
     if part == "clip":
         return ClipTask(device, folder / "pools", groups)
     tasks = {"aesthetic": AestheticTask, "pickscore": PickScoreTask, "mps": MpsTask}
     if part not in tasks:
         raise InvalidInput("part", f"{part!r} is not a scorer.", hint=f"The scorers are clip, {', '.join(tasks)}.")
-    if not (folder / "clip" / "config.json").is_file():
-        raise MissingWeights("CLIP is not trained yet.", hint="Train it first: sfumato vista train --part clip")
-    clip = eager(CLIPModel.from_pretrained(folder / "clip", dtype=torch.float32))
+    start = folder / STARTS[part]
+    if not (start / "config.json").is_file():
+        raise MissingWeights(f"{start.name} is not trained yet.", hint=f"Train it first: sfumato vista train --part {start.name}")
+    clip = eager(CLIPModel.from_pretrained(start, dtype=torch.float32))
     return tasks[part](clip, device, folder / "pools", groups)
 
 

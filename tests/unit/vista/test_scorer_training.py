@@ -63,7 +63,7 @@ def test_clip_learns_captions_and_finish(tmp_path: Path) -> None:
 def test_what_stands_on_clip_learns_and_resumes_to_the_same_bytes(tmp_path: Path, trained: Path, part: str) -> None:
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "clip").symlink_to(trained / "clip")
+        (tmp_path / name / scorers.STARTS[part]).symlink_to(trained / "clip")
     task = scorers.build(part, tmp_path / "whole", groups=8)
     step = Step(0, 0.0, torch.Generator().manual_seed(0), random.Random(0))
     before = task.backward(step)
@@ -80,7 +80,9 @@ def test_what_stands_on_clip_learns_and_resumes_to_the_same_bytes(tmp_path: Path
 def test_parts_are_named_and_need_clip(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="not a scorer"):
         scorers.build("beauty", tmp_path)
-    with pytest.raises(MissingWeights, match="CLIP"):
+    with pytest.raises(MissingWeights, match="--part clip"):
+        scorers.build("aesthetic", tmp_path)
+    with pytest.raises(MissingWeights, match="--part pickscore"):
         scorers.build("mps", tmp_path)
 
 
