@@ -68,10 +68,11 @@ class RunProgress:
         import numpy as np
 
         from sfumato.cli.ground import drawn
-        from sfumato.runtime.images import decode_image, resize, write_png
+        from sfumato.runtime.images import decode_image, write_png
 
         before = drawn(decode_image(self._artifacts.get(sample.before.picture)), sample.regions)
-        after = resize(decode_image(self._artifacts.get(sample.after.picture)), before.shape[1], before.shape[0])
+        after = drawn(decode_image(self._artifacts.get(sample.after.picture)), ())
+        after = np.pad(after, ((0, before.shape[0] - after.shape[0]), (0, 0), (0, 0)), constant_values=255)
         path = self._folder / "first-pair.png"
         write_png(np.concatenate([before, after], axis=1), path)
         self._first_pair = True
