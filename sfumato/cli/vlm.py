@@ -26,7 +26,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
     threads: Annotated[int, typer.Option(min=1, max=256, help="CPU threads, for the CPU build.")] = 1,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds until it must be healthy.")] = 300.0,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds until it must be healthy.")] = 600.0,
     log: Annotated[Path | None, typer.Option(help="Where the server's own log goes.")] = None,
 ) -> None:
     """Start vLLM with an OpenAI-compatible API, wait until it is healthy, and serve until Ctrl-C.

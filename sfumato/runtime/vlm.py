@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -26,6 +27,8 @@ from sfumato.errors import InvalidInput, MissingWeights, Unavailable
 
 HOST = "127.0.0.1"
 POLL = 0.25
+READY = 600.0
+"""Seconds until a server must be healthy: a minute on an idle CPU, many on a busy one."""
 STOPPING = 10.0
 """Seconds a server is given to end by itself."""
 _SHIM = "import sfumato  # lets vLLM's processes import torchvision: see sfumato.torchvision_ops\n"
@@ -79,7 +82,7 @@ def serving(
     host: str = HOST,
     port: int = 0,
     threads: int = 1,
-    timeout: float = 300.0,
+    timeout: float = READY,
     log: Path | None = None,
     on_wait: Callable[[float], None] | None = None,
 ) -> Iterator[VlmServer]:
@@ -122,8 +125,9 @@ def serving(
             )
         server = VlmServer(f"http://{_reachable(host)}:{port}", process, log)
         try:
-            _wait_healthy(server, timeout, on_wait)
-            yield server
+            with _termination_unwinds():
+                _wait_healthy(server, timeout, on_wait)
+                yield server
         finally:
             _stop(process)
 
@@ -158,6 +162,23 @@ def healthy(url: str, timeout: float = 2.0) -> bool:
             return answer.status == 200
     except (urllib.error.URLError, OSError, ValueError):
         return False
+
+
+@contextlib.contextmanager
+def _termination_unwinds() -> Iterator[None]:
+    """Let SIGTERM unwind the stack, so that the server ends with its starter; only a main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    previous = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _wait_healthy(server: VlmServer, timeout: float, on_wait: Callable[[float], None] | None) -> None:

@@ -19,7 +19,7 @@ from sfumato.vista.training.questions import refinement, yes_or_no
 from sfumato.vista.weights import locate
 from sfumato.vista.world import Scene, render
 
-pytestmark = [pytest.mark.vllm, pytest.mark.skipif(vlm.installed() is None, reason="vLLM is not installed"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.vllm, pytest.mark.skipif(vlm.installed() is None, reason="vLLM is not installed"), pytest.mark.timeout(900)]
 COUNT = 12
 
 
