@@ -142,6 +142,8 @@ def test_words_a_condition_is_not_about_are_damped() -> None:
     image, text, condition = torch.randn(1, 5, 16), torch.randn(1, 3, 16), torch.randn(1, 2, 16)
     ones = torch.ones(1, 3, dtype=torch.long), torch.ones(1, 2, dtype=torch.long)
     with torch.no_grad():
+        attention.out.weight.normal_()
+        attention.narrow.weight.normal_()
         attention.slope.fill_(200.0)
         attention.threshold.fill_(0.99)
         condition[0, 0] = text[0, 1]
