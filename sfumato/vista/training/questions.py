@@ -122,6 +122,11 @@ def yes_or_no(scene: Scene, rng: random.Random) -> tuple[str, str]:
     if way < 0.75:
         time = scene.time if rng.random() < 0.45 else rng.choice(TIMES)
         return f"is it {time}?", _answer(time == scene.time)
+    return colour_question(scene, rng)
+
+
+def colour_question(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    """A question of an object's colour; of the sky's finish where nothing has a colour."""
     coloured = [e for e in scene.objects if e.colour]
     if not coloured:
         return "is the sky beautiful?", _answer(scene.sky.beautiful)

@@ -172,8 +172,12 @@ class UnderstandingTask:
         return ((degrade(x, step.torch, 0.5) + 1) / 2).to(self.device)
 
     def _sequences(self, scenes: Sequence[Scene], rng: random.Random, asked: int = 3) -> Sequences:
-        """One grounding and ``asked`` yes/no questions for each scene, which do not see one another."""
-        pairs = [pair for s in scenes for pair in (questions.grounding(s, rng), *(questions.yes_or_no(s, rng) for _ in range(asked)))]
+        """One grounding and ``asked`` yes/no questions for each scene, which do not see one another; the last is of a colour."""
+        pairs = []
+        for scene in scenes:
+            pairs.append(questions.grounding(scene, rng))
+            pairs += [questions.yes_or_no(scene, rng) for _ in range(asked - 1)]
+            pairs += [questions.colour_question(scene, rng)] * (asked > 0)
         asks, answers = self._ids([q for q, _ in pairs]), self._ids([a for _, a in pairs])
         start, frame = BEFORE + SPAN, self._reader(self.model)
         rows: list[tuple[list[int], list[int], list[int], list[int]]] = []
@@ -223,7 +227,7 @@ class UnderstandingTask:
             probe = self._probe_loss(self.model, seen, self.truth[0], index)
         surprise = self._surprise(logits.float(), labels)
         asked = torch.isin(labels, torch.tensor(self.yes_no, device=labels.device))
-        weights = torch.where(asked, 5.0, 1.0)
+        weights = torch.where(asked, 8.0, 1.0)
         return (surprise * weights).sum() / weights.sum() + 0.15 * probe
 
     def _surprise(self, logits: Tensor, labels: Tensor, spread: float = 0.7) -> Tensor:
