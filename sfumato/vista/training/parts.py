@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -106,13 +105,8 @@ def install(folder: Path, parts: Sequence[str], root: Path = weights.ROOT) -> No
 
 
 def halve(path: Path) -> None:
-    """Rewrite a weight file with its floating point tensors in fp16, and say so in the config beside it."""
+    """Rewrite a weight file with its floating point tensors in fp16. The config still says float32, so that is what is loaded."""
     save_file({name: t.half() if t.is_floating_point() else t for name, t in load_file(path).items()}, path, metadata={"format": "pt"})
-    config = path.parent / "config.json"
-    if config.is_file():
-        values = json.loads(config.read_text())
-        if "dtype" in values:
-            config.write_text(json.dumps(values | {"dtype": "float16"}, indent=2, sort_keys=True) + "\n")
 
 
 def _vae(folder: Path, device: str) -> AutoencoderKL:
