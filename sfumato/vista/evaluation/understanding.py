@@ -39,8 +39,7 @@ class Tally:
     wanted: int = 0
     found: int = 0
     said: int = 0
-    all_said: int = 0
-    kinds_right: int = 0
+    named: list[bool] = field(default_factory=list)
     valid: list[bool] = field(default_factory=list)
     overlaps: list[float] = field(default_factory=list)
     by_kind: dict[str, list[float]] = field(default_factory=dict)
@@ -48,9 +47,8 @@ class Tally:
     def add(self, regions: Sequence[Region], truth: Mapping[str, Box], present: Mapping[str, Box]) -> None:
         """One picture: what was said, what should have been said, and all that is there, boxes by kind."""
         said = {kind_of(region.prompt) or "?": region.box for region in regions}
-        self.all_said += len(regions)
         self.said += sum(kind_of(region.prompt) != "sky" for region in regions)
-        self.kinds_right += sum(_names_what_is_there(region, present) for region in regions)
+        self.named += [named for region in regions if (named := _rightly_named(region, present)) is not None]
         for kind, box in truth.items():
             overlap = iou(said[kind], box) if kind in said else 0.0
             self.by_kind.setdefault(kind, []).append(overlap)
@@ -63,13 +61,13 @@ class Tally:
 
     def figures(self) -> dict[str, float]:
         """Recall and precision of objects (the sky, large and easy, is in ``by_kind`` alone), mean IoU of those found, share of
-        regions that name what they frame, share of valid answers.
+        the regions that frame an object which also name it, share of valid answers.
         """
         return {
             "grounding_recall": self.found / max(1, self.wanted),
             "grounding_precision": self.found / max(1, self.said),
             "grounding_iou": float(np.mean(self.overlaps)) if self.overlaps else 0.0,
-            "grounding_kind": self.kinds_right / max(1, self.all_said),
+            "grounding_kind": float(np.mean(self.named)) if self.named else 0.0,
             "json_valid": float(np.mean(self.valid)) if self.valid else 0.0,
         }
 
@@ -111,7 +109,7 @@ def on_generated(
     for image, prompt, objects, marks in zip(images, prompts, found, finish, strict=True):
         boxes = {kind: detection.box for kind, detection in objects.items()}
         plain = {kind: box for kind, box in boxes.items() if marks.get(kind, 0.0) < 0.5}
-        _tally(tally, ground, image, prompt, plain, boxes | {"sky": (0, 0, image.shape[1], image.shape[0])})
+        _tally(tally, ground, image, prompt, plain, boxes)
     return tally
 
 
@@ -154,12 +152,13 @@ def _tally(tally: Tally, ground: Ground, image: Image, prompt: str, truth: Mappi
     tally.add(regions or (), truth, present)
 
 
-def _names_what_is_there(region: Region, present: Mapping[str, Box]) -> bool:
-    """Whether the box lies on an element of the kind that its text names, rather than on another or on none."""
+def _rightly_named(region: Region, present: Mapping[str, Box]) -> bool | None:
+    """Whether a region names the object it frames (the one it overlaps most); None where it frames none, or speaks of the sky."""
+    overlaps = {kind: iou(region.box, box) for kind, box in present.items() if kind != "sky"}
     kind = kind_of(region.prompt)
-    if kind is None or kind not in present:
-        return False
-    return kind == "sky" or iou(region.box, present[kind]) > 0.1
+    if kind == "sky" or not overlaps or max(overlaps.values()) < 0.5:
+        return None
+    return kind == max(overlaps, key=overlaps.__getitem__)
 
 
 def _pair(rng: random.Random) -> tuple[Scene, Scene]:
