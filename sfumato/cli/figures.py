@@ -46,7 +46,6 @@ def measure(groups: Sequence[str], on_group: Callable[[str], object]) -> dict[st
 
 
 def _generator() -> dict[str, float]:
-    import torch
     from diffusers import FluxPipeline
 
     from services.generator.engine import GeneratorEngine
@@ -56,7 +55,7 @@ def _generator() -> dict[str, float]:
     from sfumato.vista.evaluation.judge import Judge
     from sfumato.vista.weights import locate
 
-    pipeline = FluxPipeline.from_pretrained(locate("generator"), torch_dtype=torch.float32)
+    pipeline = FluxPipeline.from_pretrained(locate("generator"))
     pipeline.set_progress_bar_config(disable=True)
     engine = GeneratorEngine(pipeline)
     regions = tuple(Region(f"a sky by day {i}", (0, 16 * i, 64, 16 * i + 16)) for i in range(4))
@@ -65,7 +64,6 @@ def _generator() -> dict[str, float]:
 
 
 def _understanding() -> dict[str, float]:
-    import torch
     from diffusers import FluxPipeline
 
     from services.grounding.engine import GroundingEngine
@@ -79,7 +77,7 @@ def _understanding() -> dict[str, float]:
 
     engine = GroundingEngine(LocalBackend(locate("understanding")), profile_named("vista"))
     prompts = held_out()
-    pipeline = FluxPipeline.from_pretrained(locate("generator"), torch_dtype=torch.float32)
+    pipeline = FluxPipeline.from_pretrained(locate("generator"))
     pipeline.set_progress_bar_config(disable=True)
     images = paint(pipeline, [p.plain for p in prompts], [p.seed for p in prompts])
 

@@ -35,7 +35,7 @@ def test_all_the_weights_are_small() -> None:
 
 
 def test_the_generator_is_a_flux_pipeline_that_paints_what_it_painted() -> None:
-    pipeline = FluxPipeline.from_pretrained(weights.locate("generator"), torch_dtype=torch.float32)
+    pipeline = FluxPipeline.from_pretrained(weights.locate("generator"))
     pipeline.set_progress_bar_config(disable=True)
     assert isinstance(pipeline.transformer, FluxTransformer2DModel)
     assert isinstance(pipeline.vae, AutoencoderKL)
