@@ -169,7 +169,8 @@ def _gather(
     missing = {task.id: task for task in tasks if task.id not in found}
     for task in missing.values():
         transport.submit(task)
-    notify(Progress(stage.name, reused, total, reused, state.samples))
+    if missing:
+        notify(Progress(stage.name, reused, total, reused, state.samples))
     for _ in missing:
         manifest = transport.next()
         found[manifest.task_id] = manifest
