@@ -55,7 +55,7 @@ def ground(
     with _backend(console, backend, url, profile, model) as asked:
         answer = GroundingEngine(asked, chosen).ground(picture, prompt)
     entries = [{"bbox": list(region.box), DESCRIPTION: region.prompt} for region in answer.regions]
-    typer.echo(json.dumps(entries) if as_json else json.dumps(entries, indent=4))
+    typer.echo(json.dumps(entries) if as_json or not entries else "[\n  " + ",\n  ".join(map(json.dumps, entries)) + "\n]")
     if draw is not None:
         write_png(drawn(picture, answer.regions), draw, "draw")
         console.print(f"boxes drawn in {draw}")
