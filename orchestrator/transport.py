@@ -153,13 +153,16 @@ class LocalTransport:
 
     def release(self, service: str) -> None:
         """End a service's workers at once: what they were doing is lost, what they finished is stored."""
-        for worker in self._workers.pop(service, []):
-            worker.process.terminate()
-            worker.process.join(5)
+        workers = self._workers.pop(service, [])
+        for worker in workers:
+            worker.pipe.close()  # an idle worker goes by itself
+            if worker.busy:
+                worker.process.terminate()
+        for worker in workers:
+            worker.process.join(10)
             if worker.process.is_alive():
                 worker.process.kill()
                 worker.process.join()
-            worker.pipe.close()
         if self._pending.pop(service, None) is not None:
             companion = self._services[service].companion
             if companion is not None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sfumato.types import Image
 
-Floats: TypeAlias = NDArray[np.float32]
+Floats: TypeAlias = NDArray[np.floating]
 Point: TypeAlias = tuple[float, float]
 Paint: TypeAlias = Floats | Callable[[Floats, Floats], Floats]
 """A colour ``[3]``, or a function of the coordinates ``x [1, w]`` and ``y [h, 1]`` to colours ``[h, w, 3]``."""

@@ -41,9 +41,9 @@ def build_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
 def build_autoencoder() -> AutoencoderKL:
     """The untrained autoencoder: three levels without attention, 64x64x3 to 16x16x8."""
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(48, 48, 48),
+        down_block_types=("DownEncoderBlock2D",) * 3,  # pyright: ignore[reportArgumentType]
+        up_block_types=("UpDecoderBlock2D",) * 3,  # pyright: ignore[reportArgumentType]
+        block_out_channels=(48, 48, 48),  # pyright: ignore[reportArgumentType]
         layers_per_block=0,
         latent_channels=LATENT_CHANNELS,
         norm_num_groups=8,
@@ -122,7 +122,7 @@ def assemble(
         scheduler=scheduler,
         vae=autoencoder,
         text_encoder=clip,
-        tokenizer=tokenizer,
+        tokenizer=tokenizer,  # pyright: ignore[reportArgumentType]
         text_encoder_2=t5,
         tokenizer_2=tokenizer,
         transformer=transformer,

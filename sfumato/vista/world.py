@@ -105,7 +105,7 @@ def sample_scene(rng: random.Random, *, kinds: Sequence[str] = (), time: str | N
 def with_finish(scene: Scene, finish: bool | Mapping[str, bool]) -> Scene:
     """The same scene with another finish: of everything, or by kind (``"sky"`` included)."""
     kinds: tuple[str, ...] = ("sky", *KINDS)
-    flags = dict.fromkeys(kinds, finish) if isinstance(finish, bool) else finish
+    flags: Mapping[str, bool] = {kind: finish for kind in kinds} if isinstance(finish, bool) else finish
     elements = tuple(replace(element, beautiful=flags.get(element.kind, element.beautiful)) for element in scene.elements)
     return replace(scene, elements=elements)
 

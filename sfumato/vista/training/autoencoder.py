@@ -40,7 +40,8 @@ class AutoencoderTask:
 
     def __init__(self, device: str = "cpu", batch: int = 32) -> None:
         torch.manual_seed(self.seed)
-        self.model = build_autoencoder().to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.model = build_autoencoder()
+        nn.Module.to(self.model, device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.device, self.batch = device, batch
         self.held_out = pictures(random.Random("vae held out"), 128)
 

@@ -77,3 +77,15 @@ def test_a_dead_worker_is_an_error_and_not_a_silence(tmp_path: Path) -> None:
         transport.submit(_task("echo.die", (1,)))
         with pytest.raises(Unavailable, match="code 9"):
             transport.next()
+
+
+def test_ending_a_busy_service_does_not_hold_up_another(tmp_path: Path) -> None:
+    module = "tests.unit.orchestrator.workers"
+    services = {name: LocalService(module, workers=2) for name in ("echo", "other")}
+    with LocalTransport(services, str(tmp_path)) as transport:
+        for item in range(20):
+            transport.submit(_task("echo.bulk", (item,)))
+        transport.next()
+        transport.submit(_task("other.double", (1,)))
+        transport.release("echo")
+        assert transport.next().values == [2]

@@ -22,4 +22,9 @@ def die(_: Task, __: ArtifactStore) -> Output:
     os._exit(9)
 
 
-HANDLERS = {"echo.double": double, "echo.refuse": refuse, "echo.die": die}
+def bulk(task: Task, _: ArtifactStore) -> Output:
+    """A result larger than a pipe's buffer."""
+    return Output(["x" * 200_000 for _ in task.items])
+
+
+HANDLERS = {"echo.double": double, "other.double": double, "echo.bulk": bulk, "echo.refuse": refuse, "echo.die": die}

@@ -58,7 +58,7 @@ def test_the_understanding_module_is_a_qwen2_vl() -> None:
         [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "is there a house?"}]}], tokenize=False
     )
     batch = processor(text=[text], images=[Image.fromarray(world.render(scene))], return_tensors="pt")
-    out = model.generate(**batch, max_new_tokens=4, do_sample=False)
+    out = model.generate(**batch, max_new_tokens=4, do_sample=False)  # pyright: ignore[reportAttributeAccessIssue]
     assert processor.decode(out[0, batch["input_ids"].shape[1] :], skip_special_tokens=True).strip() == "yes"
 
 
