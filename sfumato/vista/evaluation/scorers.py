@@ -49,13 +49,12 @@ def aesthetic_spearman(aesthetic: Score, count: int = 256) -> float:
 def preference_accuracy(preference: Score, count: int = 256) -> float:
     """Share of pairs under one prompt in which the better picture scores higher.
 
-    Half of the pairs differ in finish alone ; in the others one picture
-    lacks an object that the prompt names, and loses whatever its finish.
+    Half of the pairs differ in finish alone; the others share it, and one picture lacks an object that the prompt names.
     """
     rng = random.Random("preference")
     better, worse, prompts = [], [], []
     while len(prompts) < count:
-        scene = _mixed(rng)
+        scene = _uniform(rng) if len(prompts) % 2 else _mixed(rng)
         prompt = caption(scene, rng, said=dict.fromkeys((e.kind for e in scene.elements), False))
         other = _lacking(scene, rng) if len(prompts) % 2 else _refinished(scene, rng)
         if other is None:
@@ -104,6 +103,12 @@ def _mixed(rng: random.Random) -> Scene:
     return with_finish(scene, {e.kind: rng.random() < (0.5 if e.kind == "sky" else share) for e in scene.elements})
 
 
+def _uniform(rng: random.Random) -> Scene:
+    """A scene whose objects share one finish, so that one of them can go without changing it."""
+    scene, objects, sky = sample_scene(rng), rng.random() < 0.5, rng.random() < 0.5
+    return with_finish(scene, {e.kind: sky if e.kind == "sky" else objects for e in scene.elements})
+
+
 def _different(rng: random.Random, count: int) -> list[Scene]:
     """Scenes no two of which have the same time, things, colours and finish."""
     scenes: dict[object, Scene] = {}
@@ -120,10 +125,9 @@ def _refinished(scene: Scene, rng: random.Random) -> Scene | None:
 
 
 def _lacking(scene: Scene, rng: random.Random) -> Scene | None:
-    """The scene without one of its objects, in any finish; None where it has only one, or a boat would lose its lake."""
+    """The scene without one of its objects; None where it has only one. No boat loses its lake."""
     kinds = {e.kind for e in scene.objects}
     lost = rng.choice(sorted(kinds - ({"lake"} if "boat" in kinds else set())))
     if len(kinds) < 2:
         return None
-    rest = Scene(scene.time, scene.horizon, tuple(e for e in scene.elements if e.kind != lost))
-    return with_finish(rest, {e.kind: rng.random() < 0.5 for e in rest.elements})
+    return Scene(scene.time, scene.horizon, tuple(e for e in scene.elements if e.kind != lost))

@@ -1,6 +1,6 @@
 """Training of the two preference models on pairs of the world's pictures.
 
-What they are taught to like: a picture that shows what the prompt names, and, among such, the better finish.
+What they are taught to like: the better finish, and among pictures of one finish the one that shows what the prompt names.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from sfumato.vista.training.clip import CONDITIONS, GROUPS, PairTask, save_clip
 from sfumato.vista.training.judge import optimizers
 from sfumato.vista.training.loop import Step
 from sfumato.vista.training.pairs import IN_GROUP, PairPool, lacks, spoken
+
+CLEAR = 0.08
+"""Finishes that differ by less are one."""
 
 
 class Pairs(NamedTuple):
@@ -137,12 +140,12 @@ class MpsTask(PairTask):
 
 
 def draw_pairs(pool: PairPool, count: int, rng: random.Random, condition: str) -> Pairs:
-    """Pairs with a clear preference: fewer things lacking wins, then the better finish; either alone under its condition."""
+    """Pairs with a clear preference: the better finish wins, then fewer things lacking; either alone under its condition."""
     chosen: list[tuple[tuple[int, int], tuple[int, int]]] = []
     prompts, preferred = [], []
     while len(chosen) < count:
         row = rng.randrange(len(pool))
-        a, b = rng.sample(range(IN_GROUP), 2)
+        a, b = rng.sample((0, 2), 2) if rng.random() < 0.4 else rng.sample(range(IN_GROUP), 2)
         first, second = (row, a), (rng.randrange(len(pool)) if rng.random() < 0.08 else row, b)
         wanted = pool.scenes[row][a if rng.random() < 0.5 else b]
         scenes = [pool.scenes[i][k] for i, k in (first, second)]
@@ -150,10 +153,11 @@ def draw_pairs(pool: PairPool, count: int, rng: random.Random, condition: str) -
         finish = [float(pool.finish[i, k, 2]) for i, k in (first, second)]
         by_content = 0 if condition == "aesthetics" else missing[1] - missing[0]
         by_finish = 0.0 if condition == "agreement" else finish[0] - finish[1]
-        if not by_content and abs(by_finish) < 0.08:
+        better = by_finish if abs(by_finish) >= CLEAR else by_content
+        if not better:
             continue
         chosen.append((first, second))
-        preferred.append(0 if (by_content or by_finish) > 0 else 1)
+        preferred.append(0 if better > 0 else 1)
         prompts.append(spoken(wanted, rng, plainly=rng.random() < 0.65)[0])
     groups, members = torch.tensor(chosen).permute(2, 1, 0)
     return Pairs(pool.pictures[groups, members], prompts, torch.tensor(preferred))
