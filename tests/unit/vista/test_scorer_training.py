@@ -122,7 +122,7 @@ def test_the_contrastive_loss_is_clips_where_nothing_is_neutral() -> None:
     assert clip.contrastive(logits, batch).item() == pytest.approx(-(p.mean() + q.mean()).item() / 2)
 
 
-def test_pairs_prefer_content_then_finish() -> None:
+def test_pairs_prefer_finish_then_content() -> None:
     pool = pairs.pair_pool("test", 40)
     for condition in clip.CONDITIONS:
         drawn = preferences.draw_pairs(pool, 32, random.Random(1), condition)
