@@ -21,31 +21,19 @@ from sfumato.vista.training.judge import DetectorTask, JudgeTask, box_iou, cover
 from sfumato.vista.training.loop import Step, fit
 from sfumato.vista.training.scenes import LABELS, scene_pool
 from sfumato.vista.world import KINDS, pixel_box, render, sample_scene, with_finish
+from tests.unit.vista.killing import Killed, killed
 
 SMALL = (8, 16, 16)
 
 
-class Killed(BaseException):
-    """Stands for a Ctrl-C in the middle of a step."""
-
-
 @pytest.mark.parametrize("kind", [DetectorTask, JudgeTask])
 def test_a_killed_training_resumes_to_the_same_bytes(tmp_path: Path, kind: type[DetectorTask] | type[JudgeTask]) -> None:
-    def task(at: int | None = None) -> DetectorTask | JudgeTask:
-        made = kind(scenes=32, batch=4, widths=SMALL)
-        backward = made.backward
-
-        def kill(step: Step) -> float:
-            if step.number == at:
-                raise Killed
-            return backward(step)
-
-        made.backward = kill
-        return made
+    def task() -> DetectorTask | JudgeTask:
+        return kind(scenes=32, batch=4, widths=SMALL)
 
     fit(task(), tmp_path / "whole", steps=4)
     with pytest.raises(Killed):
-        fit(task(at=2), tmp_path / "killed", steps=4)
+        fit(killed(task(), at=2), tmp_path / "killed", steps=4)
     fit(task(), tmp_path / "killed", resume=True)
     name = f"{kind.name}/model.safetensors"
     assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()

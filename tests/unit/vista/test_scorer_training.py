@@ -17,23 +17,8 @@ from sfumato.types import Image
 from sfumato.vista.evaluation.scorers import aesthetic_spearman, clip_retrieval, preference_accuracy, spearman
 from sfumato.vista.scorers import ConditionedAttention, unit
 from sfumato.vista.training import clip, pairs, preferences, scorers
-from sfumato.vista.training.loop import Step, Task, fit
-
-
-class Killed(BaseException):
-    """Stands for a Ctrl-C in the middle of a step."""
-
-
-def killed(task: Task, at: int) -> Task:
-    backward = task.backward
-
-    def kill(step: Step) -> float:
-        if step.number == at:
-            raise Killed
-        return backward(step)
-
-    task.backward = kill
-    return task
+from sfumato.vista.training.loop import Step, fit
+from tests.unit.vista.killing import Killed, killed
 
 
 @pytest.fixture(scope="module")

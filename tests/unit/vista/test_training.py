@@ -14,24 +14,8 @@ from sfumato.vista.generator import build_autoencoder
 from sfumato.vista.training import parts
 from sfumato.vista.training.autoencoder import AutoencoderTask
 from sfumato.vista.training.generator import GuidanceTask, TransformerTask
-from sfumato.vista.training.loop import Step, Task, fit, parse_budget, rate
-
-
-class Killed(BaseException):
-    """Stands for a Ctrl-C in the middle of a step."""
-
-
-def interrupt(task: Task, at: int) -> Task:
-    """The same task, killed when step ``at`` begins."""
-    backward = task.backward
-
-    def kill(step: Step) -> float:
-        if step.number == at:
-            raise Killed
-        return backward(step)
-
-    task.backward = kill
-    return task
+from sfumato.vista.training.loop import fit, parse_budget, rate
+from tests.unit.vista.killing import Killed, killed
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +41,11 @@ def test_the_autoencoder_learns(tmp_path: Path) -> None:
 def test_a_killed_training_resumes_to_the_same_bytes(tmp_path: Path, vae: AutoencoderKL) -> None:
     fit(transformer(vae, _folder(tmp_path / "whole")), tmp_path / "whole", steps=6)
     with pytest.raises(Killed):
-        fit(interrupt(transformer(vae, _folder(tmp_path / "killed")), at=4), tmp_path / "killed", steps=6)
+        fit(killed(transformer(vae, _folder(tmp_path / "killed")), at=4), tmp_path / "killed", steps=6)
     fit(transformer(vae, tmp_path / "killed"), tmp_path / "killed", resume=True)
-    whole, killed = (load_file(tmp_path / name / "transformer.checkpoint.safetensors") for name in ("whole", "killed"))
-    assert whole.keys() == killed.keys()
-    assert all(torch.equal(whole[key], killed[key]) for key in whole)
+    whole, resumed = (load_file(tmp_path / name / "transformer.checkpoint.safetensors") for name in ("whole", "killed"))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
 def test_the_generator_learns(tmp_path: Path, vae: AutoencoderKL) -> None:
