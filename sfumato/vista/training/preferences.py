@@ -140,21 +140,25 @@ class MpsTask(PairTask):
 
 
 def draw_pairs(pool: PairPool, count: int, rng: random.Random, condition: str) -> Pairs:
-    """Pairs with a clear preference: the better finish wins, then fewer things lacking; either alone under its condition."""
+    """Pairs with a clear preference: the better finish wins, then fewer things lacking; either alone under its condition.
+
+    About a third of the pairs under ``overall`` share their finish: a fault is easily missed beside beauty.
+    """
     chosen: list[tuple[tuple[int, int], tuple[int, int]]] = []
     prompts, preferred = [], []
     while len(chosen) < count:
-        row = rng.randrange(len(pool))
-        a, b = rng.sample((0, 2), 2) if rng.random() < 0.4 else rng.sample(range(IN_GROUP), 2)
-        first, second = (row, a), (rng.randrange(len(pool)) if rng.random() < 0.08 else row, b)
-        wanted = pool.scenes[row][a if rng.random() < 0.5 else b]
+        row, faulty = rng.randrange(len(pool)), rng.random() < 0.5
+        a, b = rng.sample((0, 2), 2) if faulty else rng.sample(range(IN_GROUP), 2)
+        first, second = (row, a), (rng.randrange(len(pool)) if not faulty and rng.random() < 0.16 else row, b)
+        wanted = pool.scenes[row][0 if faulty else a if rng.random() < 0.5 else b]
         scenes = [pool.scenes[i][k] for i, k in (first, second)]
         missing = [lacks(scene, wanted) for scene in scenes]
         finish = [float(pool.finish[i, k, 2]) for i, k in (first, second)]
         by_content = 0 if condition == "aesthetics" else missing[1] - missing[0]
         by_finish = 0.0 if condition == "agreement" else finish[0] - finish[1]
-        better = by_finish if abs(by_finish) >= CLEAR else by_content
-        if not better:
+        clear = abs(by_finish) >= CLEAR
+        better = by_finish if clear else by_content
+        if not better or (faulty and clear and condition == "overall"):
             continue
         chosen.append((first, second))
         preferred.append(0 if better > 0 else 1)
