@@ -159,7 +159,7 @@ def test_the_shipped_scorers_reach_their_figures(shipped: ScoringEngine) -> None
 def test_the_shipped_scorers_like_what_a_person_would(shipped: ScoringEngine) -> None:
     scene = sample_scene(random.Random(3), kinds=("house", "mountains"), time="dusk", count=2)
     plain, fine = (render(with_finish(scene, finish)) for finish in (False, True))
-    other = render(with_finish(sample_scene(random.Random(4), kinds=("boat",), time="night"), True))
+    other = render(sample_scene(random.Random(4), kinds=("boat",), time="night"))
     prompt = caption(scene, random.Random(0))
     rows = shipped.score([plain, fine, other], [prompt] * 3)
     assert rows[1]["aesthetic"] > rows[0]["aesthetic"] + 3
