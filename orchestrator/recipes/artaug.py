@@ -220,7 +220,8 @@ def _gain(sample: Sample) -> float:
 def train(plan: Plan, state: State) -> list[Task]:
     """A task for every few kept pairs; each pair is trained as if it were alone."""
     model, settings, paint = plan.models["generator"], plan.spec.train, plan.spec.paint
-    params = settings.model_dump(exclude={"together"}) | {"guidance": paint.guidance, "width": paint.width, "height": paint.height}
+    size = {"width": paint.width, "height": paint.height}
+    params = settings.model_dump(exclude={"together"}) | size | {"guidance": paint.guidance, "adapter": ""}
     items = [
         {"prompt": sample.prompt, "seed": sample.seed, "before": _of(sample.before).latents, "after": _of(sample.after).latents}
         for sample in state.kept
@@ -266,7 +267,7 @@ def fuse(plan: Plan, state: State) -> list[Task]:
     if not state.average:
         return []
     model = plan.models["generator"]
-    params = {"alpha": plan.spec.fuse.alpha}
+    params = {"alphas": [plan.spec.fuse.alpha]}
     return [Task(stage="fuse", kind="trainer.fuse", items=(state.average,), params=params, model=model.version, model_path=model.path)]
 
 

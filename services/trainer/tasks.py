@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -11,10 +12,12 @@ from diffusers import DiffusionPipeline, FluxPipeline  # pyright: ignore[reportP
 from safetensors.torch import load
 
 from services.trainer.engine import Pair, TrainSettings, train_pairs
+from sfumato.diffusion.families import family_of
 from sfumato.diffusion.loading import load_pipeline
-from sfumato.errors import Diverged
+from sfumato.errors import Diverged, InvalidInput
 from sfumato.lora import adapter as algebra
 from sfumato.lora.files import verify
+from sfumato.lora.fuse import Fuser
 from sfumato.runtime.adapters import decode_adapter, encode_adapter
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.device import pick_device
@@ -22,20 +25,27 @@ from sfumato.runtime.tasks import Output, Task
 
 
 def train(task: Task, artifacts: ArtifactStore) -> Output:
-    """Train the pairs of the items together; files ``<i>.safetensors`` of those that did not diverge."""
+    """Train the pairs of the items together; files ``<i>.safetensors`` of those that did not diverge.
+
+    ``params`` are the fields of `TrainSettings`, ``width``, ``height`` and ``adapter``: the SHA-256 of the LoRA that earlier
+    iterations made (theta so far is the model with it fused), or empty for the base model. Values, one per item: ``losses`` of
+    every step, ``diverged`` (empty, or the reason) and the ``rank`` of the adapter.
+    """
     params = dict(task.params)
-    width, height = params.pop("width"), params.pop("height")
+    width, height, digest = params.pop("width"), params.pop("height"), params.pop("adapter")
+    worker = _worker(task.model_path)
+    worker.fuser.fuse(decode_adapter(artifacts.get(digest)) if digest else None)
 
     def latents(digest: str) -> Any:
         return load(artifacts.get(digest))["latents"]
 
     pairs = [Pair(item["prompt"], latents(item["before"]), latents(item["after"]), item["seed"], width, height) for item in task.items]
     values, files = [], {}
-    for index, result in enumerate(train_pairs(_pipeline(task.model_path), pairs, TrainSettings(**params))):
+    for index, result in enumerate(train_pairs(worker.pipeline, pairs, TrainSettings(**params))):
         if isinstance(result, Diverged):
-            values.append({"losses": [], "diverged": str(result)})
+            values.append({"losses": [], "diverged": str(result), "rank": 0})
         else:
-            values.append({"losses": list(result.losses), "diverged": ""})
+            values.append({"losses": list(result.losses), "diverged": "", "rank": max(result.adapter.ranks.values())})
             files[f"{index}.safetensors"] = encode_adapter(result.adapter)
     return Output(values, files)
 
@@ -52,18 +62,33 @@ def average(task: Task, artifacts: ArtifactStore) -> Output:
 
 
 def fuse(task: Task, artifacts: ArtifactStore) -> Output:
-    """``alpha`` times the adapter as one LoRA file, loaded back through diffusers and compared update by update."""
-    scaled = algebra.scale(decode_adapter(artifacts.get(task.items[0])), task.params["alpha"])
+    """``sum_i alphas[i] * item_i`` as one LoRA file (earlier iterations first, the new mean last), proven by loading it.
+
+    The file goes through diffusers' own loader and every module's update is compared; the value is the largest difference.
+    """
+    alphas = task.params["alphas"]
+    if len(alphas) != len(task.items):
+        raise InvalidInput("alphas", f"there are {len(alphas)} for {len(task.items)} adapters.")
+    stacked = algebra.stack([decode_adapter(artifacts.get(digest)) for digest in task.items], alphas)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "adapter.safetensors"
-        path.write_bytes(encode_adapter(scaled))
-        difference = verify(path, cast(FluxPipeline, _pipeline(task.model_path)), scaled)
-    return Output({"difference": difference}, {"adapter.safetensors": encode_adapter(scaled)})
+        path.write_bytes(encode_adapter(stacked))
+        difference = verify(path, cast(FluxPipeline, _worker(task.model_path).pipeline), stacked)
+    return Output({"difference": difference}, {"adapter.safetensors": encode_adapter(stacked)})
 
 
 HANDLERS = {"trainer.train": train, "trainer.average": average, "trainer.fuse": fuse}
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Worker:
+    """The warm model, and what puts earlier iterations into its weights and takes them out again."""
+
+    pipeline: DiffusionPipeline
+    fuser: Fuser
+
+
 @lru_cache(maxsize=1)
-def _pipeline(path: str) -> DiffusionPipeline:
-    return load_pipeline(Path(path), device=pick_device())
+def _worker(path: str) -> _Worker:
+    pipeline = load_pipeline(Path(path), device=pick_device())
+    return _Worker(pipeline, Fuser(family_of(pipeline).denoiser))
