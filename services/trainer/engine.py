@@ -15,8 +15,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from sfumato.diffusion.families import family_of
-from sfumato.diffusion.families.flux import FluxFamily
+from sfumato.diffusion.families import Family, family_of
 from sfumato.errors import Diverged, InvalidInput
 from sfumato.lora.adapter import Adapter
 from sfumato.lora.packed import PackedLora
@@ -123,18 +122,13 @@ class _Session:
     """What both fits of a call share: texts encoded once, the model's other inputs, and the losses so far."""
 
     def __init__(
-        self, family: FluxFamily, pairs: Sequence[Pair], settings: TrainSettings, on_step: Callable[[int, int], None] | None
+        self, family: Family, pairs: Sequence[Pair], settings: TrainSettings, on_step: Callable[[int, int], None] | None
     ) -> None:
         self.family, self.pairs, self.settings, self.on_step = family, pairs, settings, on_step
         self.losses: list[list[float]] = [[] for _ in pairs]
-        weight = next(family.denoiser.parameters())
-        self.device, self.dtype = weight.device, weight.dtype
+        self.device = next(family.denoiser.parameters()).device
         texts = family.encode([pair.prompt for pair in pairs])
-        tokens = texts["encoder_hidden_states"].shape[1]
-        inputs = family.velocity_inputs(tokens, pairs[0].width, pairs[0].height, settings.guidance, weight)
-        if inputs["guidance"] is not None:
-            inputs["guidance"] = inputs["guidance"].expand(len(pairs) * settings.batch)
-        self.inputs = inputs | {name: text.repeat_interleave(settings.batch, dim=0) for name, text in texts.items()}
+        self.conditions = {name: text.repeat_interleave(settings.batch, dim=0) for name, text in texts.items()}
 
     def fit(self, latents: Tensor, steps: int, stream: int) -> PackedLora:
         """Fit a new adapter for each pair to ``latents`` ``[pairs, tokens, channels]`` by flow matching (section 3.3)."""
@@ -157,7 +151,8 @@ class _Session:
         return phi
 
     def _velocity(self, noised: Tensor, sigma: Tensor) -> Tensor:
-        return self.family.denoiser(hidden_states=noised.to(self.dtype), timestep=sigma, return_dict=False, **self.inputs)[0].float()
+        first = self.pairs[0]
+        return self.family.predict(noised, sigma, self.conditions, first.width, first.height, self.settings.guidance).float()
 
     def _record(self, losses: list[float]) -> None:
         for history, loss in zip(self.losses, losses, strict=True):
@@ -209,7 +204,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-def _check(pairs: Sequence[Pair], settings: TrainSettings, family: FluxFamily) -> None:
+def _check(pairs: Sequence[Pair], settings: TrainSettings, family: Family) -> None:
     if not pairs:
         raise InvalidInput("pairs", "there are none.")
     if settings.objective not in ("differential", "naive"):

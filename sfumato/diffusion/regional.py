@@ -18,7 +18,7 @@ import torch
 from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor, nn
 
-from sfumato.diffusion.families.flux import FluxFamily
+from sfumato.diffusion.families.family import Family
 from sfumato.types import GenerateRequest
 
 HOOK = "sfumato_regional_average"
@@ -49,7 +49,7 @@ class Branches:
         return (mixed / total).to(prompt.dtype)
 
 
-def plan_branches(requests: Sequence[GenerateRequest], family: FluxFamily) -> Branches | None:
+def plan_branches(requests: Sequence[GenerateRequest], family: Family) -> Branches | None:
     """Encode the region prompts of a batch once and lay out its branches; ``None`` when there is no region at all.
 
     Regions of one picture that share a prompt share a branch, and those that repeat its own prompt need none: the formula
@@ -132,7 +132,7 @@ class RegionalAverage(ModelHook):
 
 
 @contextmanager
-def regional_average(family: FluxFamily, branches: Branches | None, max_batch: int) -> Iterator[None]:
+def regional_average(family: Family, branches: Branches | None, max_batch: int) -> Iterator[None]:
     """While open, the family's denoiser answers with the regional average. Without branches nothing is touched."""
     if branches is None:
         yield

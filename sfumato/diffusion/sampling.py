@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sfumato.diffusion.families.flux import FluxFamily
+from sfumato.diffusion.families.family import Family
 from sfumato.diffusion.limits import check_request
 from sfumato.diffusion.regional import plan_branches, regional_average
 from sfumato.types import GenerateRequest, Image
@@ -23,7 +23,7 @@ class Picture:
 
 
 def paint(
-    family: FluxFamily,
+    family: Family,
     requests: Sequence[GenerateRequest],
     *,
     max_batch: int,

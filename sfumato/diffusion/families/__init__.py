@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from diffusers import DiffusionPipeline, FluxPipeline
 
+from sfumato.diffusion.families.family import Family as Family
 from sfumato.diffusion.families.flux import FluxFamily
 from sfumato.errors import InvalidInput
 
 
-def family_of(pipeline: DiffusionPipeline) -> FluxFamily:
+def family_of(pipeline: DiffusionPipeline) -> Family:
     """The family that knows this pipeline.
 
     Raises:

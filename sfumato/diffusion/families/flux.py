@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -11,6 +11,7 @@ from diffusers import FluxPipeline
 from torch import Tensor, nn
 
 from sfumato.diffusion.limits import ModelLimits
+from sfumato.diffusion.objective import FlowMatching
 from sfumato.types import Box, GenerateRequest, Image
 
 T5_TOKENS = 512
@@ -23,10 +24,9 @@ class FluxFamily:
     Latents are FLUX's packed tokens ``[batch, tokens, channels]``: 2x2 latent cells a token, ``channels = 4 * vae channels``.
     """
 
-    # Arguments of the transformer's forward that carry the text, and those that carry one row per sample.
-    conditions: ClassVar[tuple[str, ...]] = ("encoder_hidden_states", "pooled_projections")
     per_sample: ClassVar[tuple[str, ...]] = ("hidden_states", "timestep", "guidance")
-    # Linears a LoRA may sit on (attention, MLP, modulation), named from the transformer.
+    lora_prefix: ClassVar[str] = "transformer"
+    # Attention, MLP and modulation.
     lora_targets: ClassVar[str] = (
         r"(single_)?transformer_blocks\.\d+\.(attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"
         r"|ff\.net\.0\.proj|ff\.net\.2|ff_context\.net\.0\.proj|ff_context\.net\.2"
@@ -36,6 +36,7 @@ class FluxFamily:
     def __init__(self, pipeline: FluxPipeline) -> None:
         self.pipeline = pipeline
         self.limits = self._limits()
+        self.objective = FlowMatching()
 
     @property
     def denoiser(self) -> nn.Module:
@@ -130,13 +131,21 @@ class FluxFamily:
         cells = (pipe.vae.encode(pixels).latent_dist.mode() - pipe.vae.config.shift_factor) * pipe.vae.config.scaling_factor
         return FluxPipeline._pack_latents(cells, *cells.shape)
 
-    def velocity_inputs(self, tokens: int, width: int, height: int, guidance: float, like: Tensor) -> dict[str, Tensor | None]:
-        """What the transformer wants besides latents, time and text: positions of text and picture, and guidance ``[1]``."""
-        scale = self.pipeline.vae_scale_factor * 2
-        positions = FluxPipeline._prepare_latent_image_ids(1, height // scale, width // scale, like.device, like.dtype)
-        embeds = self.pipeline.transformer.config.guidance_embeds
-        return {
-            "img_ids": positions,
-            "txt_ids": torch.zeros(tokens, 3, device=like.device, dtype=like.dtype),
-            "guidance": torch.full([1], guidance, device=like.device, dtype=torch.float32) if embeds else None,
-        }
+    def predict(
+        self, noised: Tensor, levels: Tensor, conditions: Mapping[str, Tensor], width: int, height: int, guidance: float
+    ) -> Tensor:
+        """The velocity ``[rows, tokens, channels]`` at sigmas ``levels``; see `Family.predict`."""
+        transformer = self.pipeline.transformer
+        noised = noised.to(transformer.dtype)
+        cell = self.pipeline.vae_scale_factor * 2
+        text = conditions["encoder_hidden_states"]
+        embeds = transformer.config.guidance_embeds
+        return transformer(
+            hidden_states=noised,
+            timestep=levels,
+            guidance=torch.full([len(noised)], guidance, device=noised.device, dtype=torch.float32) if embeds else None,
+            img_ids=FluxPipeline._prepare_latent_image_ids(1, height // cell, width // cell, noised.device, noised.dtype),
+            txt_ids=torch.zeros(text.shape[1], 3, device=noised.device, dtype=noised.dtype),
+            return_dict=False,
+            **conditions,
+        )[0]
