@@ -11,6 +11,9 @@ from typing import Any
 DESCRIPTION = "aesthetical description"
 """The paper's key of a region's text."""
 
+COORDINATES = "absolute pixel coordinates"
+"""The paper's words for the convention of boxes."""
+
 INSTRUCTION_HEAD = """You are a helpful assistant. Given the image please analyze the following image and complete the following tasks:
 
 1. Add more details to this image. For example, beautiful light and shadow, exquisite decorations, gorgeous clothing, \
@@ -43,9 +46,9 @@ REFINE = "Refine this prompt, keep its meaning: "
 CHOICE = "Which picture is more beautiful, A or B?"
 
 
-def instruction(prompt: str) -> str:
-    """The paper's question about a picture painted from ``prompt``."""
-    return INSTRUCTION_HEAD + prompt + INSTRUCTION_TAIL
+def instruction(prompt: str, coordinates: str = COORDINATES) -> str:
+    """The paper's question about a picture painted from ``prompt``; ``coordinates`` says in which convention boxes are wanted."""
+    return INSTRUCTION_HEAD + prompt + INSTRUCTION_TAIL.replace(COORDINATES, coordinates)
 
 
 def schema(max_regions: int, max_coordinate: int, max_description: int) -> Mapping[str, Any]:

@@ -20,6 +20,8 @@ MAX_RAW = 100_000
 """Characters of an answer that are looked at at all."""
 KEPT_RAW = 2_000
 """Characters of a rejected answer that are kept for the report."""
+CONTROL = "<|"
+"""How the control tokens of chat templates begin; no text that goes into a question may hold it."""
 SAME = 0.9
 """Two boxes that overlap more than this (intersection over union) are one."""
 
@@ -53,19 +55,37 @@ def parse_choice(raw: str, choices: tuple[str, ...]) -> str:
     for choice in choices:
         if said == choice.casefold():
             return choice
-    raise AnswerRejected(f"The model answered none of {', '.join(choices)}.", raw[:KEPT_RAW])
+    raise AnswerRejected(f"The answer is none of {', '.join(choices)}.", raw[:KEPT_RAW])
 
 
 def parse_prompt(raw: str, limit: int) -> str:
-    """A refined prompt as one line of text.
+    """A refined prompt as one line of text, fit to be asked about again.
 
     Raises:
-        AnswerRejected: it is empty or too long.
+        AnswerRejected: it is empty or too long, or holds a control token.
     """
     text = clean(raw[:MAX_RAW])
     if not text or len(text) > limit:
-        raise AnswerRejected("The refined prompt is empty or too long.", raw[:KEPT_RAW])
+        raise AnswerRejected(f"The refined prompt is empty or has more than {limit} characters.", raw[:KEPT_RAW])
+    if CONTROL in text:
+        raise AnswerRejected(f"The refined prompt holds {CONTROL!r}, which begins a control token.", raw[:KEPT_RAW])
     return text
+
+
+def parse_object(raw: str, keys: tuple[str, ...], limit: int) -> dict[str, str]:
+    """A JSON object with exactly these keys, every value a text of 1 to ``limit`` characters, each on one line.
+
+    Raises:
+        AnswerRejected: it is something else.
+    """
+    answer = _json(raw)
+    if not isinstance(answer, dict) or set(answer) != set(keys):
+        raise AnswerRejected(f"The answer is not a JSON object with the keys {', '.join(keys)} and no others.", raw[:KEPT_RAW])
+    texts = {key: clean(value) for key, value in answer.items() if isinstance(value, str) and len(value) <= limit}
+    for key in keys:
+        if not texts.get(key):
+            raise AnswerRejected(f"The value of {key!r} is not a text of 1 to {limit} characters.", raw[:KEPT_RAW])
+    return texts
 
 
 def overlap(a: Box, b: Box) -> float:
@@ -82,18 +102,22 @@ def clean(text: str) -> str:
 
 
 def _entries(raw: str, profile: Profile) -> list[tuple[tuple[float, float, float, float], str]]:
-    if len(raw) > MAX_RAW:
-        raise AnswerRejected(f"The answer has more than {MAX_RAW} characters.", raw[:KEPT_RAW])
-    try:
-        answer = json.loads(_unfenced(raw), parse_constant=_refuse)
-    except (ValueError, RecursionError):
-        raise AnswerRejected("The answer is not JSON.", raw[:KEPT_RAW]) from None
+    answer = _json(raw)
     if not isinstance(answer, list) or len(answer) > profile.max_regions:
         raise AnswerRejected(f"The answer is not a list of at most {profile.max_regions} entries.", raw[:KEPT_RAW])
     entries = [_entry(item, profile.max_description) for item in answer]
     if None in entries:
         raise AnswerRejected(f"An entry of the answer is not a bbox of four numbers and a text {DESCRIPTION!r}.", raw[:KEPT_RAW])
     return [entry for entry in entries if entry is not None]
+
+
+def _json(raw: str) -> Any:
+    if len(raw) > MAX_RAW:
+        raise AnswerRejected(f"The answer has more than {MAX_RAW} characters.", raw[:KEPT_RAW])
+    try:
+        return json.loads(_unfenced(raw), parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        raise AnswerRejected("The answer is not JSON.", raw[:KEPT_RAW]) from None
 
 
 def _entry(item: Any, max_description: int) -> tuple[tuple[float, float, float, float], str] | None:

@@ -1,34 +1,43 @@
 """Grounding: the understanding module's side of ArtAug's interaction (section 3.1), and the questions of its siblings.
 
-One single-turn dialogue gives all boxes and descriptions at once. Whatever model answers, and over whatever transport, its
-words are validated here before anybody else sees them.
+Whatever model answers, and over whatever transport, its words are validated here before anybody else sees them. An answer that
+is not valid is asked for once more; then it is rejected, with what was said.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, TypeVar
 
-from services.grounding.answers import clean, parse_choice, parse_prompt, parse_regions
-from services.grounding.profiles import Profile
-from sfumato.advice import CHOICE, REFINE, instruction
+from services.grounding import questions
+from services.grounding.answers import CONTROL, KEPT_RAW, clean
+from services.grounding.profiles import Form, Profile, Strategy
+from services.grounding.questions import Preference, Question
 from sfumato.errors import AnswerRejected, InvalidInput
 from sfumato.runtime.images import resize
 from sfumato.types import Image, Region
 
 MIN_SIDE, MAX_SIDE = 8, 8192
-ATTEMPTS = 2
-YES_NO = ("yes", "no")
-SIDES = ("A", "B")
 
 Answer = TypeVar("Answer")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A question that was asked before in a conversation, and the model's words."""
+
+    images: tuple[Image, ...]
+    text: str
+    answer: str
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One turn: pictures, then text.
+    """A question to a model: what was said before, then pictures, then text.
 
     Attributes:
         images: as the model is to see them.
@@ -37,6 +46,7 @@ class Query:
         schema: a JSON schema the answer must follow, if any.
         choices: the only answers allowed, if any.
         attempt: 0 is greedy; later attempts are sampled, by this seed.
+        before: the conversation so far.
     """
 
     images: tuple[Image, ...]
@@ -45,6 +55,7 @@ class Query:
     schema: Mapping[str, Any] | None = None
     choices: tuple[str, ...] | None = None
     attempt: int = 0
+    before: tuple[Turn, ...] = ()
 
 
 class Backend(Protocol):
@@ -69,12 +80,26 @@ class Grounding:
     raw: str
 
 
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Which of two pictures is the better one, and why: the model's reason, or how it contradicted itself."""
+
+    choice: Literal["A", "B", "tie"]
+    reason: str
+
+
 class GroundingEngine:
     """Asks one model, whose conventions are the profile's. Thread-safe where the backend is."""
 
-    def __init__(self, backend: Backend, profile: Profile) -> None:
+    def __init__(self, backend: Backend, profile: Profile, strategy: str = Strategy.single_turn) -> None:
+        """Wire a model.
+
+        Raises:
+            InvalidInput: the profile's models cannot follow the strategy.
+        """
         self.backend = backend
         self.profile = profile
+        self.strategy = profile.strategy(strategy)
 
     def ground(self, image: Image, prompt: str) -> Grounding:
         """Where the picture painted from ``prompt`` could be more beautiful, and how it would look there.
@@ -84,62 +109,90 @@ class GroundingEngine:
             AnswerRejected: two answers in a row were not valid.
             Unavailable: the model does not answer.
         """
-        profile = self.profile
         height, width = self._checked_size(image)
-        text = instruction(self._checked_text(prompt, "prompt"))
-        query = Query((self._shown(image),), text, profile.answer_tokens, schema=profile.answer_schema(width, height))
-        return self._asked(query, lambda raw: Grounding(parse_regions(raw, profile, width, height), raw))
+        question = questions.advice(self.profile, self.strategy, self._checked_text(prompt, "prompt"), width, height)
+        regions, raw = self._asked((image,), question)
+        return Grounding(regions, raw)
 
-    def ground_all(self, images: Sequence[Image], prompts: Sequence[str]) -> list[Grounding]:
-        """`ground` for many pictures, as many at once as the backend likes; in order.
+    def refine(self, prompt: str) -> tuple[str, str]:
+        """The prompt with what is ambiguous in it made definite (section 4.1.1), and the model's own words.
 
         Raises:
-            InvalidInput: also when there are not as many prompts as pictures.
+            InvalidInput, AnswerRejected, Unavailable: as `ground`.
         """
-        if len(images) != len(prompts):
-            raise InvalidInput("prompts", f"there are {len(prompts)} for {len(images)} pictures.")
-        with ThreadPoolExecutor(max(1, self.backend.concurrency)) as pool:
-            return list(pool.map(self.ground, images, prompts))
-
-    def refine(self, prompt: str) -> str:
-        """The prompt with what is ambiguous in it made definite (section 4.1.1); a clear prompt stays as it is."""
-        limit = self.profile.max_prompt
-        query = Query((), REFINE + self._checked_text(prompt, "prompt"), self.profile.answer_tokens)
-        return self._asked(query, lambda raw: parse_prompt(raw, limit))
+        return self._asked((), questions.refinement(self.profile, self._checked_text(prompt, "prompt")))
 
     def ask(self, image: Image, question: str) -> bool:
-        """Whether the answer to a yes/no question about the picture is yes."""
-        self._checked_size(image)
-        query = Query((self._shown(image),), self._checked_text(question, "question"), 8, choices=YES_NO)
-        return self._asked(query, lambda raw: parse_choice(raw, YES_NO)) == "yes"
+        """Whether the answer to a yes/no question about the picture is yes.
 
-    def compare(self, image_a: Image, image_b: Image, *, both_orders: bool = False) -> Literal["A", "B", "tie"]:
-        """Which of two pictures is more beautiful.
+        Raises:
+            InvalidInput, AnswerRejected, Unavailable: as `ground`.
+        """
+        self._checked_size(image)
+        return self._asked((image,), questions.yes_or_no(self.profile, self._checked_text(question, "question")))[0]
+
+    def compare(self, image_a: Image, image_b: Image, prompt: str, *, both_orders: bool = True) -> Comparison:
+        """Which of two pictures painted from ``prompt`` is the better one.
 
         Args:
-            image_a: shown first.
-            image_b: shown second.
-            both_orders: ask a second time the other way round; a model that then changes its mind makes a tie.
-        """
-        first = self._more_beautiful(image_a, image_b)
-        if both_orders and self._more_beautiful(image_b, image_a) == first:
-            return "tie"
-        return "A" if first == 0 else "B"
+            image_a: called A, and shown first.
+            image_b: called B.
+            prompt: what both were painted from.
+            both_orders: ask a second time the other way round; a model that then prefers the other picture makes a tie.
 
-    def _more_beautiful(self, first: Image, second: Image) -> int:
+        Raises:
+            InvalidInput, AnswerRejected, Unavailable: as `ground`.
+        """
+        question = questions.preference(self.profile, self._checked_text(prompt, "prompt"))
+        first = self._preferred(image_a, image_b, question)
+        if both_orders:
+            second = self._preferred(image_b, image_a, question)
+            if second.side == first.side:
+                return Comparison("tie", _contradiction(first, second))
+        return Comparison("A" if first.side == 0 else "B", first.reason)
+
+    def each(self, call: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        """``call`` for every item, in order, as many at once as profile and backend allow."""
+        with ThreadPoolExecutor(max(1, min(self.backend.concurrency, self.profile.together))) as pool:
+            return list(pool.map(call, items))
+
+    def _preferred(self, first: Image, second: Image, question: Question[Preference]) -> Preference:
         for image in (first, second):
             self._checked_size(image)
-        query = Query((self._shown(first), self._shown(second)), CHOICE, 8, choices=SIDES)
-        return SIDES.index(self._asked(query, lambda raw: parse_choice(raw, SIDES)))
+        return self._asked((first, second), question)[0]
 
-    def _asked(self, query: Query, read: Callable[[str], Answer]) -> Answer:
-        """The first valid answer of two: one greedy, one sampled."""
-        for attempt in range(ATTEMPTS - 1):
-            try:
-                return read(self.backend.answer(_again(query, attempt)))
-            except AnswerRejected:
-                continue
-        return read(self.backend.answer(_again(query, ATTEMPTS - 1)))
+    def _asked(self, images: Sequence[Image], question: Question[Answer]) -> tuple[Answer, str]:
+        """The first valid answer of two, and the model's words: a greedy one, and one that mends it."""
+        query = self._opened(tuple(map(self._shown, images)), question)
+        raw = self._said(query)
+        try:
+            return question.read(raw), raw
+        except AnswerRejected as rejected:
+            raw = self._said(self._repair(query, rejected.message, raw))
+        try:
+            return question.read(raw), raw
+        except AnswerRejected as rejected:
+            # What was said as a whole, where the fault lay in one value of it.
+            raise AnswerRejected(rejected.message, raw[:KEPT_RAW]) from None
+
+    def _opened(self, images: tuple[Image, ...], question: Question[Any]) -> Query:
+        """The question, after those that come before it have been asked and answered; pictures go with the first of all."""
+        before: tuple[Turn, ...] = ()
+        for text in question.before:
+            answer = self._said(Query(images, text, questions.FREE, before=before))
+            before, images = (*before, Turn(images, text, answer)), ()
+        return Query(images, question.text, question.max_tokens, question.schema, question.choices, before=before)
+
+    def _repair(self, query: Query, fault: str, raw: str) -> Query:
+        """The same once more: a model that can converse is told what was wrong, another is asked again and sampled."""
+        if self.profile.form is Form.bare:
+            return replace(query, attempt=1)
+        before = (*query.before, Turn(query.images, query.text, raw[:KEPT_RAW]))
+        return replace(query, images=(), text=questions.REPAIR.format(fault=fault), attempt=1, before=before)
+
+    def _said(self, query: Query) -> str:
+        """The model's words as text that can be encoded: JSON can spell half of a surrogate pair, which UTF-8 cannot."""
+        return self.backend.answer(query).encode("utf-8", "replace").decode()
 
     def _checked_text(self, text: str, field: str) -> str:
         cleaned = clean(text)
@@ -149,8 +202,8 @@ class GroundingEngine:
             raise InvalidInput(
                 field, f"has {len(cleaned)} characters; {self.profile.name} takes {self.profile.max_prompt}.", hint="Shorten it."
             )
-        if "<|" in cleaned:
-            raise InvalidInput(field, "holds '<|', which begins a control token.", hint="Leave it out.")
+        if CONTROL in cleaned:
+            raise InvalidInput(field, f"holds {CONTROL!r}, which begins a control token.", hint="Leave it out.")
         return cleaned
 
     def _checked_size(self, image: Image) -> tuple[int, int]:
@@ -163,5 +216,7 @@ class GroundingEngine:
         return resize(image, *self.profile.shown_size(image.shape[1], image.shape[0]))
 
 
-def _again(query: Query, attempt: int) -> Query:
-    return Query(query.images, query.text, query.max_tokens, query.schema, query.choices, attempt)
+def _contradiction(first: Preference, second: Preference) -> str:
+    place = "first" if first.side == 0 else "second"
+    reasons = [f"order {order}: {said.reason}" for order, said in (("A B", first), ("B A", second)) if said.reason]
+    return " ".join([f"In both orders the picture shown {place} was preferred.", *reasons])

@@ -3,27 +3,57 @@
 from __future__ import annotations
 
 import base64
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
+from tenacity import Retrying, before_sleep_log, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_exponential, wait_fixed
 
 from services.grounding.engine import Query
 from sfumato.errors import Unavailable
 from sfumato.runtime.images import encode_png
+from sfumato.types import Image
+
+log = logging.getLogger(__name__)
 
 SAMPLED = 0.7
 """Temperature of attempts after the greedy one."""
+TIMEOUT = 300.0
+"""Seconds a question may take: a large model writes a long answer for a minute or two."""
+PROBE = 5.0
+"""Seconds the list of models may take."""
+PASSING = frozenset({408, 429, 500, 502, 503, 504})
+"""Answers that another try may change: overload, a restart, a fault."""
+TRIES = 3
+START_IT = "Start one (sfumato vlm serve), or set SFUMATO_VLM_URL to one that runs."
+
+
+class _Passing(Exception):
+    """A failure that may be gone in a moment; the cause is `error`."""
+
+    def __init__(self, error: Unavailable) -> None:
+        super().__init__(error.message)
+        self.error = error
 
 
 class HttpBackend:
     """Asks ``{url}/v1/chat/completions``. Schemas go as ``response_format``, choices as vLLM's ``structured_outputs``."""
 
-    def __init__(self, url: str, model: str, *, api_key: str = "", timeout: float = 120.0, concurrency: int = 8) -> None:
-        self.url = url.rstrip("/").removesuffix("/v1")
+    def __init__(self, url: str, model: str, *, api_key: str = "", timeout: float = TIMEOUT, concurrency: int = 8, pause: float = 1.0) -> None:
+        """Ask ``model`` at ``url`` (with or without ``/v1``); ``pause`` seconds before the second try, twice that before the third."""
+        self.url = _root(url)
         self.model = model
         self.concurrency = concurrency
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._client = httpx.Client(headers=headers, timeout=timeout, transport=httpx.HTTPTransport(retries=2))
+        self._timeout = timeout
+        self._client = _client(api_key, timeout)
+        self._retrying = Retrying(
+            retry=retry_if_exception_type(_Passing),
+            stop=stop_after_attempt(TRIES),
+            wait=wait_exponential(multiplier=pause),
+            before_sleep=before_sleep_log(log, logging.WARNING),
+            reraise=True,
+        )
 
     def close(self) -> None:
         """Give the connections back."""
@@ -33,36 +63,121 @@ class HttpBackend:
         """The first choice's text.
 
         Raises:
-            Unavailable: no connection, no answer in time, or not an answer.
+            Unavailable: no connection, no answer in time, or not an answer, three times where trying again may help.
         """
         try:
-            response = self._client.post(f"{self.url}/v1/chat/completions", json=self._body(query))
+            return self._retrying(self._once, _body(self.model, query))
+        except _Passing as passing:
+            raise passing.error from passing.__cause__
+
+    def _once(self, body: dict[str, Any]) -> str:
+        where = f"The model server at {self.url}"
+        try:
+            response = self._client.post(f"{self.url}/v1/chat/completions", json=body)
+        except httpx.TimeoutException as error:
+            hint = "See its log; where it is only slow, raise SFUMATO_VLM_TIMEOUT (seconds)."
+            raise Unavailable(f"{where} did not answer within {self._timeout:.0f} s.", hint=hint) from error
         except httpx.HTTPError as error:
-            raise Unavailable(
-                f"The model server at {self.url} does not answer ({error!r}).", hint="Start one: sfumato vlm serve"
-            ) from error
+            raise _Passing(Unavailable(f"{where} does not answer ({error!r}).", hint=START_IT)) from error
         if response.status_code != 200:
-            raise Unavailable(f"The model server at {self.url} answered {response.status_code}: {response.text[:300]}")
+            raise _refused(where, response)
         try:
             content = response.json()["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError) as error:
-            raise Unavailable(f"The model server at {self.url} sent something else than a chat completion.") from error
+            hint = "Is it an OpenAI-compatible server? See SFUMATO_VLM_URL."
+            raise Unavailable(f"{where} sent something else than a chat completion.", hint=hint) from error
         return content if isinstance(content, str) else ""
 
-    def _body(self, query: Query) -> dict[str, Any]:
-        pictures = [{"type": "image_url", "image_url": {"url": _data_url(encode_png(image))}} for image in query.images]
-        body: dict[str, Any] = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": [*pictures, {"type": "text", "text": query.text}]}],
-            "max_tokens": query.max_tokens,
-            "temperature": SAMPLED if query.attempt else 0.0,
-            "seed": query.attempt,
-        }
-        if query.schema is not None:
-            body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": query.schema, "strict": True}}
-        if query.choices is not None:
-            body["structured_outputs"] = {"choice": list(query.choices)}
-        return body
+
+def model_served(url: str, names: Sequence[str], *, api_key: str = "", wait: float = 0.0) -> str:
+    """The name to ask for at a server: the first of ``names`` that it serves, or the only one it has.
+
+    Args:
+        url: with or without ``/v1``.
+        names: what the model may be called, best first.
+        api_key: the server's key, if it wants one.
+        wait: seconds in which a server that is still starting may come up.
+
+    Raises:
+        Unavailable: nobody answers, or it serves several models and none of these.
+    """
+    root = _root(url)
+    retrying = Retrying(
+        retry=retry_if_exception_type(_Passing), stop=stop_after_delay(wait), wait=wait_fixed(0.5), reraise=True
+    )
+    with _client(api_key, PROBE) as client:
+        try:
+            served = retrying(_listed, client, root)
+        except _Passing as passing:
+            raise passing.error from passing.__cause__
+    for name in names:
+        if name in served:
+            return name
+    if len(served) == 1:
+        return served[0]
+    raise Unavailable(
+        f"The model server at {root} serves {', '.join(served[:8]) or 'nothing'}, none of them called {' or '.join(names)}.",
+        hint=f"Serve the model under the name {names[0]} (vLLM: --served-model-name {names[0]}).",
+    )
+
+
+def _listed(client: httpx.Client, root: str) -> list[str]:
+    where = f"The model server at {root}"
+    try:
+        response = client.get(f"{root}/v1/models")
+    except httpx.HTTPError as error:
+        raise _Passing(Unavailable(f"{where} does not answer ({error!r}).", hint=START_IT)) from error
+    if response.status_code != 200:
+        raise _refused(where, response)
+    try:
+        return [str(entry["id"]) for entry in response.json()["data"]]
+    except (ValueError, LookupError, TypeError) as error:
+        hint = "Is it an OpenAI-compatible server? See SFUMATO_VLM_URL."
+        raise Unavailable(f"{where} sent something else than a list of models.", hint=hint) from error
+
+
+def _refused(where: str, response: httpx.Response) -> Exception:
+    """What an answer other than 200 means for the one who asks."""
+    status = response.status_code
+    said = f"{where} answered {status}: {response.text[:300]}"
+    if status in (401, 403):
+        return Unavailable(said, hint="Set SFUMATO_VLM_API_KEY to the server's key.")
+    if status in PASSING:
+        return _Passing(Unavailable(said, hint="See the server's log; then run the same command again: finished work is kept."))
+    if status == 404:
+        return Unavailable(said, hint="See SFUMATO_VLM_URL, and the name of the model it serves.")
+    return Unavailable(said, hint="See the server's log: it does not take this request.")
+
+
+def _body(model: str, query: Query) -> dict[str, Any]:
+    messages = []
+    for turn in query.before:
+        messages += [_user(turn.images, turn.text), {"role": "assistant", "content": turn.answer}]
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [*messages, _user(query.images, query.text)],
+        "max_tokens": query.max_tokens,
+        "temperature": SAMPLED if query.attempt else 0.0,
+        "seed": query.attempt,
+    }
+    if query.schema is not None:
+        body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": query.schema, "strict": True}}
+    if query.choices is not None:
+        body["structured_outputs"] = {"choice": list(query.choices)}
+    return body
+
+
+def _user(images: Sequence[Image], text: str) -> dict[str, Any]:
+    pictures = [{"type": "image_url", "image_url": {"url": _data_url(encode_png(image))}} for image in images]
+    return {"role": "user", "content": [*pictures, {"type": "text", "text": text}]}
+
+
+def _client(api_key: str, timeout: float) -> httpx.Client:
+    return httpx.Client(headers={"Authorization": f"Bearer {api_key}"} if api_key else {}, timeout=timeout)
+
+
+def _root(url: str) -> str:
+    return url.rstrip("/").removesuffix("/v1")
 
 
 def _data_url(png: bytes) -> str:

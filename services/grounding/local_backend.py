@@ -53,9 +53,13 @@ class LocalBackend:
     @torch.inference_mode()
     def answer(self, query: Query) -> str:
         """The model's words, without special tokens."""
-        content = [{"type": "image"}] * len(query.images) + [{"type": "text", "text": query.text}]
-        text = self._processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
-        pictures = [Pillow.fromarray(image) for image in query.images]
+        messages, images = [], []
+        for turn in query.before:
+            messages += [_user(len(turn.images), turn.text), {"role": "assistant", "content": [{"type": "text", "text": turn.answer}]}]
+            images += turn.images
+        messages.append(_user(len(query.images), query.text))
+        text = self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        pictures = [Pillow.fromarray(image) for image in (*images, *query.images)]
         inputs = self._processor(text=[text], images=pictures or None, return_tensors="pt").to(self._model.device)
         start = inputs["input_ids"].shape[1]
         constraint = self._constraint(query, start)
@@ -74,6 +78,10 @@ class LocalBackend:
         else:
             return LogitsProcessorList()
         return LogitsProcessorList([_Constrained(grammar, start)])
+
+
+def _user(images: int, text: str) -> dict[str, Any]:
+    return {"role": "user", "content": [{"type": "image"}] * images + [{"type": "text", "text": text}]}
 
 
 class _Constrained(LogitsProcessor):

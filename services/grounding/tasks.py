@@ -1,71 +1,129 @@
-"""The grounding tasks: payload to engine and back, nothing else."""
+"""The grounding tasks: payload to engine and back, nothing else.
+
+The parameters of all kinds hold ``backend`` ("vllm": an OpenAI-compatible server, "transformers": this process) and ``profile``.
+What a model would not say properly, or could not be asked, is a result with the reason under ``rejected``, not a failure.
+"""
 
 from __future__ import annotations
 
-import os
-import time
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from services.grounding.engine import Backend, GroundingEngine
-from services.grounding.http_backend import HttpBackend
-from services.grounding.profiles import profile_named
-from sfumato.errors import AnswerRejected, Unavailable
+from services.grounding.http_backend import START_IT, HttpBackend, model_served
+from services.grounding.profiles import Strategy, profile_named
+from sfumato.errors import AnswerRejected, InvalidInput, Unavailable
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.device import pick_device
 from sfumato.runtime.images import decode_image
+from sfumato.runtime.settings import Settings
 from sfumato.runtime.tasks import Output, Task
-
-# Seconds a worker waits for the server that was started beside it.
-START = 600.0
+from sfumato.types import Image
 
 
 def ground(task: Task, artifacts: ArtifactStore) -> Output:
-    """Ask about every item's picture; the values are ``{"regions": [{"prompt", "box"}], "raw", "rejected"}``.
+    """Advice: items ``{"prompt", "picture"}``; values ``{"regions": [{"prompt", "box"}], "raw", "rejected"}``.
 
-    One question at a time: a served model's last bits depend on what else is in its batch.
+    The parameters may also hold ``strategy``: "single-turn" (the default) or "three-turn".
     """
-    engine = _engine(task.params["backend"], task.params["profile"], task.model_path)
-    return Output(values=[_ask(engine, artifacts.get(item["picture"]), item["prompt"]) for item in task.items])
+    engine = _engine(task)
+
+    def one(item: dict[str, Any]) -> dict[str, Any]:
+        answer = engine.ground(_picture(artifacts, item["picture"]), item["prompt"])
+        regions = [{"prompt": region.prompt, "box": list(region.box)} for region in answer.regions]
+        return {"regions": regions, "raw": answer.raw, "rejected": ""}
+
+    return _values(task, engine, one, lambda _, why, raw: {"regions": [], "raw": raw, "rejected": why})
 
 
-HANDLERS = {"grounding.ground": ground}
+def refine(task: Task, _: ArtifactStore) -> Output:
+    """Refinement: items ``{"prompt"}``; values ``{"prompt", "raw", "rejected"}``, the prompt as it was where it was rejected."""
+    engine = _engine(task)
+
+    def one(item: dict[str, Any]) -> dict[str, Any]:
+        prompt, raw = engine.refine(item["prompt"])
+        return {"prompt": prompt, "raw": raw, "rejected": ""}
+
+    return _values(task, engine, one, lambda item, why, raw: {"prompt": item["prompt"], "raw": raw, "rejected": why})
 
 
-def _ask(engine: GroundingEngine, png: bytes, prompt: str) -> dict[str, Any]:
-    try:
-        answer = engine.ground(decode_image(png), prompt)
-    except AnswerRejected as rejected:  # a picture without advice is a result, not a failure
-        return {"regions": [], "raw": rejected.raw, "rejected": rejected.message}
-    regions = [{"prompt": region.prompt, "box": list(region.box)} for region in answer.regions]
-    return {"regions": regions, "raw": answer.raw, "rejected": ""}
+def compare(task: Task, artifacts: ArtifactStore) -> Output:
+    """Preference, asked in both orders: items ``{"prompt", "a", "b"}``; values ``{"choice", "reason", "raw", "rejected"}``.
+
+    The choice is "A", "B" or "tie"; a rejected answer counts as a tie, and ``raw`` is what was said then, else empty.
+    """
+    engine = _engine(task)
+
+    def one(item: dict[str, Any]) -> dict[str, Any]:
+        said = engine.compare(_picture(artifacts, item["a"]), _picture(artifacts, item["b"]), item["prompt"])
+        return {"choice": said.choice, "reason": said.reason, "raw": "", "rejected": ""}
+
+    return _values(task, engine, one, lambda _, why, raw: {"choice": "tie", "reason": "", "raw": raw, "rejected": why})
+
+
+def ask(task: Task, artifacts: ArtifactStore) -> Output:
+    """A yes/no question: items ``{"picture", "question"}``; values ``{"yes", "raw", "rejected"}``, yes None where it was rejected."""
+    engine = _engine(task)
+
+    def one(item: dict[str, Any]) -> dict[str, Any]:
+        return {"yes": engine.ask(_picture(artifacts, item["picture"]), item["question"]), "raw": "", "rejected": ""}
+
+    return _values(task, engine, one, lambda _, why, raw: {"yes": None, "raw": raw, "rejected": why})
+
+
+HANDLERS = {"grounding.ground": ground, "grounding.refine": refine, "grounding.compare": compare, "grounding.ask": ask}
+
+
+def _values(
+    task: Task,
+    engine: GroundingEngine,
+    one: Callable[[dict[str, Any]], dict[str, Any]],
+    rejected: Callable[[dict[str, Any], str, str], dict[str, Any]],
+) -> Output:
+    """One value per item, in order; ``rejected`` makes it of the item, the reason and the model's words."""
+
+    def value(item: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return one(item)
+        except AnswerRejected as rejection:
+            return rejected(item, rejection.message, rejection.raw)
+        except InvalidInput as unusable:  # one prompt among thousands; nobody was asked
+            return rejected(item, unusable.message, "")
+
+    return Output(values=engine.each(value, task.items))
+
+
+def _picture(artifacts: ArtifactStore, digest: str) -> Image:
+    return decode_image(artifacts.get(digest))
+
+
+def _engine(task: Task) -> GroundingEngine:
+    """The engine of the task's parameters.
+
+    Raises:
+        InvalidInput: an unknown profile or strategy, or one that do not go together.
+        Unavailable: no server answers.
+    """
+    profile = profile_named(task.params["profile"])
+    strategy = profile.strategy(task.params.get("strategy", Strategy.single_turn))
+    backend = _served(profile.name, task.model_path) if task.params["backend"] == "vllm" else _local(task.model_path)
+    return GroundingEngine(backend, profile, strategy)
 
 
 @lru_cache(maxsize=1)
-def _engine(backend: str, profile: str, path: str) -> GroundingEngine:
-    return GroundingEngine(_served(profile) if backend == "vllm" else _local(path), profile_named(profile))
+def _served(profile: str, model: str) -> Backend:
+    settings = Settings()
+    if not settings.vlm_url:
+        raise Unavailable("No VLM server is known.", hint=f"{START_IT} Or write ground.backend: transformers in the spec.")
+    key = settings.vlm_api_key.get_secret_value()
+    name = model_served(settings.vlm_url, (profile, model), api_key=key, wait=settings.vlm_wait)
+    return HttpBackend(settings.vlm_url, name, api_key=key, timeout=settings.vlm_timeout)
 
 
-def _served(profile: str) -> Backend:
-    url = os.environ.get("SFUMATO_VLM_URL", "")
-    if not url:
-        raise Unavailable("No VLM server is known.", hint="Set SFUMATO_VLM_URL, or ground.backend: transformers in the spec.")
-    root = url.rstrip("/").removesuffix("/v1")
-    deadline = time.monotonic() + START
-    while time.monotonic() < deadline:
-        try:
-            if httpx.get(f"{root}/health", timeout=5).is_success:
-                return HttpBackend(root, profile)
-        except httpx.HTTPError:
-            pass  # it is still starting: that is what is being waited for
-        time.sleep(0.5)
-    raise Unavailable(f"The VLM server at {root} did not become healthy in {START:.0f} s.", hint="Try it by hand: sfumato vlm serve")
-
-
-def _local(path: str) -> Backend:
+@lru_cache(maxsize=1)
+def _local(model: str) -> Backend:
     from services.grounding.local_backend import LocalBackend
 
-    return LocalBackend(Path(path), device=pick_device())
+    return LocalBackend(Path(model), device=pick_device())

@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 from sfumato.errors import SfumatoError
-from sfumato.runtime.vlm import HOST, ServedModel, serving
+from sfumato.runtime.vlm import HOST, READY, ServedModel, serving
 
 
 class BackgroundVlm:
@@ -27,6 +27,11 @@ class BackgroundVlm:
     def url(self) -> str:
         """Where it will answer."""
         return f"http://{HOST}:{self._port}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a worker must know to wait for it and to ask it."""
+        return {"SFUMATO_VLM_URL": self.url, "SFUMATO_VLM_WAIT": str(READY)}
 
     def start(self) -> None:
         """Begin to start it; returns at once."""

@@ -84,9 +84,12 @@ def _understanding() -> dict[str, float]:
     def advice(image, prompt):  # noqa: ANN001, ANN202 - the engine's own types
         return engine.ground(image, prompt).regions
 
+    def better(first, second):  # noqa: ANN001, ANN202 - the engine's own types
+        return engine.compare(first, second, "a picture", both_orders=False).choice
+
     found, finish = Detector.load().detect(images), Judge.load().finish(images)
     generated = on_generated(advice, images, [p.plain for p in prompts], found, finish).figures()
-    rendered = evaluate_understanding(advice, engine.ask, engine.compare)
+    rendered = evaluate_understanding(advice, engine.ask, better)
     return rendered | generated | {"json_valid": min(rendered["json_valid"], generated["json_valid"])}
 
 

@@ -148,17 +148,17 @@ def _services(plan: Plan, folder: Path, settings: Settings) -> dict[str, LocalSe
     threads = str(settings.threads)
     environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
     workers = settings.workers or (min(os.cpu_count() or 1, 4) if plan.spec.model == "vista" else 1)
-    companion, url = None, settings.vlm_url
-    if grounding.backend == "vllm" and not url:
+    companion, server = None, {"SFUMATO_VLM_URL": settings.vlm_url}
+    if grounding.backend == "vllm" and not settings.vlm_url:
         from sfumato.cli.companion import BackgroundVlm
         from sfumato.cli.vlm import served_model
 
         model = served_model(grounding.profile, Path(plan.models["understanding"].path))
         companion = BackgroundVlm(model, folder / "vllm.log", settings.threads)
-        url = companion.url
+        server = companion.environment
     return {
         "generator": LocalService("services.generator.tasks", workers, environment),
-        "grounding": LocalService("services.grounding.tasks", 1, environment | {"SFUMATO_VLM_URL": url}, companion),
+        "grounding": LocalService("services.grounding.tasks", 1, environment | server, companion),
         "scoring": LocalService("services.scoring.tasks", 1, environment),
         "trainer": LocalService("services.trainer.tasks", workers, environment),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -25,6 +25,12 @@ class Settings(BaseSettings):
     threads: int = Field(default=1, ge=1, le=256)
     # An OpenAI-compatible VLM server that already runs; empty: a run starts its own.
     vlm_url: str = ""
+    # Its key, where it wants one; never shown. A server that is started here asks for the same.
+    vlm_api_key: SecretStr = SecretStr("")
+    # Seconds a question to it may take: a large model writes a long answer for a minute or two.
+    vlm_timeout: float = Field(default=300.0, gt=0)
+    # Seconds in which it may still be coming up; a run that starts its own gives that one longer.
+    vlm_wait: float = Field(default=10.0, ge=0)
 
     @property
     def artifacts_url(self) -> str:

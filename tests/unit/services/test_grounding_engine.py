@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from services.grounding.engine import GroundingEngine, Query
+from services.grounding.engine import Comparison, GroundingEngine, Query
 from services.grounding.http_backend import HttpBackend
 from services.grounding.local_backend import LocalBackend
 from services.grounding.profiles import QWEN25_VL, VISTA, profile_named
@@ -89,22 +89,22 @@ def test_questions_and_refinements() -> None:
     grounding, backend = engine("Yes.", "no", "a red house by day")
     assert grounding.ask(PICTURE, "is there a lake?") is True
     assert grounding.ask(PICTURE, "is there a lake?") is False
-    assert grounding.refine("a cottage") == "a red house by day"
+    assert grounding.refine("a cottage") == ("a red house by day", "a red house by day")
     assert backend.asked[0].choices == ("yes", "no")
 
 
 def test_comparison_in_both_orders_finds_out_who_always_says_the_same() -> None:
-    assert engine("B")[0].compare(PICTURE, PICTURE) == "B"
-    assert engine("B", "A")[0].compare(PICTURE, PICTURE, both_orders=True) == "B"
-    assert engine("A", "A")[0].compare(PICTURE, PICTURE, both_orders=True) == "tie"
+    assert engine("B")[0].compare(PICTURE, PICTURE, "a lake", both_orders=False) == Comparison("B", "")
+    assert engine("B", "A")[0].compare(PICTURE, PICTURE, "a lake") == Comparison("B", "")
+    tie = engine("A", "A")[0].compare(PICTURE, PICTURE, "a lake")
+    assert tie == Comparison("tie", "In both orders the picture shown first was preferred.")
 
 
-def test_many_pictures_keep_their_order() -> None:
+def test_many_items_keep_their_order() -> None:
     answers = [json.dumps([{"bbox": [0, 0, 10 + i, 10], DESCRIPTION: "x"}]) for i in range(5)]
     grounding, _ = engine(*answers)
-    assert [g.regions[0].box[2] for g in grounding.ground_all([PICTURE] * 5, ["a lake"] * 5)] == [10, 11, 12, 13, 14]
-    with pytest.raises(InvalidInput):
-        grounding.ground_all([PICTURE], [])
+    said = grounding.each(lambda prompt: grounding.ground(PICTURE, prompt), ["a lake"] * 5)
+    assert [g.regions[0].box[2] for g in said] == [10, 11, 12, 13, 14]
 
 
 def test_an_unknown_profile_is_named_among_the_known() -> None:
@@ -157,14 +157,14 @@ def test_a_server_is_asked_in_openais_words() -> None:
 @pytest.mark.parametrize(("status", "body"), [(500, b"oops"), (200, b"<html>"), (200, b'{"choices": []}'), (404, b"{}")])
 def test_a_server_that_is_none_is_unavailable(status: int, body: bytes) -> None:
     with server(status, body) as (url, _):
-        backend = HttpBackend(url, "vista")
+        backend = HttpBackend(url, "vista", pause=0.01)
         with pytest.raises(Unavailable):
             backend.answer(Query((), "hello", 4))
         backend.close()
 
 
 def test_no_server_is_unavailable() -> None:
-    backend = HttpBackend("http://127.0.0.1:9", "vista", timeout=2)
+    backend = HttpBackend("http://127.0.0.1:9", "vista", timeout=2, pause=0.01)
     with pytest.raises(Unavailable, match="sfumato vlm serve"):
         backend.answer(Query((), "hello", 4))
     backend.close()
@@ -189,7 +189,7 @@ def test_even_a_model_that_knows_nothing_answers_in_the_schema(untrained: Path) 
     raw = backend.answer(query)
     assert raw.startswith("[") and raw == backend.answer(query)
     assert isinstance(grounding.ask(PICTURE, "is there a lake?"), bool)
-    assert grounding.compare(PICTURE, PICTURE) in ("A", "B")
+    assert grounding.compare(PICTURE, PICTURE, "a lake").choice in ("A", "B", "tie")
     assert backend.answer(Query((PICTURE, PICTURE), CHOICE, 8, choices=("A", "B"))) in ("A", "B")
     assert backend.answer(Query((), "sampled", 8, attempt=1)) == backend.answer(Query((), "sampled", 8, attempt=1))
 

@@ -1,0 +1,140 @@
+"""What is asked, in the form the profile's models were taught, and how the answer is read: one function a kind of question."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from services.grounding.answers import parse_choice, parse_object, parse_prompt, parse_regions
+from services.grounding.profiles import Form, Profile, Strategy
+from sfumato.advice import CHOICE, REFINE, instruction
+from sfumato.types import Region
+
+Answer = TypeVar("Answer")
+
+YES_NO = ("yes", "no")
+SIDES = ("A", "B")
+WORD = 8
+"""Tokens that are enough for a word."""
+FREE = 512
+"""Tokens of an answer that only prepares the next question."""
+
+DESCRIBE = """This picture was painted from the following description:
+
+{prompt}
+
+Describe what is there: every object, the light, the colours and the composition, and where in the picture each of them is."""
+PLEASE = """Now analyse what would please the eye more. For each of these parts, say what is dull, flat or badly drawn, \
+and what would make it beautiful without contradicting the description."""
+REFINED = """Refine the following prompt for a text-to-image model. Make definite what is ambiguous in it, and keep its meaning: \
+add no object and no style it does not ask for. A prompt that is clear already stays as it is.
+
+{prompt}
+
+Answer with a JSON object: {{"prompt": "..."}}"""
+PREFERRED = """The first picture is A, the second is B. Both were painted from the following description:
+
+{prompt}
+
+Which is the better picture, more beautiful and no less true to the description? Say why in one or two sentences, then choose.
+Answer with a JSON object: {{"reason": "...", "choice": "A" or "B"}}"""
+ANSWERED = """{question}
+
+Answer with a JSON object: {{"answer": "yes" or "no"}}"""
+REPAIR = """This answer cannot be used. {fault} Give the answer again, complete and in the form that was asked for, and nothing else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question(Generic[Answer]):
+    """One question about the pictures it is asked with.
+
+    Attributes:
+        text: what is asked.
+        read: the answer in what was said; raises AnswerRejected.
+        max_tokens: where the answer is cut.
+        schema: a JSON schema the answer must follow, if any.
+        choices: the only answers allowed, if any.
+        before: questions that are asked first, in the same conversation, and answered freely.
+    """
+
+    text: str
+    read: Callable[[str], Answer]
+    max_tokens: int
+    schema: Mapping[str, Any] | None = None
+    choices: tuple[str, ...] | None = None
+    before: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """Which of two pictures is the better one, 0 for the first shown, and why (empty where the model gives no reasons)."""
+
+    side: int
+    reason: str = ""
+
+
+def advice(profile: Profile, strategy: Strategy, prompt: str, width: int, height: int) -> Question[tuple[Region, ...]]:
+    """Where a picture of ``width`` x ``height`` pixels could be more beautiful, in the words of the paper's Appendix B."""
+    return Question(
+        instruction(prompt, profile.coordinates),
+        lambda raw: parse_regions(raw, profile, width, height),
+        profile.answer_tokens,
+        schema=profile.answer_schema(width, height),
+        before=(DESCRIBE.format(prompt=prompt), PLEASE) if strategy is Strategy.three_turn else (),
+    )
+
+
+def refinement(profile: Profile, prompt: str) -> Question[str]:
+    """The prompt with what is ambiguous in it made definite (section 4.1.1)."""
+    limit = profile.max_prompt
+    if profile.form is Form.bare:
+        return Question(REFINE + prompt, lambda raw: parse_prompt(raw, limit), profile.answer_tokens)
+    return Question(
+        REFINED.format(prompt=prompt),
+        lambda raw: _inner(raw, "prompt", limit, lambda text: parse_prompt(text, limit)),
+        profile.answer_tokens,
+        schema=_object({"prompt": _text(limit)}),
+    )
+
+
+def yes_or_no(profile: Profile, question: str) -> Question[bool]:
+    """Whether the answer to a question about a picture is yes."""
+    if profile.form is Form.bare:
+        return Question(question, lambda raw: parse_choice(raw, YES_NO) == "yes", WORD, choices=YES_NO)
+    return Question(
+        ANSWERED.format(question=question),
+        lambda raw: _inner(raw, "answer", 3, lambda text: parse_choice(text, YES_NO)) == "yes",
+        4 * WORD,
+        schema=_object({"answer": {"enum": list(YES_NO)}}),
+    )
+
+
+def preference(profile: Profile, prompt: str) -> Question[Preference]:
+    """Which of two pictures painted from ``prompt`` is the better one."""
+    if profile.form is Form.bare:
+        return Question(CHOICE, lambda raw: Preference(SIDES.index(parse_choice(raw, SIDES))), WORD, choices=SIDES)
+    # The reason comes first, so that the choice follows from it and not the other way round.
+    return Question(
+        PREFERRED.format(prompt=prompt),
+        lambda raw: _preference(raw, profile.max_description),
+        FREE,
+        schema=_object({"reason": _text(profile.max_description), "choice": {"enum": list(SIDES)}}),
+    )
+
+
+def _preference(raw: str, limit: int) -> Preference:
+    said = parse_object(raw, ("reason", "choice"), limit)
+    return Preference(SIDES.index(parse_choice(said["choice"], SIDES)), said["reason"])
+
+
+def _inner(raw: str, key: str, limit: int, read: Callable[[str], str]) -> str:
+    return read(parse_object(raw, (key,), limit)[key])
+
+
+def _object(properties: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"type": "object", "properties": dict(properties), "required": list(properties), "additionalProperties": False}
+
+
+def _text(limit: int) -> Mapping[str, Any]:
+    return {"type": "string", "minLength": 1, "maxLength": limit}
