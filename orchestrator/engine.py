@@ -1,17 +1,18 @@
-"""Runs a recipe: cuts samples into fixed micro-batches, sends their tasks, takes results in, opens the barriers.
+"""Runs a recipe: cuts samples into fixed micro-batches, sends their tasks, takes results in, opens the barriers, goes round.
 
-It knows no method: a recipe is a sequence of `Each` (every micro-batch by itself, no waiting for the others) and `Gather`
-stages (a barrier: everything before must be there). It holds nothing that the manifests do not hold as well.
+It knows no method: a recipe is a sequence of `Each` (every micro-batch by itself, no waiting for the others), `Gather` (a barrier:
+everything before must be there) and `Loop` stages. It holds nothing that the manifests do not hold as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from orchestrator.transport import Transport
+from sfumato.errors import SfumatoError
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.tasks import Manifest, Task, find
 
@@ -36,22 +37,40 @@ StateT = TypeVar("StateT", bound=Samples)
 
 
 @dataclass(frozen=True, slots=True)
-class Each(Generic[PlanT, SampleT]):
-    """A stage that a micro-batch passes alone. ``task`` returns None when the batch has nothing to do in it."""
+class Each(Generic[PlanT, StateT, SampleT]):
+    """A stage that a micro-batch passes alone. ``task`` returns None when the batch has nothing to do in it.
+
+    ``task`` sees the state as it was at the last barrier.
+    """
 
     name: str
     service: str
-    task: Callable[[PlanT, tuple[SampleT, ...]], Task | None]
+    task: Callable[[PlanT, StateT, tuple[SampleT, ...]], Task | None]
     absorb: Callable[[tuple[SampleT, ...], Manifest], tuple[SampleT, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Gather(Generic[PlanT, StateT]):
-    """A stage behind a barrier: its tasks are independent of each other; without tasks it only decides."""
+    """A stage behind a barrier: its tasks are independent of each other; without tasks it only decides.
+
+    Tasks of a stage ``by_person`` are nobody's but a person's: the run waits for their manifests (see `Waiting`).
+    """
 
     name: str
     tasks: Callable[[PlanT, StateT], list[Task]]
     absorb: Callable[[PlanT, StateT, list[Manifest]], StateT]
+    by_person: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Loop(Generic[PlanT, StateT]):
+    """Stages that are passed again as long as ``again`` says so; at least once."""
+
+    stages: Sequence[Stage]
+    again: Callable[[PlanT, StateT], bool]
+
+
+Stage: TypeAlias = Each | Gather | Loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,119 +81,151 @@ class Progress:
     done: int
     total: int
     reused: int
-    samples: tuple[object, ...]
+    state: Samples
 
 
 Notify = Callable[[Progress], None]
 
 
-def run(
-    stages: Sequence[Each | Gather], plan: PlanT, state: StateT, batch: int, transport: Transport, artifacts: ArtifactStore, notify: Notify
-) -> StateT:
-    """Run the stages in order; tasks whose manifests exist are not done again.
+class Waiting(SfumatoError):
+    """The run can go no further until a person has done these tasks."""
 
-    Raises:
-        SfumatoError: a task failed. What was finished is kept, and a run of the same plan continues there.
-    """
-    for each, group in groupby(stages, key=lambda stage: isinstance(stage, Each)):
-        if each:
-            flow = tuple(stage for stage in group if isinstance(stage, Each))
-            state = state.with_samples(_Flow(flow, plan, state.samples, batch, transport, artifacts, notify).run())
-        else:
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        super().__init__(f"{len(tasks)} tasks wait for a person.")
+        self.tasks = tuple(tasks)
+
+
+@dataclass(frozen=True, slots=True)
+class Engine(Generic[PlanT]):
+    """What every stage of one run needs: the plan, samples in a micro-batch, workers, the store, and who watches."""
+
+    plan: PlanT
+    batch: int
+    transport: Transport
+    artifacts: ArtifactStore
+    notify: Notify
+
+    def run(self, stages: Sequence[Stage], state: StateT) -> StateT:
+        """Pass the stages in order; tasks whose manifests exist are not done again.
+
+        Raises:
+            Waiting: a person has to decide something first.
+            SfumatoError: a task failed. What was finished is kept, and a run of the same plan continues there.
+        """
+        for each, group in groupby(stages, key=lambda stage: isinstance(stage, Each)):
+            if each:
+                flow = tuple(stage for stage in group if isinstance(stage, Each))
+                state = _Flow(self, flow, state).run()
+                continue
             for stage in group:
-                assert isinstance(stage, Gather)
-                state = _gather(stage, plan, state, transport, artifacts, notify)
-    return state
+                if isinstance(stage, Loop):
+                    state = self.run(stage.stages, state)
+                    while stage.again(self.plan, state):
+                        state = self.run(stage.stages, state)
+                elif isinstance(stage, Gather):
+                    state = self._gather(stage, state)
+        return state
+
+    def _gather(self, stage: Gather[PlanT, StateT], state: StateT) -> StateT:
+        tasks = stage.tasks(self.plan, state)
+        found = {task.id: manifest for task in tasks if (manifest := find(task, self.artifacts)) is not None}
+        reused, total = len(found), len({task.id for task in tasks})
+        missing = {task.id: task for task in tasks if task.id not in found}
+        if missing and stage.by_person:
+            raise Waiting(tuple(missing.values()))
+        for task in missing.values():
+            self.transport.submit(task)
+        if missing:
+            self.notify(Progress(stage.name, reused, total, reused, state))
+        for _ in missing:
+            manifest = self.transport.next()
+            found[manifest.task_id] = manifest
+            if len(found) < total:
+                self.notify(Progress(stage.name, len(found), total, reused, state))
+        state = stage.absorb(self.plan, state, [found[task.id] for task in tasks])
+        self.notify(Progress(stage.name, total, total, reused, state))
+        return state
 
 
-class _Flow(Generic[PlanT, SampleT]):
+@dataclass(slots=True)
+class _Batch(Generic[SampleT]):
+    """A micro-batch and the stage it stands before."""
+
+    samples: tuple[SampleT, ...]
+    position: int = 0
+
+
+@dataclass(slots=True)
+class _Count:
+    passed: int = 0
+    reused: int = 0
+
+
+@dataclass(slots=True)
+class _Flow(Generic[PlanT, StateT, SampleT]):
     """Micro-batches on their way through consecutive `Each` stages, every one at its own pace."""
 
-    def __init__(
-        self,
-        stages: tuple[Each[PlanT, SampleT], ...],
-        plan: PlanT,
-        samples: tuple[SampleT, ...],
-        batch: int,
-        transport: Transport,
-        artifacts: ArtifactStore,
-        notify: Notify,
-    ) -> None:
-        self._stages, self._plan, self._transport, self._artifacts, self._notify = stages, plan, transport, artifacts, notify
-        self._batches = [samples[start : start + batch] for start in range(0, len(samples), batch)]
-        self._position = [0] * len(self._batches)
-        self._reused = [0] * len(stages)
-        self._passed = [0] * len(stages)
-        self._waiting: dict[str, list[int]] = {}
+    engine: Engine[PlanT]
+    stages: tuple[Each[PlanT, StateT, SampleT], ...]
+    state: StateT
+    batches: list[_Batch[SampleT]] = field(init=False)
+    counts: list[_Count] = field(init=False)
+    waiting: dict[str, list[_Batch[SampleT]]] = field(default_factory=dict)
 
-    def run(self) -> tuple[SampleT, ...]:
+    def __post_init__(self) -> None:
+        samples, size = self.state.samples, self.engine.batch
+        self.batches = [_Batch(samples[start : start + size]) for start in range(0, len(samples), size)]
+        self.counts = [_Count() for _ in self.stages]
+
+    def run(self) -> StateT:
         """Every batch through every stage; the samples in their order."""
-        open_tasks = [(index, task) for index in range(len(self._batches)) if (task := self._advance(index)) is not None]
+        transport = self.engine.transport
+        open_tasks = [(batch, task) for batch in self.batches if (task := self._advance(batch)) is not None]
         if open_tasks:
-            first = min(self._position[index] for index, _ in open_tasks)
-            self._transport.prepare(dict.fromkeys(stage.service for stage in self._stages[first:]))
-        for index, task in open_tasks:
-            self._send(index, task)
-        while self._waiting:
-            manifest = self._transport.next()
-            for index in self._waiting.pop(manifest.task_id):
-                self._take(index, manifest)
-                task = self._advance(index)
+            first = min(batch.position for batch, _ in open_tasks)
+            transport.prepare(dict.fromkeys(stage.service for stage in self.stages[first:]))
+        for batch, task in open_tasks:
+            self._send(batch, task)
+        while self.waiting:
+            manifest = transport.next()
+            for batch in self.waiting.pop(manifest.task_id):
+                self._take(batch, manifest)
+                task = self._advance(batch)
                 if task is not None:
-                    self._send(index, task)
-        for service in {stage.service for stage in self._stages if open_tasks}:
-            self._transport.release(service)
-        return tuple(sample for samples in self._batches for sample in samples)
+                    self._send(batch, task)
+        for service in {stage.service for stage in self.stages if open_tasks}:
+            transport.release(service)
+        return self._now()
 
-    def _advance(self, index: int) -> Task | None:
+    def _advance(self, batch: _Batch[SampleT]) -> Task | None:
         """Carry a batch over what is done already or nothing to do; its next open task, or None at the end."""
-        while self._position[index] < len(self._stages):
-            position = self._position[index]
-            task = self._stages[position].task(self._plan, self._batches[index])
+        while batch.position < len(self.stages):
+            task = self.stages[batch.position].task(self.engine.plan, self.state, batch.samples)
             if task is None:
-                self._pass(index)
+                self._pass(batch)
                 continue
-            manifest = find(task, self._artifacts)
+            manifest = find(task, self.engine.artifacts)
             if manifest is None:
                 return task
-            self._reused[position] += 1
-            self._take(index, manifest)
+            self.counts[batch.position].reused += 1
+            self._take(batch, manifest)
         return None
 
-    def _send(self, index: int, task: Task) -> None:
-        waiting = self._waiting.setdefault(task.id, [])
-        waiting.append(index)
+    def _send(self, batch: _Batch[SampleT], task: Task) -> None:
+        waiting = self.waiting.setdefault(task.id, [])
+        waiting.append(batch)
         if len(waiting) == 1:
-            self._transport.submit(task)
+            self.engine.transport.submit(task, urgency=batch.position)
 
-    def _take(self, index: int, manifest: Manifest) -> None:
-        self._batches[index] = self._stages[self._position[index]].absorb(self._batches[index], manifest)
-        self._pass(index)
+    def _take(self, batch: _Batch[SampleT], manifest: Manifest) -> None:
+        batch.samples = self.stages[batch.position].absorb(batch.samples, manifest)
+        self._pass(batch)
 
-    def _pass(self, index: int) -> None:
-        position = self._position[index]
-        self._position[index] += 1
-        self._passed[position] += 1
-        samples = tuple(sample for batch in self._batches for sample in batch)
-        self._notify(Progress(self._stages[position].name, self._passed[position], len(self._batches), self._reused[position], samples))
+    def _pass(self, batch: _Batch[SampleT]) -> None:
+        name, count = self.stages[batch.position].name, self.counts[batch.position]
+        batch.position += 1
+        count.passed += 1
+        self.engine.notify(Progress(name, count.passed, len(self.batches), count.reused, self._now()))
 
-
-def _gather(
-    stage: Gather[PlanT, StateT], plan: PlanT, state: StateT, transport: Transport, artifacts: ArtifactStore, notify: Notify
-) -> StateT:
-    tasks = stage.tasks(plan, state)
-    found = {task.id: manifest for task in tasks if (manifest := find(task, artifacts)) is not None}
-    reused = len(found)
-    total = len({task.id for task in tasks})
-    missing = {task.id: task for task in tasks if task.id not in found}
-    for task in missing.values():
-        transport.submit(task)
-    if missing:
-        notify(Progress(stage.name, reused, total, reused, state.samples))
-    for _ in missing:
-        manifest = transport.next()
-        found[manifest.task_id] = manifest
-        notify(Progress(stage.name, len(found), total, reused, state.samples))
-    state = stage.absorb(plan, state, [found[task.id] for task in tasks])
-    notify(Progress(stage.name, total, total, reused, state.samples))
-    return state
+    def _now(self) -> StateT:
+        return self.state.with_samples(tuple(sample for batch in self.batches for sample in batch.samples))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sfumato.errors import InvalidInput
 from sfumato.runtime.tasks import canonical
@@ -18,12 +19,22 @@ class _Strict(BaseModel):
 
 
 class Prompts(_Strict):
-    """A text file with one prompt a line (relative to the spec), and how many of its first lines are used."""
+    """A text file with one prompt a line (relative to the spec; # begins a comment), and how many of its prompts are used."""
 
     file: Path
     count: int = Field(ge=1, le=100_000)
     # Sample i is painted from seed + i.
     seed: int = Field(ge=0, lt=2**62)
+
+
+class HeldOut(Prompts):
+    """Prompts that are never used for pairs: every fused model paints them from the same seeds.
+
+    ``ceiling`` is a file with the same scenes, line by line, in words that ask outright for what the loop is to teach: the base
+    model's answer to it is what the tuned model's answer to the plain prompt could come to.
+    """
+
+    ceiling: Path | None = None
 
 
 class Paint(_Strict):
@@ -33,32 +44,62 @@ class Paint(_Strict):
     guidance: float = Field(default=1.0, ge=0, le=30)
     width: int = Field(default=64, ge=16, le=4096)
     height: int = Field(default=64, ge=16, le=4096)
+    # The share of the steps, from the first on, in which advice acts. 1.0 is the paper's.
+    regional_steps: float = Field(default=1.0, gt=0, le=1)
+    # Pixels over which a region fades out at its edges. 0 is the paper's: in the box or not.
+    soft_edges: float = Field(default=0.0, ge=0, le=512)
 
 
 class Ground(_Strict):
-    """Who looks at the pictures: a VLM served by vLLM, or the same model inside the worker."""
+    """Who looks at the pictures: a VLM served by vLLM, or (for Vista's) the same model inside the worker."""
 
     backend: Literal["vllm", "transformers"] = "vllm"
-    profile: str = "vista"
+    profile: Literal["vista", "qwen2-vl", "qwen2.5-vl", "qwen3-vl"] = "vista"
+    # "vista", the folder of a model (relative to the spec), or its name on the hub.
+    model: str = "vista"
+    strategy: Literal["single-turn", "three-turn"] = "single-turn"
+    # Let the VLM make ambiguous prompts definite first (paper, section 4.1.1).
+    refine: bool = True
+
+
+METRICS = ("clip", "aesthetic", "pickscore", "mps", "hpsv2", "nudenet")
+Metric = Literal["clip", "aesthetic", "pickscore", "mps", "hpsv2", "nudenet"]
 
 
 class Score(_Strict):
-    """What is measured on every picture. ``aesthetic`` and ``clip`` decide; the others are reported."""
+    """What is measured on every picture. ``clip`` and ``aesthetic`` decide, ``nudenet`` can refuse, the others are reported.
 
-    metrics: tuple[Literal["clip", "aesthetic", "pickscore", "mps"], ...] = ("clip", "aesthetic", "pickscore", "mps")
+    ``models`` names weights by metric, as a folder (relative to the spec) or a name on the hub; what is not named is Vista's.
+    """
+
+    metrics: tuple[Metric, ...] = ("clip", "aesthetic", "pickscore", "mps", "nudenet")
+    models: dict[Metric, str] = {}
+
+    @model_validator(mode="after")
+    def _decisive(self) -> Score:
+        if not {"clip", "aesthetic"} <= set(self.metrics):
+            raise ValueError("metrics: clip and aesthetic are needed, for they decide which pairs are kept")
+        if len(set(self.metrics)) < len(self.metrics):
+            raise ValueError("metrics: one is named twice")
+        return self
 
 
 class Filter(_Strict):
-    """ArtAug section 3.2: which pairs are kept. Of more than ``keep``, those whose aesthetic score rose most."""
+    """ArtAug section 3.2: which pairs are kept, and who looks at them before they are trained."""
 
-    keep: int = Field(default=12, ge=1, le=10_000)
-    review: Literal["none"] = "none"
+    # How much the aesthetic score must rise at least ("clear improvement"); at 0 any rise will do.
+    min_gain: float = Field(default=0.0, ge=0, le=9)
+    # vlm: an A/B judge, asked in both orders. human: the run waits for `sfumato review`. vlm+human: one, then the other.
+    review: Literal["none", "vlm", "human", "vlm+human"] = "none"
 
 
 class Train(_Strict):
     """ArtAug section 3.3 for every kept pair; ``together`` pairs share the forwards of one task."""
 
-    rank: int = Field(default=8, ge=1, le=256)
+    # Of more pairs, those whose aesthetic score rose most.
+    pairs: int = Field(default=12, ge=1, le=10_000)
+    # "auto": the smallest of 4, 8 and 16 that converges on the training picture.
+    rank: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = 8
     learning_rate: float = Field(default=1e-3, gt=0, lt=1)
     batch: int = Field(default=4, ge=1, le=256)
     steps_before: int = Field(default=120, ge=1, le=100_000)
@@ -67,10 +108,27 @@ class Train(_Strict):
 
 
 class Fuse(_Strict):
-    """ArtAug section 3.4: theta + alpha * mean; ``rank`` compresses the exact mean, ``null`` keeps all of it."""
+    """ArtAug section 3.4: theta + alpha * mean; ``rank`` compresses the exact mean, ``null`` keeps all of it.
 
-    alpha: float = Field(default=2.0, gt=0, le=10)
+    With several values for ``alpha``, the ``tune`` prompts decide: of those that lose no more than ``clip_loss`` of the base
+    model's CLIP score, the one with the highest aesthetic score.
+    """
+
+    alpha: tuple[Annotated[float, Field(gt=0, le=10)], ...] = Field(default=(1.0,), min_length=1, max_length=16)
     rank: int | None = Field(default=None, ge=1, le=2048)
+    clip_loss: float = Field(default=0.2, ge=0, le=100)
+
+    @field_validator("alpha", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        return (value,) if isinstance(value, int | float) else value
+
+
+class Stop(_Strict):
+    """When the loop ends: fewer pairs survive filter and review than ``min_pairs``, or ``max_iterations`` are done."""
+
+    max_iterations: int = Field(default=8, ge=1, le=64)
+    min_pairs: int = Field(default=4, ge=1, le=10_000)
 
 
 class RunSpec(_Strict):
@@ -78,7 +136,7 @@ class RunSpec(_Strict):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")
     recipe: Literal["artaug"] = "artaug"
-    # "vista", or the folder of a diffusers pipeline (relative to the spec).
+    # "vista", the folder of a diffusers pipeline (relative to the spec), or its name on the hub.
     model: str = "vista"
     # Samples in one task: fixed here, so that the bytes of a result do not depend on who did what when.
     batch: int = Field(default=8, ge=1, le=256)
@@ -89,8 +147,18 @@ class RunSpec(_Strict):
     filter: Filter = Filter()
     train: Train = Train()
     fuse: Fuse = Fuse()
-    # Prompts that are never used for pairs: base and fused model paint them from the same seeds.
-    evaluate: Prompts
+    stop: Stop = Stop()
+    # Prompts on which alpha is chosen: neither used for pairs nor reported. Needed where there is a choice.
+    tune: Prompts | None = None
+    evaluate: HeldOut
+    # Train the first iteration's pairs naively as well, on X' alone, and compare (the paper's Table 2).
+    compare: bool = False
+
+    @model_validator(mode="after")
+    def _choice(self) -> RunSpec:
+        if self.tune is None and (len(self.fuse.alpha) > 1 or self.compare):
+            raise ValueError("tune: prompts are needed to choose alpha on, and for the comparison with naive training")
+        return self
 
 
 def load_spec(path: Path) -> RunSpec:
@@ -109,30 +177,85 @@ def load_spec(path: Path) -> RunSpec:
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(str(part) for part in fault['loc']) or 'spec'}: {fault['msg']}" for fault in error.errors())
         raise InvalidInput("spec", f"{path}: {faults}.") from error
-    here = path.parent
-    update = {key: getattr(spec, key).model_copy(update={"file": here / getattr(spec, key).file}) for key in ("prompts", "evaluate")}
-    if spec.model != "vista":
-        update["model"] = str(here / spec.model)
-    return spec.model_copy(update=update)
+    return _anchored(spec, path.parent)
 
 
-def read_prompts(prompts: Prompts, field: str) -> tuple[str, ...]:
-    """The first ``count`` prompts of the file; empty lines and lines that begin with # do not count.
+def _anchored(spec: RunSpec, here: Path) -> RunSpec:
+    """The spec with its files and folders made relative to ``here``."""
+
+    def model(name: str) -> str:
+        return str(here / name) if (here / name).is_dir() else name
+
+    def prompts(part: Prompts | None) -> Prompts | None:
+        return part and part.model_copy(update={"file": here / part.file})
+
+    ceiling = spec.evaluate.ceiling and here / spec.evaluate.ceiling
+    return spec.model_copy(
+        update={
+            "model": model(spec.model),
+            "prompts": prompts(spec.prompts),
+            "tune": prompts(spec.tune),
+            "evaluate": spec.evaluate.model_copy(update={"file": here / spec.evaluate.file, "ceiling": ceiling}),
+            "ground": spec.ground.model_copy(update={"model": model(spec.ground.model)}),
+            "score": spec.score.model_copy(update={"models": {name: model(ref) for name, ref in spec.score.models.items()}}),
+        }
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSets:
+    """Every prompt of a run: those pairs are made from, those alpha is chosen on, those held out and their ceiling."""
+
+    train: tuple[str, ...]
+    tune: tuple[str, ...]
+    heldout: tuple[str, ...]
+    ceiling: tuple[str, ...]
+
+
+def read_prompt_sets(spec: RunSpec) -> PromptSets:
+    """The prompts in the spec's files.
 
     Raises:
-        InvalidInput: no such file, or too few prompts in it.
+        InvalidInput: a file is missing or too short, or a prompt is in two sets that must not share any.
     """
-    if not prompts.file.is_file():
-        raise InvalidInput(f"{field}.file", f"there is no file {prompts.file}.")
-    lines = [line.strip() for line in prompts.file.read_text(encoding="utf-8").splitlines()]
+    heldout = _read(spec.evaluate.file, spec.evaluate.count, "evaluate")
+    ceiling = _read(spec.evaluate.ceiling, spec.evaluate.count, "evaluate.ceiling") if spec.evaluate.ceiling else ()
+    sets = PromptSets(
+        _read(spec.prompts.file, spec.prompts.count, "prompts"),
+        _read(spec.tune.file, spec.tune.count, "tune") if spec.tune else (),
+        heldout,
+        ceiling,
+    )
+    for field, others in (("evaluate", sets.train), ("evaluate", sets.tune), ("tune", sets.train)):
+        shared = set(sets.tune if field == "tune" else sets.heldout) & set(others)
+        if shared:
+            raise InvalidInput(field, f"{len(shared)} of its prompts are used elsewhere in the run, such as {min(shared)!r}.")
+    return sets
+
+
+def _read(file: Path, count: int, field: str) -> tuple[str, ...]:
+    """The first ``count`` prompts of a file; empty lines and lines that begin with # do not count."""
+    if not file.is_file():
+        raise InvalidInput(f"{field}.file", f"there is no file {file}.", hint="Give a text file with one prompt a line.")
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{field}.file", f"{file} is not UTF-8 text.") from error
     found = [line for line in lines if line and not line.startswith("#")]
-    if len(found) < prompts.count:
-        raise InvalidInput(f"{field}.count", f"{prompts.file} has {len(found)} prompts, the run asks for {prompts.count}.")
-    return tuple(found[: prompts.count])
+    if len(found) < count:
+        raise InvalidInput(f"{field}.count", f"{file} has {len(found)} prompts, the run asks for {count}.")
+    return tuple(found[:count])
 
 
-def run_id(spec: RunSpec, prompts: tuple[str, ...], heldout: tuple[str, ...], models: dict[str, str]) -> str:
+def run_id(spec: RunSpec, prompts: PromptSets, models: dict[str, str]) -> str:
     """The run's name and a hash of all it depends on: the same run again is the same run, and goes on where it stood."""
-    settings = spec.model_dump(mode="json", exclude={"prompts": {"file"}, "evaluate": {"file"}, "model": True})
-    content = {"spec": settings, "prompts": prompts, "heldout": heldout, "models": models}
+    places = {
+        "model": True,
+        "prompts": {"file"},
+        "tune": {"file"},
+        "evaluate": {"file", "ceiling"},
+        "ground": {"model"},
+        "score": {"models"},
+    }
+    content = {"spec": spec.model_dump(mode="json", exclude=places), "prompts": asdict(prompts), "models": models}
     return f"{spec.name}-{hashlib.sha256(canonical(content)).hexdigest()[:10]}"

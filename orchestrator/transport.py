@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import heapq
 import importlib
 import multiprocessing
 import os
 import signal
+import time
 import traceback
-from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -27,8 +28,8 @@ class Transport(Protocol):
         """Say that these services will be needed soon; returns at once."""
         ...
 
-    def submit(self, task: Task) -> None:
-        """Queue a task for its service."""
+    def submit(self, task: Task, urgency: int = 0) -> None:
+        """Queue a task for its service; more urgent ones overtake others that have not begun."""
         ...
 
     def next(self) -> Manifest:
@@ -40,7 +41,7 @@ class Transport(Protocol):
         ...
 
     def release(self, service: str) -> None:
-        """Say that a service is not needed any more."""
+        """Say that a service is not needed for now."""
         ...
 
 
@@ -62,12 +63,34 @@ class Companion(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LocalService:
-    """One service on this machine: ``module`` has ``HANDLERS``; ``environment`` is its workers'."""
+    """One service on this machine: ``module`` has ``HANDLERS``; ``environment`` is its workers'.
+
+    ``keep``: it stays up when it is not needed for a while (there is memory for all), instead of starting anew each time.
+    """
 
     module: str
     workers: int = 1
+    keep: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
     companion: Companion | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """When a worker did something, on this machine's monotonic clock: from ``started`` to ``ended``, in seconds."""
+
+    service: str
+    started: float
+    ended: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """What a worker sends back, and when it was at it."""
+
+    outcome: Manifest | _Failure
+    started: float
+    ended: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +99,14 @@ class _Failure:
     kind: str
     message: str
     trace: str
+
+
+@dataclass(order=True, frozen=True, slots=True)
+class _Pending:
+    """A task in line: the most urgent first, then the oldest."""
+
+    order: tuple[int, int]
+    task: Task = field(compare=False)
 
 
 @dataclass(slots=True, eq=False)
@@ -106,15 +137,18 @@ class LocalTransport:
         self._services = services
         self._artifacts_url = artifacts_url
         self._context = multiprocessing.get_context("spawn")
-        self._pending: dict[str, deque[Task]] = {}
+        self._pending: dict[str, list[_Pending]] = {}
         self._workers: dict[str, list[_Worker]] = {}
+        self._submitted = 0
+        self._began = time.monotonic()
+        self.worked: list[Work] = []
 
     def __enter__(self) -> LocalTransport:
         return self
 
     def __exit__(self, *exception: object) -> None:
         for service in list(self._workers):
-            self.release(service)
+            self._end(service)
 
     def prepare(self, services: Iterable[str]) -> None:
         """Start the workers of these services, and what must run beside them."""
@@ -126,13 +160,14 @@ class LocalTransport:
             service = self._services[name]
             if service.companion is not None:
                 service.companion.start()
-            self._pending[name] = deque()
+            self._pending[name] = []
             self._workers[name] = [self._start(name, service, index) for index in range(service.workers)]
 
-    def submit(self, task: Task) -> None:
+    def submit(self, task: Task, urgency: int = 0) -> None:
         """Give a task to a free worker of its service, or keep it until one is free."""
         self.prepare([task.service])
-        self._pending[task.service].append(task)
+        self._submitted += 1
+        heapq.heappush(self._pending[task.service], _Pending((-urgency, self._submitted), task))
         self._dispatch(task.service)
 
     def next(self) -> Manifest:
@@ -152,6 +187,19 @@ class LocalTransport:
                 return self._received(name, worker)
 
     def release(self, service: str) -> None:
+        """End a service's workers, unless they are to be kept."""
+        if not self._services[service].keep:
+            self._end(service)
+
+    def busy_share(self) -> float:
+        """The share of the time since the start in which a worker was at work: what is missing to 1 is this loop's own doing."""
+        busy, until = 0.0, self._began
+        for work in sorted(self.worked, key=lambda work: work.started):
+            busy += max(0.0, work.ended - max(work.started, until))
+            until = max(until, work.ended)
+        return busy / (time.monotonic() - self._began)
+
+    def _end(self, service: str) -> None:
         """End a service's workers at once: what they were doing is lost, what they finished is stored."""
         workers = self._workers.pop(service, [])
         for worker in workers:
@@ -180,21 +228,22 @@ class LocalTransport:
         for worker in self._workers[name]:
             if self._pending[name] and not worker.busy:
                 try:
-                    worker.pipe.send(self._pending[name].popleft())
+                    worker.pipe.send(heapq.heappop(self._pending[name]).task)
                 except OSError:
                     raise worker.lost() from None
                 worker.busy = True
 
     def _received(self, name: str, worker: _Worker) -> Manifest:
         try:
-            result: Manifest | _Failure = worker.pipe.recv()
+            result: _Result = worker.pipe.recv()
         except (EOFError, OSError):
             raise worker.lost() from None
         worker.busy = False
+        self.worked.append(Work(name, result.started, result.ended))
         self._dispatch(name)
-        if isinstance(result, _Failure):
-            raise _as_error(result)
-        return result
+        if isinstance(result.outcome, _Failure):
+            raise _as_error(result.outcome)
+        return result.outcome
 
 
 def _work(module: str, environment: Mapping[str, str], artifacts_url: str, pipe: Connection) -> None:
@@ -209,11 +258,13 @@ def _work(module: str, environment: Mapping[str, str], artifacts_url: str, pipe:
             task: Task = pipe.recv()
         except EOFError:
             return
+        started = time.monotonic()
         try:
-            pipe.send(perform(task, handlers[task.kind], artifacts, versions))
+            outcome = perform(task, handlers[task.kind], artifacts, versions)
         except Exception as error:  # the boundary of the process: everything becomes a message to the parent
             message = str(error) if isinstance(error, SfumatoError) else f"{type(error).__name__}: {error}"
-            pipe.send(_Failure(task.id, type(error).__name__, message, traceback.format_exc()))
+            outcome = _Failure(task.id, type(error).__name__, message, traceback.format_exc())
+        pipe.send(_Result(outcome, started, time.monotonic()))
 
 
 def _as_error(failure: _Failure) -> SfumatoError:

@@ -65,18 +65,25 @@ def sample(
 def prompts(
     count: Annotated[int, typer.Option(min=1, help="How many.")] = 64,
     seed: Annotated[int, typer.Option(help="Which ones; two seeds share no scene.")] = 0,
+    without: Annotated[list[Path] | None, typer.Option(help="A file whose prompts are left out (repeatable).")] = None,
+    aesthetic: Annotated[bool, typer.Option("--aesthetic", help="The same scenes, line by line, in aesthetic phrases.")] = False,
 ) -> None:
     """Print plain prompts about random scenes, one a line, none twice.
 
-    Example: sfumato vista prompts --count 64 --seed 1 > prompts.txt
+    Examples:
+        sfumato vista prompts --count 64 --seed 1 > prompts.txt
+        sfumato vista prompts --count 32 --seed 2 --without prompts.txt > held-out.txt
     """
-    from sfumato.vista.phrases import plain_prompt
+    from sfumato.vista.phrases import outright, plain_prompt
 
     rng = random.Random(f"prompts:{seed}")
-    seen: dict[str, None] = {}
+    taken = {line.strip() for file in without or [] for line in file.read_text(encoding="utf-8").splitlines()}
+    seen: dict[str, str] = {}
     while len(seen) < count:
-        seen.setdefault(plain_prompt(rng)[1])
-    typer.echo("\n".join(seen))
+        scene, prompt = plain_prompt(rng)
+        if prompt not in taken:
+            seen.setdefault(prompt, outright(scene, len(seen)))
+    typer.echo("\n".join(seen.values() if aesthetic else seen))
 
 
 @app.command()

@@ -188,6 +188,11 @@ def plain_prompt(rng: random.Random) -> tuple[Scene, str]:
     return scene, caption(scene, rng)
 
 
+def outright(scene: Scene, seed: int) -> str:
+    """A prompt that asks for every beauty of the scene in so many words: what a plain prompt could come to at most."""
+    return caption(scene, random.Random(seed), said={element.kind: True for element in scene.elements})
+
+
 def vocabulary() -> list[str]:
     """Every word that captions and advice can hold, sorted."""
     texts = [phrase.replace("{c}", "") for bank in (PLAIN, AESTHETIC) for phrases in bank.values() for phrase in phrases]

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.engine import Each, Gather, Progress, run
+from orchestrator.engine import Each, Engine, Gather, Loop, Progress, Waiting
 from orchestrator.transport import LocalService, LocalTransport
 from sfumato.errors import InvalidInput, Unavailable
 from sfumato.runtime.artifacts import ArtifactStore
-from sfumato.runtime.tasks import Manifest, Task
+from sfumato.runtime.tasks import Manifest, Output, Task, perform
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def _transport(folder: Path) -> LocalTransport:
     return LocalTransport({"echo": LocalService("tests.unit.orchestrator.workers", workers=2)}, str(folder))
 
 
-def _double(_: None, samples: tuple[int, ...]) -> Task:
+def _double(_: None, __: Numbers, samples: tuple[int, ...]) -> Task:
     return _task("echo.double", samples)
 
 
@@ -44,10 +44,10 @@ STAGES = (
 )
 
 
-def _run(folder: Path) -> tuple[Numbers, list[Progress]]:
+def _run(folder: Path, stages: tuple[Each | Gather | Loop, ...] = STAGES) -> tuple[Numbers, list[Progress]]:
     events: list[Progress] = []
     with _transport(folder) as transport:
-        state = run(STAGES, None, Numbers(tuple(range(7))), 3, transport, ArtifactStore(str(folder)), events.append)
+        state = Engine(None, 3, transport, ArtifactStore(str(folder)), events.append).run(stages, Numbers(tuple(range(7))))
     return state, events
 
 
@@ -63,6 +63,50 @@ def test_a_second_run_reuses_everything(tmp_path: Path) -> None:
     second, events = _run(tmp_path)
     assert second == first
     assert all(event.reused == event.done for event in events)
+
+
+def test_a_loop_goes_round_on_the_state_of_its_last_round_and_reuses_it(tmp_path: Path) -> None:
+    stages = (Loop((STAGES[0], STAGES[2]), lambda _, state: state.total < 100),)
+    first, _ = _run(tmp_path, stages)
+    assert first.samples == tuple(4 * n for n in range(7))  # doubled twice; the sum is of twice that
+    assert first.total == 168
+    second, events = _run(tmp_path, stages)
+    assert second == first
+    assert all(event.reused == event.done for event in events)
+
+
+def test_a_persons_task_holds_the_run_until_its_manifest_is_there(tmp_path: Path) -> None:
+    question = _task("person.ask", (1,))
+    ask = Gather("ask", lambda _, __: [question], lambda _, state, done: replace(state, total=done[0].values[0]), by_person=True)
+    with pytest.raises(Waiting) as waiting:
+        _run(tmp_path, (STAGES[0], ask))
+    assert waiting.value.tasks == (question,)
+    perform(question, lambda _, __: Output([42]), ArtifactStore(str(tmp_path)), {})
+    assert _run(tmp_path, (STAGES[0], ask))[0].total == 42
+
+
+def test_the_urgent_overtake_what_has_not_begun(tmp_path: Path) -> None:
+    with LocalTransport({"echo": LocalService("tests.unit.orchestrator.workers", workers=1)}, str(tmp_path)) as transport:
+        for item, urgency in ((1, 0), (2, 0), (3, 1)):
+            transport.submit(_task("echo.double", (item,)), urgency)
+        assert [transport.next().values[0] for _ in range(3)] == [2, 6, 4]
+
+
+def test_the_time_a_worker_was_at_work_is_known(tmp_path: Path) -> None:
+    with _transport(tmp_path) as transport:
+        transport.submit(_task("echo.double", (1,)))
+        transport.next()
+        assert transport.worked[0].ended - transport.worked[0].started > 0
+        assert 0 < transport.busy_share() < 1
+
+
+def test_a_kept_service_outlives_its_release(tmp_path: Path) -> None:
+    with LocalTransport({"echo": LocalService("tests.unit.orchestrator.workers", keep=True)}, str(tmp_path)) as transport:
+        transport.submit(_task("echo.process", (1,)))
+        first = transport.next().values
+        transport.release("echo")
+        transport.submit(_task("echo.process", (2,)))
+        assert transport.next().values == first
 
 
 def test_a_workers_refusal_arrives_with_its_words(tmp_path: Path) -> None:

@@ -1,46 +1,81 @@
-"""Specs: the shipped ones load, faults are named."""
+"""Specs: the shipped ones load, faults are named, a run's id holds all its result depends on."""
 
 from pathlib import Path
 
 import pytest
 
-from orchestrator.recipes.artaug import KEPT, RULES, Sample, verdict
-from orchestrator.spec import load_spec, read_prompts, run_id
+from orchestrator.spec import load_spec, read_prompt_sets, run_id
 from sfumato.errors import InvalidInput
 
 CONFIGS = Path(__file__).parents[3] / "configs"
-LEAST = "name: x\nprompts: {file: p.txt, count: 1, seed: 0}\nevaluate: {file: p.txt, count: 1, seed: 9}\n"
+LEAST = "name: x\nprompts: {file: p.txt, count: 1, seed: 0}\nevaluate: {file: held.txt, count: 1, seed: 9}\n"
+
+
+def _spec(folder: Path, text: str) -> Path:
+    (folder / "spec.yaml").write_text(text)
+    (folder / "p.txt").write_text("a house\na tree\n")
+    (folder / "held.txt").write_text("# not a prompt\n\na lake\n")
+    return folder / "spec.yaml"
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_shipped_specs_load_and_hold_nothing_out_twice(path: Path) -> None:
-    spec = load_spec(path)
-    assert not set(read_prompts(spec.prompts, "prompts")) & set(read_prompts(spec.evaluate, "evaluate"))
+def test_shipped_specs_load(path: Path) -> None:
+    load_spec(path)
+
+
+def test_the_demos_prompts_are_there_and_none_is_in_two_sets() -> None:
+    sets = read_prompt_sets(load_spec(CONFIGS / "artaug-vista.yaml"))
+    assert len(sets.ceiling) == len(sets.heldout)
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [(LEAST + "alhpa: 2\n", "alhpa"), (LEAST + "fuse: {alpha: -1}\n", "fuse.alpha"), ("a: [", "not YAML"), ("", "spec")]
+    ("text", "words"),
+    [
+        (LEAST + "alhpa: 2\n", "alhpa"),
+        (LEAST + "fuse: {alpha: -1}\n", "fuse.alpha"),
+        (LEAST + "fuse: {alpha: [1, 2]}\n", "tune"),
+        (LEAST + "compare: true\n", "tune"),
+        (LEAST + "score: {metrics: [clip]}\n", "aesthetic are needed"),
+        (LEAST + "score: {metrics: [clip, aesthetic, beauty]}\n", "score.metrics"),
+        (LEAST + "score: {metrics: [clip, aesthetic, clip]}\n", "named twice"),
+        (LEAST + "train: {rank: many}\n", "train.rank"),
+        (LEAST + "filter: {review: nobody}\n", "filter.review"),
+        ("a: [", "not YAML"),
+        ("", "spec"),
+    ],
 )
 def test_faults_are_named(tmp_path: Path, text: str, words: str) -> None:
-    (tmp_path / "spec.yaml").write_text(text)
     with pytest.raises(InvalidInput, match=words):
-        load_spec(tmp_path / "spec.yaml")
+        load_spec(_spec(tmp_path, text))
 
 
-def test_the_same_run_has_the_same_id(tmp_path: Path) -> None:
-    (tmp_path / "spec.yaml").write_text(LEAST)
-    spec = load_spec(tmp_path / "spec.yaml")
-    assert run_id(spec, ("a",), ("b",), {"g": "1"}) == run_id(spec, ("a",), ("b",), {"g": "1"})
-    assert run_id(spec, ("a",), ("b",), {"g": "1"}) != run_id(spec, ("a",), ("b",), {"g": "2"})
+def test_a_missing_spec_and_missing_or_few_or_shared_prompts_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="no file"):
+        load_spec(tmp_path / "nowhere.yaml")
+    path = _spec(tmp_path, LEAST)
+    assert read_prompt_sets(load_spec(path)).heldout == ("a lake",)
+    (tmp_path / "held.txt").write_text("a house\n")
+    with pytest.raises(InvalidInput, match="evaluate: 1 of its prompts are used elsewhere .* 'a house'"):
+        read_prompt_sets(load_spec(path))
+    (tmp_path / "held.txt").write_text("")
+    with pytest.raises(InvalidInput, match="evaluate.count: .* has 0 prompts"):
+        read_prompt_sets(load_spec(path))
+    (tmp_path / "held.txt").write_text("a lake\n")
+    (tmp_path / "p.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(InvalidInput, match="prompts.file: .* not UTF-8"):
+        read_prompt_sets(load_spec(path))
+    (tmp_path / "p.txt").unlink()
+    with pytest.raises(InvalidInput, match="prompts.file: there is no file"):
+        read_prompt_sets(load_spec(path))
 
 
-@pytest.mark.parametrize(
-    ("aesthetic", "clip", "rule"), [(6.0, 20.0, KEPT), (5.0, 21.0, RULES[1]), (6.0, 19.9, RULES[2]), (float("nan"), 21.0, RULES[1])]
-)
-def test_the_filter_is_the_papers(aesthetic: float, clip: float, rule: str) -> None:
-    sample = Sample("p", 0, scores_before={"aesthetic": 5.0, "clip": 20.0}, scores_after={"aesthetic": aesthetic, "clip": clip})
-    assert verdict(sample) == rule
+def test_one_alpha_may_be_written_as_a_number(tmp_path: Path) -> None:
+    assert load_spec(_spec(tmp_path, LEAST + "fuse: {alpha: 1.5}\n")).fuse.alpha == (1.5,)
 
 
-def test_without_advice_there_is_no_pair() -> None:
-    assert verdict(Sample("p", 0)) == RULES[0]
+def test_the_same_run_has_the_same_id_wherever_its_files_lie(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    specs = [load_spec(_spec(folder, LEAST)) for folder in (tmp_path, tmp_path / "other")]
+    sets = read_prompt_sets(specs[0])
+    assert run_id(specs[0], sets, {"g": "1"}) == run_id(specs[1], sets, {"g": "1"})
+    assert run_id(specs[0], sets, {"g": "1"}) != run_id(specs[0], sets, {"g": "2"})

@@ -27,4 +27,16 @@ def bulk(task: Task, _: ArtifactStore) -> Output:
     return Output(["x" * 200_000 for _ in task.items])
 
 
-HANDLERS = {"echo.double": double, "other.double": double, "echo.bulk": bulk, "echo.refuse": refuse, "echo.die": die}
+def process(_: Task, __: ArtifactStore) -> Output:
+    """Who did it."""
+    return Output(os.getpid())
+
+
+HANDLERS = {
+    "echo.double": double,
+    "other.double": double,
+    "echo.bulk": bulk,
+    "echo.refuse": refuse,
+    "echo.die": die,
+    "echo.process": process,
+}

@@ -1,0 +1,193 @@
+"""What an ArtAug run knows: carriers of data, all immutable, and when it goes on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from orchestrator.spec import PromptSets, RunSpec
+from sfumato.runtime.tasks import Json
+from sfumato.types import Region
+
+Scores = Mapping[str, float]
+
+KEPT = "kept"
+# The filter's rules in the order in which they are asked (section 3.2), by the name under which they are counted.
+RULES = ("no_advice", "aesthetic", "clip", "nudenet", "vlm_review", "human_review")
+
+TOO_FEW = "too few pairs survive"
+DIVERGED = "every training diverged"
+NO_GAIN = "no alpha makes the tuning prompts more beautiful"
+ENOUGH = "max_iterations"
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model's version (the hash of its weights) and where it lies: a folder here, or its name on the hub."""
+
+    version: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the run was asked for; ``models`` are ``generator``, ``understanding`` and ``scorers``."""
+
+    spec: RunSpec
+    prompts: PromptSets
+    models: Mapping[str, Model]
+
+
+@dataclass(frozen=True, slots=True)
+class Painted:
+    """A picture in the store: SHA-256 of its PNG, and of the file that holds its final latents under the name ``latents``."""
+
+    picture: str
+    latents: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One prompt on its way: what each stage added, None or empty where it has not been or had nothing to do.
+
+    ``asked`` is the prompt as it was given, ``prompt`` as it is painted. ``verdict`` is the first rule that spoke against the
+    pair, or ``kept``; ``reason`` is what a reviewer said.
+    """
+
+    asked: str
+    prompt: str
+    seed: int
+    before: Painted | None = None
+    regions: tuple[Region, ...] = ()
+    rejected: str = ""
+    after: Painted | None = None
+    scores_before: Scores | None = None
+    scores_after: Scores | None = None
+    cosine: float | None = None
+    verdict: str = ""
+    reason: str = ""
+    regions_after: tuple[Region, ...] = ()
+
+    @property
+    def gain(self) -> float:
+        """How much the aesthetic score rose; nothing without both pictures."""
+        if self.scores_before is None or self.scores_after is None:
+            return 0.0
+        return self.scores_after["aesthetic"] - self.scores_before["aesthetic"]
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """The held-out pictures of one model, and their scores, in the order of the prompts."""
+
+    pictures: tuple[str, ...]
+    scores: tuple[Scores, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How one pair's training went: the loss of every step, or why it was given up."""
+
+    losses: tuple[float, ...]
+    rank: int
+    diverged: str
+    details: Mapping[str, Json]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One strength that is tried: the model so far and ``alpha`` times the new mean, as one LoRA file."""
+
+    alpha: float
+    stacked: str
+    pictures: tuple[str, ...] = ()
+    aesthetic: float = 0.0
+    clip: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One training on chosen pairs, from adapters to a tuned model and what it paints.
+
+    ``base`` is the LoRA of the model it stands on (empty: the base model), made of ``earlier``, the means and strengths of former
+    iterations. ``alpha`` is 0 until one is chosen, and stays so if none is any good.
+    """
+
+    objective: str
+    pairs: tuple[Sample, ...]
+    base: str
+    earlier: tuple[tuple[str, float], ...]
+    adapters: tuple[str, ...] = ()
+    trainings: tuple[Training, ...] = ()
+    average: str = ""
+    compression: Mapping[str, float] | None = None
+    candidates: tuple[Candidate, ...] = ()
+    standing: Candidate | None = None
+    alpha: float = 0.0
+    stacked: str = ""
+    lora: str = ""
+    heldout: HeldOut | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Iteration:
+    """One time round: every sample with its verdict, and the training, if there was one."""
+
+    index: int
+    samples: tuple[Sample, ...]
+    trial: Trial | None
+
+    @property
+    def kept(self) -> tuple[Sample, ...]:
+        """The pairs that passed filter and review."""
+        return tuple(sample for sample in self.samples if sample.verdict == KEPT)
+
+    @property
+    def removed_by(self) -> dict[str, int]:
+        """How many samples each rule took, in the order of the rules."""
+        counts = Counter(sample.verdict for sample in self.samples)
+        return {rule: counts[rule] for rule in RULES}
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The run so far. Files are named by their SHA-256 in the artifact store.
+
+    ``samples`` and ``trial`` belong to the iteration in work; ``base`` and ``ceiling`` are the base model's held-out pictures, of
+    plain prompts and of those that ask for beauty outright; ``naive`` is the comparison's trial.
+    """
+
+    samples: tuple[Sample, ...]
+    iterations: tuple[Iteration, ...] = ()
+    trial: Trial | None = None
+    base: HeldOut | None = None
+    ceiling: HeldOut | None = None
+    naive: Trial | None = None
+    stop_reason: str = ""
+
+    @property
+    def fused(self) -> tuple[Iteration, ...]:
+        """The iterations whose adapters are in the model."""
+        return tuple(iteration for iteration in self.iterations if iteration.trial and iteration.trial.alpha)
+
+    @property
+    def adapter(self) -> str:
+        """The LoRA of the model so far, all iterations in one file; empty for the base model."""
+        fused = self.fused
+        return fused[-1].trial.stacked if fused and fused[-1].trial else ""
+
+    def with_samples(self, samples: tuple[Sample, ...]) -> State:
+        """A copy with other samples."""
+        return replace(self, samples=samples)
+
+
+def start(plan: Plan) -> State:
+    """Every sample with its prompt and its seed: the same in every iteration, so that iterations can be compared."""
+    first = plan.spec.prompts.seed
+    return State(tuple(Sample(prompt, prompt, first + index) for index, prompt in enumerate(plan.prompts.train)))
+
+
+def again(_: Plan, state: State) -> bool:
+    """Whether there is another iteration."""
+    return not state.stop_reason

@@ -1,0 +1,59 @@
+"""The tasks that several stages send: painting, scoring, and cutting rows into micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from orchestrator.recipes.artaug.state import Painted, Plan
+from sfumato.runtime.tasks import Manifest, Task
+from sfumato.types import Region
+
+RowT = TypeVar("RowT")
+
+
+def paint(plan: Plan, stage: str, rows: Sequence[tuple[str, int, tuple[Region, ...]]], adapter: str) -> Task:
+    """Paint rows of ``(prompt, seed, regions)`` with the model that has ``adapter`` fused (empty: the base model)."""
+    model = plan.models["generator"]
+    items = tuple(
+        {"prompt": prompt, "seed": seed, "regions": [{"prompt": region.prompt, "box": list(region.box)} for region in regions]}
+        for prompt, seed, regions in rows
+    )
+    params = plan.spec.paint.model_dump() | {"adapter": adapter}
+    return Task(stage=stage, kind="generator.paint", items=items, params=params, model=model.version, model_path=model.path)
+
+
+def painted(done: Manifest) -> list[Painted]:
+    """The pictures of a painting task, in the order of its items."""
+    return [Painted(done.files[f"{index}.png"], done.files[f"{index}.safetensors"]) for index in range(len(done.items))]
+
+
+def score(plan: Plan, stage: str, pictures: Sequence[tuple[str, str]], metrics: Sequence[str]) -> Task:
+    """Score rows of ``(prompt, picture)``."""
+    items = tuple({"prompt": prompt, "picture": picture} for prompt, picture in pictures)
+    return scoring(plan, stage, "score", items, {"metrics": list(metrics)})
+
+
+def scoring(plan: Plan, stage: str, verb: str, items: tuple[Any, ...], params: dict[str, Any]) -> Task:
+    """A task for the scoring service."""
+    model = plan.models["scorers"]
+    params = params | {"models": dict(plan.spec.score.models)}
+    return Task(stage=stage, kind=f"scoring.{verb}", items=items, params=params, model=model.version, model_path=model.path)
+
+
+def asking(plan: Plan, stage: str, verb: str, items: tuple[Any, ...], **params: Any) -> Task:
+    """A task for the grounding service."""
+    model, ground = plan.models["understanding"], plan.spec.ground
+    params = {"backend": ground.backend, "profile": ground.profile} | params
+    return Task(stage=stage, kind=f"grounding.{verb}", items=items, params=params, model=model.version, model_path=model.path)
+
+
+def training(plan: Plan, stage: str, verb: str, items: tuple[Any, ...], params: dict[str, Any]) -> Task:
+    """A task for the trainer."""
+    model = plan.models["generator"]
+    return Task(stage=stage, kind=f"trainer.{verb}", items=items, params=params, model=model.version, model_path=model.path)
+
+
+def chunks(rows: Sequence[RowT], size: int) -> list[Sequence[RowT]]:
+    """Rows in groups of ``size``, the last one perhaps smaller."""
+    return [rows[start : start + size] for start in range(0, len(rows), size)]

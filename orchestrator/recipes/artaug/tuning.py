@@ -1,0 +1,227 @@
+"""From kept pairs to a better model (sections 3.3 and 3.4): train each, average, fuse as strongly as it does good."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from orchestrator.recipes.artaug.pairs import absorb_look, verdict
+from orchestrator.recipes.artaug.state import (
+    DIVERGED,
+    ENOUGH,
+    KEPT,
+    NO_GAIN,
+    TOO_FEW,
+    Candidate,
+    Iteration,
+    Painted,
+    Plan,
+    Sample,
+    State,
+    Training,
+    Trial,
+)
+from orchestrator.recipes.artaug.tasks import chunks, paint, painted, score, training
+from sfumato.runtime.tasks import Manifest, Task
+
+
+def nothing(_: Plan, __: State) -> list[Task]:
+    """A barrier that only decides."""
+    return []
+
+
+# --- filter: the verdict on every pair; the best of the kept ones are trained ---
+
+
+def select(plan: Plan, state: State, _: list[Manifest]) -> State:
+    """The rules' verdicts beside the reviewers'; too few pairs end the run."""
+    samples = tuple(sample if sample.verdict else replace(sample, verdict=verdict(sample, plan.spec.filter)) for sample in state.samples)
+    kept = [sample for sample in samples if sample.verdict == KEPT]
+    state = replace(state, samples=samples)
+    if len(kept) < plan.spec.stop.min_pairs:
+        return replace(state, stop_reason=TOO_FEW)
+    best = sorted(kept, key=lambda sample: (-sample.gain, sample.seed))[: plan.spec.train.pairs]
+    earlier = tuple((trial.average, trial.alpha) for trial in (iteration.trial for iteration in state.fused) if trial)
+    return replace(state, trial=Trial("differential", tuple(best), state.adapter, earlier))
+
+
+# --- train: phi_1 and phi_2 of every kept pair (A3, section 3.3) ---
+
+
+def train(plan: Plan, state: State) -> list[Task]:
+    """A task for every few pairs; each pair is trained as if it were alone."""
+    trial = state.trial
+    if trial is None:
+        return []
+    params = plan.spec.train.model_dump(exclude={"together", "pairs"}) | plan.spec.paint.model_dump(include={"guidance", "width", "height"})
+    params |= {"adapter": trial.base, "objective": trial.objective}
+    items = [
+        {"prompt": sample.prompt, "seed": sample.seed, "before": _latents(sample.before), "after": _latents(sample.after)}
+        for sample in trial.pairs
+    ]
+    return [training(plan, "train", "train", tuple(rows), params) for rows in chunks(items, plan.spec.train.together)]
+
+
+def absorb_trained(_: Plan, state: State, done: list[Manifest]) -> State:
+    """Note the adapters of the pairs that did not diverge."""
+    if state.trial is None:
+        return state
+    adapters, trainings = [], []
+    for manifest in done:
+        for index, value in enumerate(manifest.values):
+            details = {key: value[key] for key in value if key not in ("losses", "rank", "diverged")}
+            trainings.append(Training(tuple(value["losses"]), value["rank"], value["diverged"], details))
+            if not value["diverged"]:
+                adapters.append(manifest.files[f"{index}.safetensors"])
+    if not adapters and state.trial.objective == "differential":
+        return replace(state, trial=None, stop_reason=DIVERGED)
+    return replace(state, trial=replace(state.trial, adapters=tuple(adapters), trainings=tuple(trainings)))
+
+
+# --- average: the exact mean of B_i A_i (A4, section 3.4) ---
+
+
+def average(plan: Plan, state: State) -> list[Task]:
+    """One task over all adapters."""
+    if state.trial is None or not state.trial.adapters:
+        return []
+    return [training(plan, "average", "average", state.trial.adapters, {"rank": plan.spec.fuse.rank})]
+
+
+def absorb_averaged(_: Plan, state: State, done: list[Manifest]) -> State:
+    """Note the mean, its rank, and what compressing it lost."""
+    if state.trial is None or not done:
+        return state
+    return replace(state, trial=replace(state.trial, average=done[0].files["adapter.safetensors"], compression=done[0].values))
+
+
+# --- fuse: theta + alpha * phi (A4), once for every alpha that is tried ---
+
+
+def fuse(plan: Plan, state: State) -> list[Task]:
+    """Earlier iterations and the new mean as one LoRA file each, loaded back and compared."""
+    trial = state.trial
+    if trial is None or not trial.average:
+        return []
+    means, alphas = [mean for mean, _ in trial.earlier], [alpha for _, alpha in trial.earlier]
+    return [training(plan, "fuse", "fuse", (*means, trial.average), {"alphas": [*alphas, alpha]}) for alpha in plan.spec.fuse.alpha]
+
+
+def absorb_fused(plan: Plan, state: State, done: list[Manifest]) -> State:
+    """Note the candidates."""
+    if state.trial is None or not done:
+        return state
+    alphas = plan.spec.fuse.alpha
+    candidates = tuple(Candidate(alpha, m.files["adapter.safetensors"]) for alpha, m in zip(alphas, done, strict=True))
+    return replace(state, trial=replace(state.trial, candidates=candidates))
+
+
+# --- tune: which alpha, on prompts that are neither trained on nor reported ---
+
+
+def _tried(state: State) -> tuple[Candidate, ...]:
+    """The base model, the model the trial stands on, and the candidates."""
+    trial = state.trial
+    return () if trial is None or not trial.candidates else (Candidate(0.0, ""), Candidate(0.0, trial.base), *trial.candidates)
+
+
+def repaint(plan: Plan, state: State) -> list[Task]:
+    """Paint the tuning prompts with each of them."""
+    if plan.spec.tune is None:
+        return []
+    rows = [(prompt, plan.spec.tune.seed + index, ()) for index, prompt in enumerate(plan.prompts.tune)]
+    return [paint(plan, "tune", part, tried.stacked) for tried in _tried(state) for part in chunks(rows, plan.spec.batch)]
+
+
+def absorb_repainted(plan: Plan, state: State, done: list[Manifest]) -> State:
+    """Note the pictures; those of the base model and of the standing one ride along with the candidates."""
+    if state.trial is None or not done:
+        return state
+    pictures = [picture.picture for manifest in done for picture in painted(manifest)]
+    rows = chunks(pictures, len(plan.prompts.tune))
+    tried = tuple(replace(c, pictures=tuple(row)) for c, row in zip(_tried(state), rows, strict=True))
+    return replace(state, trial=replace(state.trial, candidates=tried))
+
+
+def rate(plan: Plan, state: State) -> list[Task]:
+    """Aesthetic and CLIP score of all of them."""
+    if plan.spec.tune is None or state.trial is None:
+        return []
+    rows = [(prompt, picture) for c in state.trial.candidates for prompt, picture in zip(plan.prompts.tune, c.pictures, strict=True)]
+    return [score(plan, "choose", part, ("aesthetic", "clip")) for part in chunks(rows, plan.spec.batch)]
+
+
+def choose(plan: Plan, state: State, done: list[Manifest]) -> State:
+    """The most beautiful of those that lose no more than ``clip_loss`` of the base model's agreement with the prompts.
+
+    The comparison needs some alpha even where none is good: then it is the one that agrees best.
+    """
+    trial = state.trial
+    if trial is None or not trial.candidates:
+        return state
+    if plan.spec.tune is None:
+        return replace(state, trial=_chosen(trial, trial.candidates[0]))
+    values = chunks([value for manifest in done for value in manifest.values], len(plan.prompts.tune))
+    base, standing, *candidates = (
+        replace(c, aesthetic=_mean([row["aesthetic"] for row in rows]), clip=_mean([row["clip"] for row in rows]))
+        for c, rows in zip(trial.candidates, values, strict=True)
+    )
+    trial = replace(trial, candidates=tuple(candidates), standing=standing)
+    agreeing = [c for c in candidates if c.clip >= base.clip - plan.spec.fuse.clip_loss]
+    best = max(agreeing, key=lambda c: c.aesthetic, default=None)
+    if trial.objective == "naive":
+        return replace(state, trial=_chosen(trial, best or max(candidates, key=lambda c: c.clip)))
+    if best is None or best.aesthetic <= standing.aesthetic:
+        return replace(state, trial=trial, stop_reason=NO_GAIN)
+    return replace(state, trial=_chosen(trial, best))
+
+
+def _chosen(trial: Trial, candidate: Candidate) -> Trial:
+    return replace(trial, alpha=candidate.alpha, stacked=candidate.stacked)
+
+
+# --- finish: this iteration's own LoRA, and on to the next ---
+
+
+def product(plan: Plan, state: State) -> list[Task]:
+    """The iteration alone as a LoRA file, alpha in it."""
+    trial = state.trial
+    if trial is None or not trial.alpha:
+        return []
+    return [training(plan, "finish", "fuse", (trial.average,), {"alphas": [trial.alpha]})]
+
+
+def conclude(plan: Plan, state: State, done: list[Manifest]) -> State:
+    """Put the iteration away; begin the next with the same prompts and seeds, unless this was the last."""
+    trial = state.trial
+    if trial is not None and done:
+        trial = replace(trial, lora=done[0].files["adapter.safetensors"])
+    iterations = (*state.iterations, Iteration(len(state.iterations) + 1, state.samples, trial))
+    reason = state.stop_reason or (ENOUGH if len(iterations) == plan.spec.stop.max_iterations else "")
+    fresh = tuple(Sample(sample.asked, sample.asked, sample.seed) for sample in state.samples)
+    return replace(state, samples=fresh, trial=None, iterations=iterations, stop_reason=reason)
+
+
+# --- naive: the same pairs of the first iteration, trained on X' alone (section 4.3.2) ---
+
+
+def begin_naive(plan: Plan, state: State, _: list[Manifest]) -> State:
+    """A second trial on the first iteration's pairs."""
+    first = state.fused[0].trial if state.fused else None
+    if first is None or not plan.spec.compare:
+        return replace(state, trial=None)
+    return replace(state, trial=Trial("naive", first.pairs, "", ()))
+
+
+def conclude_naive(_: Plan, state: State, done: list[Manifest]) -> State:
+    """Put the comparison away."""
+    return replace(absorb_look(state, done), naive=state.trial, trial=None)
+
+
+def _latents(picture: Painted | None) -> str:
+    assert picture is not None, "a stage ran before the one it needs"
+    return picture.latents
+
+
+def _mean(values: list[float]) -> float:
+    return math.fsum(values) / len(values)

@@ -1,0 +1,32 @@
+"""The services of this machine: the one place that knows their modules."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from orchestrator.recipes.artaug import Plan
+from orchestrator.transport import LocalService
+from sfumato.runtime.settings import Settings
+
+
+def local_services(plan: Plan, folder: Path, settings: Settings) -> dict[str, LocalService]:
+    """Workers for every service. Small models get one a core and stay up all the run; large ones share the device by turns."""
+    threads = str(settings.threads)
+    environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
+    small = plan.spec.model == "vista"
+    workers = settings.workers or (min(os.cpu_count() or 1, 4) if small else 1)
+    companion, server = None, {"SFUMATO_VLM_URL": settings.vlm_url}
+    if plan.spec.ground.backend == "vllm" and not settings.vlm_url:
+        from sfumato.cli.companion import BackgroundVlm
+        from sfumato.cli.vlm import served_model
+
+        model = served_model(plan.spec.ground.profile, Path(plan.models["understanding"].path))
+        companion = BackgroundVlm(model, folder / "vllm.log", settings.threads)
+        server = companion.environment
+    return {
+        "generator": LocalService("services.generator.tasks", workers, small, environment),
+        "grounding": LocalService("services.grounding.tasks", 1, small, environment | server, companion),
+        "scoring": LocalService("services.scoring.tasks", 1, small, environment),
+        "trainer": LocalService("services.trainer.tasks", workers, small, environment),
+    }

@@ -1,0 +1,108 @@
+"""From a spec, or the record of a run that was begun, to its plan."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from orchestrator.recipes.artaug import Model, Plan
+from orchestrator.spec import PromptSets, RunSpec, load_spec, read_prompt_sets, run_id
+from sfumato.errors import InvalidInput
+from sfumato.runtime.hub import located
+from sfumato.runtime.settings import Settings
+from sfumato.runtime.versions import model_version
+from sfumato.vista import weights
+
+RECORD = "run.json"
+BUILT_IN = ("clip", "aesthetic", "pickscore", "mps")
+
+
+def planned(path: Path, settings: Settings) -> tuple[Plan, Path]:
+    """The plan of a spec, and the folder of its run.
+
+    Raises:
+        InvalidInput: the spec or its prompts cannot be used.
+        MissingWeights: a model is not here and cannot be fetched.
+    """
+    spec = load_spec(path)
+    prompts = read_prompt_sets(spec)
+    models = find_models(spec, settings)
+    name = run_id(spec, prompts, {part: model.version for part, model in models.items()})
+    return Plan(spec, prompts, models), settings.runs / name
+
+
+def find_run(name: str, settings: Settings) -> Path:
+    """The folder of a run that was begun.
+
+    Raises:
+        InvalidInput: there is none of this name.
+    """
+    folder = settings.runs / name
+    if not name or Path(name).name != name or not (folder / RECORD).is_file():
+        raise InvalidInput("run", f"there is no run {name!r} in {settings.runs}.", hint="Its id is the name of its folder there.")
+    return folder
+
+
+def recorded(folder: Path, settings: Settings) -> Plan:
+    """The plan of a run from its record; the spec and the files of its prompts are not needed any more.
+
+    Raises:
+        InvalidInput: the weights are not those the run began with.
+    """
+    record = read_record(folder)
+    spec = RunSpec.model_validate(record.spec)
+    models = find_models(spec, settings)
+    changed = [name for name, model in models.items() if model.version != record.models[name]["version"]]
+    if changed:
+        raise InvalidInput("resume", f"the weights of {', '.join(changed)} changed since the run began.", hint="Start a new run.")
+    sets = {name: tuple(prompts) for name, prompts in record.prompts.items()}
+    return Plan(spec, PromptSets(**sets), models)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What ``--resume`` needs: the run without its files."""
+
+    spec: dict
+    prompts: dict[str, list[str]]
+    models: dict[str, dict[str, str]]
+    finished: bool
+
+
+def read_record(folder: Path) -> Record:
+    """The record in a run's folder."""
+    return Record(**json.loads((folder / RECORD).read_text(encoding="utf-8")))
+
+
+def write_record(plan: Plan, folder: Path, *, finished: bool) -> None:
+    """Put the record into a run's folder, at once or not at all."""
+    prompts = {name: list(prompts) for name, prompts in asdict(plan.prompts).items()}
+    models = {name: asdict(model) for name, model in plan.models.items()}
+    record = Record(plan.spec.model_dump(mode="json"), prompts, models, finished)
+    temporary = folder / f"{RECORD}.tmp"
+    temporary.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
+    temporary.replace(folder / RECORD)
+
+
+def find_models(spec: RunSpec, settings: Settings) -> dict[str, Model]:
+    """Version and folder of the generator, the understanding module and the scorers."""
+    root = (settings.weights or weights.ROOT).resolve()
+    generator = weights.locate("generator", root) if spec.model == "vista" else located(spec.model)
+    seeing = weights.locate("understanding", root) if spec.ground.model == "vista" else located(spec.ground.model)
+    scorers = [(metric, _scorer(metric, spec, root)) for metric in sorted({"clip", *spec.score.metrics})]
+    version = hashlib.sha256("".join(f"{metric} {version}\n" for metric, version in scorers).encode()).hexdigest()
+    return {
+        "generator": Model(model_version(generator), str(generator.resolve())),
+        "understanding": Model(model_version(seeing), str(seeing.resolve())),
+        "scorers": Model(version, str(root)),
+    }
+
+
+def _scorer(metric: str, spec: RunSpec, root: Path) -> str:
+    """The version of a metric's weights: those the spec names, Vista's, or none where a package brings its own."""
+    reference = spec.score.models.get(metric)  # pyright: ignore[reportArgumentType]
+    if reference is not None:
+        return model_version(located(reference))
+    return model_version(weights.locate(metric, root)) if metric in BUILT_IN else ""

@@ -1,0 +1,190 @@
+"""The recipe's own decisions, on states written by hand: filter, review, alpha, stopping, comparing."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from orchestrator.recipes.artaug import measuring, pairs, tuning
+from orchestrator.recipes.artaug.state import KEPT, NO_GAIN, RULES, TOO_FEW, Candidate, Model, Painted, Plan, Sample, State, Trial, start
+from orchestrator.spec import Filter, PromptSets, RunSpec
+from sfumato.runtime.tasks import Json, Manifest, Task
+
+MODELS = {name: Model(name, f"/{name}") for name in ("generator", "understanding", "scorers")}
+
+
+def _plan(**changes: Any) -> Plan:
+    files = {"prompts": {"file": "p", "count": 2, "seed": 10}, "evaluate": {"file": "h", "count": 2, "seed": 90}}
+    spec = RunSpec.model_validate({"name": "x", "batch": 2, "tune": {"file": "t", "count": 2, "seed": 50}} | files | changes)
+    return Plan(spec, PromptSets(("a", "b"), ("t", "u"), ("h", "i"), ()), MODELS)
+
+
+def _sample(name: str, rise: float = 1.0, clip: float = 0.0, **changes: Any) -> Sample:
+    before, after = {"aesthetic": 5.0, "clip": 20.0}, {"aesthetic": 5.0 + rise, "clip": 20.0 + clip}
+    sample = Sample(name, name, 0, Painted(f"{name}-x", "lx"), (), "", Painted(f"{name}-y", "ly"), before, after)
+    return replace(sample, **changes)
+
+
+def _done(task: Task, values: Json, files: dict[str, str] | None = None) -> Manifest:
+    described = {"kind": task.kind, "items": task.items, "params": task.params, "model": task.model}
+    return Manifest(task_id=task.id, values=values, files=files or {}, versions={}, **described)
+
+
+@pytest.mark.parametrize(
+    ("rise", "clip", "unsafe", "rule"),
+    [
+        (1.0, 0.0, 0.0, KEPT),
+        (0.0, 1.0, 0.0, "aesthetic"),
+        (0.4, 1.0, 0.0, "aesthetic"),
+        (float("nan"), 1.0, 0.0, "aesthetic"),
+        (1.0, -0.1, 0.0, "clip"),
+        (1.0, float("nan"), 0.0, "clip"),
+        (1.0, 0.0, 1.0, "nudenet"),
+    ],
+)
+def test_the_filter_is_the_papers(rise: float, clip: float, unsafe: float, rule: str) -> None:
+    sample = _sample("a", rise, clip)
+    assert sample.scores_after is not None
+    sample = replace(sample, scores_after={**sample.scores_after, "nudenet": unsafe})
+    assert pairs.verdict(sample, Filter(min_gain=0.5)) == rule
+
+
+def test_without_advice_there_is_no_pair() -> None:
+    assert pairs.verdict(Sample("p", "p", 0), Filter()) == "no_advice"
+
+
+def test_the_refined_prompt_is_painted_and_the_given_one_remembered() -> None:
+    plan = _plan()
+    state = start(plan)
+    task = pairs.refine(plan, state, state.samples)
+    assert task is not None
+    samples = pairs.absorb_refined(state.samples, _done(task, [{"prompt": "a red house"}, {"prompt": "b"}]))
+    assert [(s.asked, s.prompt, s.seed) for s in samples] == [("a", "a red house", 10), ("b", "b", 11)]
+    assert pairs.generate(plan, state, samples).items[0]["prompt"] == "a red house"
+    assert pairs.refine(_plan(ground={"refine": False}), state, state.samples) is None
+
+
+def test_a_vlm_that_does_not_prefer_the_new_picture_in_both_orders_removes_the_pair() -> None:
+    plan = _plan(filter={"review": "vlm"})
+    samples = (_sample("a"), _sample("b"), _sample("c", rise=-1.0))
+    task = pairs.review(plan, State(samples), samples)
+    assert task is not None
+    assert [item["a"] for item in task.items] == ["a-x", "b-x"]  # the third the rules had removed already
+    reviewed = pairs.absorb_review(samples, _done(task, [{"choice": "B", "reason": ""}, {"choice": "tie", "reason": "alike"}]))
+    state = tuning.select(plan, State(reviewed), [])
+    assert [(s.verdict, s.reason) for s in state.samples] == [(KEPT, ""), ("vlm_review", "alike"), ("aesthetic", "")]
+
+
+def test_a_person_sees_what_the_vlm_let_through_and_has_the_last_word() -> None:
+    plan = _plan(filter={"review": "vlm+human"}, stop={"min_pairs": 1})
+    state = State((_sample("a"), _sample("b", verdict="vlm_review"), _sample("c")))
+    shown = pairs.show(plan, state)
+    assert [task.items[0]["a"] for task in shown] == ["a-x", "c-x"]
+    answers = [_done(shown[0], [{"accepted": False, "reason": "dull"}]), _done(shown[1], [{"accepted": True, "reason": ""}])]
+    state = tuning.select(plan, pairs.absorb_shown(plan, state, answers), [])
+    assert [s.verdict for s in state.samples] == ["human_review", "vlm_review", KEPT]
+    assert pairs.show(_plan(), state) == []
+
+
+def test_of_more_pairs_than_are_trained_those_that_rose_most_are_taken() -> None:
+    plan = _plan(train={"pairs": 2}, stop={"min_pairs": 1})
+    state = tuning.select(plan, State((_sample("a", 1.0), _sample("b", 3.0), _sample("c", 2.0))), [])
+    assert state.trial is not None
+    assert [sample.asked for sample in state.trial.pairs] == ["b", "c"]
+    assert all(sample.verdict == KEPT for sample in state.samples)
+
+
+def test_too_few_pairs_end_the_run_without_training() -> None:
+    plan = _plan(stop={"min_pairs": 2})
+    state = tuning.select(plan, State((_sample("a"), _sample("b", rise=-1.0))), [])
+    assert state.stop_reason == TOO_FEW
+    assert tuning.train(plan, state) == []
+    state = tuning.conclude(plan, state, [])
+    assert state.iterations[0].removed_by == dict.fromkeys(RULES, 0) | {"aesthetic": 1}
+    assert state.adapter == ""
+
+
+def _candidates(state: State, plan: Plan, scores: list[tuple[float, float]]) -> State:
+    """The state after choosing, when base, standing model and candidates have these aesthetic and CLIP scores."""
+    state = tuning.absorb_fused(plan, state, [_done(t, {}, {"adapter.safetensors": f"f{i}"}) for i, t in enumerate(tuning.fuse(plan, state))])
+    painting = tuning.repaint(plan, state)
+    files = {f"{i}.{kind}": f"{i}{kind}" for i in range(2) for kind in ("png", "safetensors")}
+    state = tuning.absorb_repainted(plan, state, [_done(task, [None, None], files) for task in painting])
+    values = [{"aesthetic": aesthetic, "clip": clip} for aesthetic, clip in scores for _ in range(2)]
+    rated = [_done(task, values[2 * i : 2 * i + 2]) for i, task in enumerate(tuning.rate(plan, state))]
+    return tuning.choose(plan, state, rated)
+
+
+def _trial(objective: str = "differential") -> State:
+    return State((), trial=Trial(objective, (), "", (), average="mean"))
+
+
+def test_the_most_beautiful_alpha_that_still_agrees_with_the_prompts_is_chosen() -> None:
+    plan = _plan(fuse={"alpha": [1.0, 2.0, 3.0], "clip_loss": 0.2})
+    state = _candidates(_trial(), plan, [(5.0, 27.0), (5.0, 27.0), (6.0, 27.1), (7.0, 26.9), (8.0, 26.7)])
+    assert state.trial is not None
+    assert (state.trial.alpha, state.trial.stacked, state.stop_reason) == (2.0, "f1", "")
+    assert [c.aesthetic for c in state.trial.candidates] == [6.0, 7.0, 8.0]
+
+
+def test_when_no_alpha_does_good_nothing_is_fused_and_the_run_ends() -> None:
+    plan = _plan(fuse={"alpha": [1.0, 2.0]})
+    state = _candidates(_trial(), plan, [(5.0, 27.0), (6.0, 27.0), (5.9, 27.0), (7.0, 20.0)])
+    assert state.trial is not None
+    assert (state.trial.alpha, state.stop_reason) == (0.0, NO_GAIN)
+    assert tuning.product(plan, state) == []
+
+
+def test_naive_training_is_compared_at_the_alpha_that_agrees_best_when_none_agrees_enough() -> None:
+    plan = _plan(fuse={"alpha": [1.0, 2.0]})
+    state = _candidates(_trial("naive"), plan, [(5.0, 27.0), (5.0, 27.0), (6.0, 20.0), (7.0, 19.0)])
+    assert state.trial is not None
+    assert (state.trial.alpha, state.stop_reason) == (1.0, "")
+
+
+def test_later_iterations_stand_on_earlier_ones() -> None:
+    plan = _plan(fuse={"alpha": [1.0, 2.0]})
+    state = State((), trial=Trial("differential", (), "so-far", (("m1", 1.5), ("m2", 1.0)), average="m3"))
+    tasks = tuning.fuse(plan, state)
+    assert [task.items for task in tasks] == [("m1", "m2", "m3")] * 2
+    assert [task.params["alphas"] for task in tasks] == [[1.5, 1.0, 1.0], [1.5, 1.0, 2.0]]
+    trained = tuning.train(plan, replace(state, trial=replace(state.trial, pairs=(_sample("a"),)) if state.trial else None))
+    assert trained[0].params["adapter"] == "so-far"
+
+
+def test_the_base_model_paints_the_held_out_prompts_once() -> None:
+    plan = _plan()
+    trial = Trial("differential", (), "", (), stacked="tuned", alpha=1.0)
+    state = State((), trial=trial)
+    painting = measuring.repaint(plan, state)
+    assert [task.params["adapter"] for task in painting] == ["", "tuned"]
+    files = [{f"{i}.{kind}": f"{n}{i}" for i in range(2) for kind in ("png", "safetensors")} for n in range(2)]
+    state = measuring.absorb_repainted(plan, state, [_done(t, [None] * 2, f) for t, f in zip(painting, files, strict=True)])
+    rated = [_done(task, [{"clip": 1.0}, {"clip": 2.0}]) for task in measuring.rate(plan, state)]
+    state = measuring.absorb_rated(plan, state, rated)
+    assert state.base is not None and state.base.pictures == ("00", "01")
+    assert [task.params["adapter"] for task in measuring.repaint(plan, replace(state, trial=trial))] == ["tuned"]
+
+
+def test_every_iteration_begins_with_the_same_prompts_and_seeds() -> None:
+    plan = _plan(stop={"max_iterations": 2})
+    first = start(plan)
+    state = tuning.conclude(plan, replace(first, trial=Trial("differential", (), "", (), alpha=1.0, stacked="s1")), [])
+    assert (state.samples, state.adapter, state.stop_reason) == (first.samples, "s1", "")
+    state = tuning.conclude(plan, replace(state, trial=Trial("differential", (), "s1", (), alpha=1.0, stacked="s2")), [])
+    assert (state.adapter, state.stop_reason) == ("s2", "max_iterations")
+
+
+def test_naive_training_takes_the_first_iterations_pairs_and_the_base_model() -> None:
+    plan = _plan(compare=True)
+    first = Trial("differential", (_sample("a"),), "", (), average="m", alpha=1.0, stacked="s1")
+    state = tuning.begin_naive(plan, tuning.conclude(plan, State((), trial=first), []), [])
+    assert state.trial == Trial("naive", first.pairs, "", ())
+    assert tuning.train(plan, state)[0].params["objective"] == "naive"
+    assert tuning.begin_naive(_plan(), state, []).trial is None
+
+
+def test_a_candidate_without_choice_is_taken_as_it_is() -> None:
+    plan = _plan(tune=None)
+    state = tuning.choose(plan, replace(_trial(), trial=Trial("differential", (), "", (), candidates=(Candidate(1.0, "f"),))), [])
+    assert state.trial is not None and (state.trial.alpha, state.trial.stacked) == (1.0, "f")
