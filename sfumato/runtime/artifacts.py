@@ -6,9 +6,10 @@ import hashlib
 from pathlib import Path
 
 import obstore
+from obstore.exceptions import BaseError
 from obstore.store import LocalStore, from_url
 
-from sfumato.errors import BrokenWeights, InvalidInput, MissingWeights
+from sfumato.errors import BrokenWeights, InvalidInput, MissingWeights, Unavailable
 
 
 class ArtifactStore:
@@ -27,10 +28,14 @@ class ArtifactStore:
             raise InvalidInput("artifacts", f"{url} cannot be opened: {error}") from error
 
     def put(self, data: bytes) -> str:
-        """Store ``data``; its SHA-256. Bytes that are there already are not written again."""
+        """Store ``data``; its SHA-256. Bytes that are there already are not written again.
+
+        Raises:
+            Unavailable: the store does not take them, for want of room or of leave.
+        """
         digest = hashlib.sha256(data).hexdigest()
         if not self._exists(_blob(digest)):
-            obstore.put(self._store, _blob(digest), data)
+            self.write_key(_blob(digest), data)
         return digest
 
     def get(self, digest: str) -> bytes:
@@ -59,8 +64,18 @@ class ArtifactStore:
             return None
 
     def write_key(self, key: str, data: bytes) -> None:
-        """Write or replace a named object."""
-        obstore.put(self._store, key, data)
+        """Write or replace a named object, at once or not at all.
+
+        Raises:
+            Unavailable: the store does not take it, for want of room or of leave.
+        """
+        try:
+            obstore.put(self._store, key, data)
+        except (BaseError, OSError) as error:
+            raise Unavailable(
+                f"The artifact store {self.url} cannot be written: {str(error).splitlines()[0]}.",
+                hint="Is the disk full? Make room and run the same command again: finished work is kept.",
+            ) from error
 
     def _exists(self, key: str) -> bool:
         try:

@@ -1,5 +1,8 @@
 """The store gives back what was put, and nothing else."""
 
+import hashlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,26 @@ def test_bytes_come_back_under_their_sha256(tmp_path: Path) -> None:
     assert store.get(digest) == b"paint"
     assert store.holds(digest)
     assert store.put(b"paint") == digest
+
+
+def test_a_full_disk_is_told_and_what_was_finished_stays(tmp_path: Path) -> None:
+    script = f"""
+import resource
+from sfumato.errors import Unavailable
+from sfumato.runtime.artifacts import ArtifactStore
+store = ArtifactStore({str(tmp_path)!r})
+store.put(b"small")
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # no file may grow beyond this: the kernel refuses as on a full disk
+try:
+    store.put(bytes(5000))
+except Unavailable as error:
+    print(error)
+"""
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert "cannot be written" in said and "Make room" in said
+    store = ArtifactStore(str(tmp_path))
+    assert store.get(hashlib.sha256(b"small").hexdigest()) == b"small"
+    assert not store.holds(hashlib.sha256(bytes(5000)).hexdigest())
 
 
 def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:

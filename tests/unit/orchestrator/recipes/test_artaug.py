@@ -106,7 +106,8 @@ def test_too_few_pairs_end_the_run_without_training() -> None:
 
 def _candidates(state: State, plan: Plan, scores: list[tuple[float, float]]) -> State:
     """The state after choosing, when base, standing model and candidates have these aesthetic and CLIP scores."""
-    state = tuning.absorb_fused(plan, state, [_done(t, {}, {"adapter.safetensors": f"f{i}"}) for i, t in enumerate(tuning.fuse(plan, state))])
+    fused = [_done(task, {}, {"adapter.safetensors": f"f{i}"}) for i, task in enumerate(tuning.fuse(plan, state))]
+    state = tuning.absorb_fused(plan, state, fused)
     painting = tuning.repaint(plan, state)
     files = {f"{i}.{kind}": f"{i}{kind}" for i in range(2) for kind in ("png", "safetensors")}
     state = tuning.absorb_repainted(plan, state, [_done(task, [None, None], files) for task in painting])
