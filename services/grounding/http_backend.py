@@ -40,7 +40,9 @@ class _Passing(Exception):
 class HttpBackend:
     """Asks ``{url}/v1/chat/completions``. Schemas go as ``response_format``, choices as vLLM's ``structured_outputs``."""
 
-    def __init__(self, url: str, model: str, *, api_key: str = "", timeout: float = TIMEOUT, concurrency: int = 8, pause: float = 1.0) -> None:
+    def __init__(
+        self, url: str, model: str, *, api_key: str = "", timeout: float = TIMEOUT, concurrency: int = 8, pause: float = 1.0
+    ) -> None:
         """Ask ``model`` at ``url`` (with or without ``/v1``); ``pause`` seconds before the second try, twice that before the third."""
         self.url = _root(url)
         self.model = model
@@ -102,9 +104,7 @@ def model_served(url: str, names: Sequence[str], *, api_key: str = "", wait: flo
         Unavailable: nobody answers, or it serves several models and none of these.
     """
     root = _root(url)
-    retrying = Retrying(
-        retry=retry_if_exception_type(_Passing), stop=stop_after_delay(wait), wait=wait_fixed(0.5), reraise=True
-    )
+    retrying = Retrying(retry=retry_if_exception_type(_Passing), stop=stop_after_delay(wait), wait=wait_fixed(0.5), reraise=True)
     with _client(api_key, PROBE) as client:
         try:
             served = retrying(_listed, client, root)
@@ -173,7 +173,9 @@ def _user(images: Sequence[Image], text: str) -> dict[str, Any]:
 
 
 def _client(api_key: str, timeout: float) -> httpx.Client:
-    return httpx.Client(headers={"Authorization": f"Bearer {api_key}"} if api_key else {}, timeout=timeout)
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    # A server on this machine is not asked by way of a proxy.
+    return httpx.Client(headers=headers, timeout=timeout, mounts={"all://localhost": None, "all://127.0.0.1": None})
 
 
 def _root(url: str) -> str:

@@ -36,7 +36,7 @@ class LocalBackend:
             BrokenWeights: its files cannot be read.
         """
         if not (folder / "config.json").is_file():
-            raise MissingWeights(f"{folder} holds no model.")
+            raise MissingWeights(f"{folder} holds no model.", hint="Give a folder saved by save_pretrained.")
         try:
             self._processor: Any = AutoProcessor.from_pretrained(folder)
             model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)

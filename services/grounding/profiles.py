@@ -47,7 +47,7 @@ class Profile:
         frame: the convention of coordinates in answers.
         coordinates: the words that ask for coordinates in the paper's template.
         form: the form of answers other than regions.
-        multiple: pictures are shown in sides that are multiples of this.
+        multiple: pictures are shown in sides that are multiples of this, and twice it at least.
         max_pixels: and with no more pixels than this; a larger one is scaled down for the model.
         fixed_side: the one size the model knows, when it knows only one.
         max_regions: regions in one answer.
@@ -80,8 +80,15 @@ class Profile:
         if self.fixed_side is not None:
             return self.fixed_side, self.fixed_side
         scale = min(1.0, (self.max_pixels / (width * height)) ** 0.5)
-        sides = (max(self.multiple, int(side * scale) // self.multiple * self.multiple) for side in (width, height))
+        sides = (max(2 * self.multiple, int(side * scale) // self.multiple * self.multiple) for side in (width, height))
         return next(sides), next(sides)
+
+    @property
+    def pixels(self) -> tuple[int, int]:
+        """The fewest and the most pixels of a picture as it is shown: within them the model's processor leaves its size alone."""
+        if self.fixed_side is not None:
+            return self.fixed_side**2, self.fixed_side**2
+        return (2 * self.multiple) ** 2, self.max_pixels
 
     def extent(self, width: int, height: int) -> tuple[int, int]:
         """The largest coordinates the model may give for a picture of this size, x and y."""

@@ -11,6 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from pydantic import SecretStr
+
 from services.grounding.engine import Backend, GroundingEngine
 from services.grounding.http_backend import START_IT, HttpBackend, model_served
 from services.grounding.profiles import Strategy, profile_named
@@ -112,14 +114,18 @@ def _engine(task: Task) -> GroundingEngine:
     return GroundingEngine(backend, profile, strategy)
 
 
-@lru_cache(maxsize=1)
 def _served(profile: str, model: str) -> Backend:
     settings = Settings()
     if not settings.vlm_url:
         raise Unavailable("No VLM server is known.", hint=f"{START_IT} Or write ground.backend: transformers in the spec.")
-    key = settings.vlm_api_key.get_secret_value()
-    name = model_served(settings.vlm_url, (profile, model), api_key=key, wait=settings.vlm_wait)
-    return HttpBackend(settings.vlm_url, name, api_key=key, timeout=settings.vlm_timeout)
+    return _connected(settings.vlm_url, (profile, model), settings.vlm_api_key, settings.vlm_timeout, settings.vlm_wait)
+
+
+@lru_cache(maxsize=1)
+def _connected(url: str, names: tuple[str, ...], key: SecretStr, timeout: float, wait: float) -> Backend:
+    """A server's model by the first of these names that it knows; found out once."""
+    api_key = key.get_secret_value()
+    return HttpBackend(url, model_served(url, names, api_key=api_key, wait=wait), api_key=api_key, timeout=timeout)
 
 
 @lru_cache(maxsize=1)

@@ -7,12 +7,16 @@ import threading
 from contextlib import closing
 from pathlib import Path
 
-from sfumato.errors import SfumatoError
-from sfumato.runtime.vlm import HOST, READY, ServedModel, serving
+from sfumato.errors import SfumatoError, Unavailable
+from sfumato.runtime.settings import Settings
+from sfumato.runtime.vlm import HOST, ServedModel, serving
+
+LOOK = 1.0
+"""Seconds between looks whether the server is still there."""
 
 
 class BackgroundVlm:
-    """Serves a model from a thread of its own. ``url`` is known before the server is up."""
+    """Serves a model, whatever its profile, from a thread of its own. ``url`` is known before the server is up."""
 
     def __init__(self, model: ServedModel, log: Path, threads: int) -> None:
         self._model, self._log, self._threads = model, log, threads
@@ -31,17 +35,18 @@ class BackgroundVlm:
     @property
     def environment(self) -> dict[str, str]:
         """What a worker must know to wait for it and to ask it."""
-        return {"SFUMATO_VLM_URL": self.url, "SFUMATO_VLM_WAIT": str(READY)}
+        return {"SFUMATO_VLM_URL": self.url, "SFUMATO_VLM_WAIT": str(self._model.ready)}
 
     def start(self) -> None:
         """Begin to start it; returns at once."""
         self._thread.start()
 
     def check(self) -> None:
-        """Raise what kept it from starting.
+        """Raise what kept it from starting, or ended it.
 
         Raises:
-            Unavailable: vLLM is not installed, or ended.
+            Unavailable: vLLM is not installed, did not start, or ended.
+            MissingWeights: there is no such model.
         """
         if self._error is not None:
             raise self._error
@@ -52,9 +57,14 @@ class BackgroundVlm:
         self._thread.join(60)
 
     def _serve(self) -> None:
+        key = Settings().vlm_api_key.get_secret_value()
+        options = {"port": self._port, "threads": self._threads, "log": self._log, "api_key": key}
         try:
-            with serving(self._model, port=self._port, threads=self._threads, log=self._log, on_wait=self._leave_if_ended):
-                self._ended.wait()
+            with serving(self._model, on_wait=self._leave_if_ended, **options) as server:
+                while not self._ended.wait(LOOK):
+                    if server.process.poll() is not None:
+                        hint = f"Out of memory? See {self._log}; finished work is kept: run the same command again."
+                        raise Unavailable(f"The VLM server ended with code {server.process.returncode}.", hint=hint)
         except _Ended:
             return
         except SfumatoError as error:

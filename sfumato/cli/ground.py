@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from services.grounding.engine import Backend
+    from sfumato.runtime.settings import Settings
     from sfumato.types import Image, Region
 
 
@@ -32,8 +33,9 @@ def ground(
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON, for programs.")] = False,
     backend: Annotated[Choice | None, typer.Option(help="vLLM where it is installed, else transformers in this process.")] = None,
     url: Annotated[str, typer.Option(envvar="SFUMATO_VLM_URL", help="An OpenAI-compatible server that already runs.")] = "",
-    profile: Annotated[str, typer.Option(help="vista, qwen2-vl or qwen2.5-vl.")] = "vista",
-    model: Annotated[Path | None, typer.Option(help="Folder of the model; the built-in one for the profile vista.")] = None,
+    profile: Annotated[str, typer.Option(help="vista, qwen2-vl, qwen2.5-vl or qwen3-vl.")] = "vista",
+    model: Annotated[str, typer.Option(help="Folder of the model or its id on a hub; the profile vista has a built-in one.")] = "",
+    strategy: Annotated[str, typer.Option(help="single-turn, or three-turn: describe, analyse, then the list.")] = "single-turn",
 ) -> None:
     """Print where and how a picture could be more beautiful: ArtAug's JSON, boxes in pixels.
 
@@ -49,11 +51,12 @@ def ground(
 
     console = Console(stderr=True)
     chosen = profile_named(profile)
+    chosen.strategy(strategy)  # refused before a server is started for it
     picture = read_image(image)
     if url and backend is Choice.transformers:
         raise InvalidInput("url", "is for a server; the transformers backend runs in this process.", hint="Leave out one of them.")
     with _backend(console, backend, url, profile, model) as asked:
-        answer = GroundingEngine(asked, chosen).ground(picture, prompt)
+        answer = GroundingEngine(asked, chosen, strategy).ground(picture, prompt)
     entries = [{"bbox": list(region.box), DESCRIPTION: region.prompt} for region in answer.regions]
     typer.echo(json.dumps(entries) if as_json or not entries else "[\n  " + ",\n  ".join(map(json.dumps, entries)) + "\n]")
     if draw is not None:
@@ -86,42 +89,45 @@ def drawn(picture: Image, regions: Sequence[Region], least: int = 512) -> Image:
 
 
 @contextmanager
-def _backend(console: Console, choice: Choice | None, url: str, profile: str, model: Path | None) -> Iterator[Backend]:
+def _backend(console: Console, choice: Choice | None, url: str, profile: str, model: str) -> Iterator[Backend]:
     """The model that answers, and a word on which it is: a server that runs, one started for this call, or this process."""
-    from sfumato.cli.vlm import served_model
+    from sfumato.cli.vlm import served_model, waiting
     from sfumato.runtime import vlm
+    from sfumato.runtime.settings import Settings
 
+    settings = Settings()
     if url:
-        with _http(url, profile) as backend:
+        with _http(url, (profile, model), settings) as backend:
             console.print(f"answered by the server at {url}")
             yield backend
         return
     served = served_model(profile, model)
     if choice is Choice.vllm or (choice is None and vlm.installed()):
-        with console.status("starting vLLM ...") as status, vlm.serving(served, on_wait=lambda s: status.update(_waiting(s))) as server:
+        key = settings.vlm_api_key.get_secret_value()
+        with (
+            console.status("starting vLLM ...") as status,
+            vlm.serving(served, api_key=key, on_wait=lambda seconds: status.update(waiting(seconds))) as server,
+        ):
             status.stop()
             console.print(f"answered by vLLM ({vlm.installed()}), started for this call; to keep one running: sfumato vlm serve")
-            with _http(server.url, profile) as backend:
+            with _http(server.url, (profile,), settings) as backend:
                 yield backend
         return
     from services.grounding.local_backend import LocalBackend
 
     with console.status("loading the model ..."):
-        backend = LocalBackend(served.folder)
+        backend = LocalBackend(Path(served.source))
     console.print("answered by transformers in this process" + ("" if choice else " (vLLM is not installed)"))
     yield backend
 
 
 @contextmanager
-def _http(url: str, profile: str) -> Iterator[Backend]:
-    from services.grounding.http_backend import HttpBackend
+def _http(url: str, names: Sequence[str], settings: Settings) -> Iterator[Backend]:
+    from services.grounding.http_backend import HttpBackend, model_served
 
-    backend = HttpBackend(url, profile)
+    key = settings.vlm_api_key.get_secret_value()
+    backend = HttpBackend(url, model_served(url, [name for name in names if name], api_key=key), api_key=key, timeout=settings.vlm_timeout)
     try:
         yield backend
     finally:
         backend.close()
-
-
-def _waiting(seconds: float) -> str:
-    return f"starting vLLM (about a minute on a CPU) ... {seconds:.0f} s"

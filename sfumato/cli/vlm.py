@@ -21,32 +21,38 @@ def root() -> None:
 
 @app.command()
 def serve(
-    profile: Annotated[str, typer.Option(help="vista, qwen2-vl or qwen2.5-vl.")] = "vista",
-    model: Annotated[Path | None, typer.Option(help="Folder of the model; the built-in one for the profile vista.")] = None,
+    profile: Annotated[str, typer.Option(help="vista, qwen2-vl, qwen2.5-vl or qwen3-vl.")] = "vista",
+    model: Annotated[str, typer.Option(help="Folder of the model or its id on a hub; the profile vista has a built-in one.")] = "",
+    gpus: Annotated[int, typer.Option(min=1, max=64, help="CUDA devices over which the model is spread.")] = 1,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
     threads: Annotated[int, typer.Option(min=1, max=256, help="CPU threads, for the CPU build.")] = 1,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds until it must be healthy.")] = 600.0,
+    timeout: Annotated[float | None, typer.Option(min=1, help="Seconds until it must be healthy (vista: 600, others: 3600).")] = None,
     log: Annotated[Path | None, typer.Option(help="Where the server's own log goes.")] = None,
 ) -> None:
     """Start vLLM with an OpenAI-compatible API, wait until it is healthy, and serve until Ctrl-C.
 
-    Example: sfumato vlm serve --profile vista --port 8000
+    Clients must show the key in SFUMATO_VLM_API_KEY, where that is set.
+
+    Example: sfumato vlm serve --profile qwen2.5-vl --model Qwen/Qwen2.5-VL-7B-Instruct
     """
     from rich.console import Console
 
     from sfumato.errors import Unavailable
+    from sfumato.runtime.settings import Settings
     from sfumato.runtime.vlm import serving
 
     console = Console(stderr=True)
-    chosen = served_model(profile, model)
+    chosen = served_model(profile, model, gpus)
+    key = Settings().vlm_api_key.get_secret_value()
     with ExitStack() as stack:
         with console.status("starting vLLM ...") as status:
 
             def waited(seconds: float) -> None:
-                status.update(f"starting vLLM (about a minute on a CPU) ... {seconds:.0f} s")
+                status.update(waiting(seconds))
 
-            server = stack.enter_context(serving(chosen, host=host, port=port, threads=threads, timeout=timeout, log=log, on_wait=waited))
+            options = {"host": host, "port": port, "threads": threads, "timeout": timeout, "log": log, "api_key": key}
+            server = stack.enter_context(serving(chosen, on_wait=waited, **options))
         typer.echo(f"{server.url}/v1")
         console.print(f"serving {chosen.name!r}; Ctrl-C ends it")
         try:
@@ -57,8 +63,8 @@ def serve(
         raise Unavailable(f"vLLM ended with code {code}.")
 
 
-def served_model(profile: str, model: Path | None) -> ServedModel:
-    """What to serve for a profile.
+def served_model(profile: str, model: Path | str = "", gpus: int = 1) -> ServedModel:
+    """What to serve for a profile: a folder or a hub's id, or the built-in model of the profile vista.
 
     Raises:
         InvalidInput: an unknown profile, or one whose model must be named.
@@ -70,7 +76,17 @@ def served_model(profile: str, model: Path | None) -> ServedModel:
     from sfumato.runtime.vlm import ServedModel
     from sfumato.vista.weights import locate
 
-    name = profile_named(profile).name
-    if model is None and name != VISTA.name:
-        raise InvalidInput("model", f"the profile {name} has no built-in model.", hint="Give the model's folder with --model.")
-    return ServedModel(model or locate("understanding"), name, context=1024 if name == VISTA.name else 8192)
+    chosen = profile_named(profile)
+    if chosen is VISTA:
+        # Small enough for full precision anywhere, and its last bits are part of a run's result.
+        source = str(model or locate("understanding"))
+        return ServedModel(source, chosen.name, chosen.pixels, chosen.context, cpu_dtype="float32", cpu_cache=1)
+    if not str(model):
+        hint = "Give its folder or its id on a hub, such as Qwen/Qwen2.5-VL-7B-Instruct."
+        raise InvalidInput("model", f"the profile {chosen.name} has no built-in model.", hint=hint)
+    return ServedModel(str(model), chosen.name, chosen.pixels, chosen.context, gpus=gpus, ready=3600.0)
+
+
+def waiting(seconds: float) -> str:
+    """What to show while a server starts."""
+    return f"starting vLLM (about a minute on a CPU for the built-in model) ... {seconds:.0f} s"

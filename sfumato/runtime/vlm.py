@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import importlib.util
+import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -27,10 +29,11 @@ from sfumato.errors import InvalidInput, MissingWeights, Unavailable
 
 HOST = "127.0.0.1"
 POLL = 0.25
-READY = 600.0
-"""Seconds until a server must be healthy: a minute on an idle CPU, many on a busy one."""
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 STOPPING = 10.0
 """Seconds a server is given to end by itself."""
+# The server is on this machine: no proxy is asked for the way.
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _SHIM = "import sfumato  # lets vLLM's processes import torchvision: see sfumato.torchvision_ops\n"
 
 
@@ -39,16 +42,31 @@ class ServedModel:
     """A model to serve.
 
     Attributes:
-        folder: what ``from_pretrained`` reads.
+        source: what ``from_pretrained`` reads: a folder, or a model's id on a hub.
         name: the name clients ask for.
+        pixels: the fewest and the most pixels in which its processor may show it a picture; others are scaled.
         context: tokens of a prompt and its answer together.
         images: pictures in one prompt.
+        cpu_dtype: numbers in which the CPU build computes; on CUDA the model's own.
+        cpu_cache: GiB that the CPU build sets aside for keys and values.
+        gpus: CUDA devices over which it is spread.
+        ready: seconds until it must be healthy.
     """
 
-    folder: Path
+    source: str
     name: str
-    context: int = 1024
+    pixels: tuple[int, int]
+    context: int
     images: int = 2
+    cpu_dtype: str = "auto"
+    cpu_cache: int = 8
+    gpus: int = 1
+    ready: float = 600.0
+
+    @property
+    def local(self) -> bool:
+        """Whether it lies in a folder here."""
+        return (Path(self.source) / "config.json").is_file()
 
 
 @dataclass(slots=True)
@@ -82,8 +100,9 @@ def serving(
     host: str = HOST,
     port: int = 0,
     threads: int = 1,
-    timeout: float = READY,
+    timeout: float | None = None,
     log: Path | None = None,
+    api_key: str = "",
     on_wait: Callable[[float], None] | None = None,
 ) -> Iterator[VlmServer]:
     """Serve ``model`` for the length of a ``with`` block.
@@ -93,20 +112,22 @@ def serving(
         host: address to listen on.
         port: port to listen on; a free one when 0.
         threads: CPU threads of the CPU build.
-        timeout: seconds until it must be healthy.
+        timeout: seconds until it must be healthy; the model's own where absent.
         log: where the server's own words go; a temporary file when absent.
+        api_key: what clients must show; nothing where empty.
         on_wait: told the seconds waited so far, several times a second.
 
     Raises:
-        MissingWeights: there is no model in the folder.
+        MissingWeights: there is no such model.
         InvalidInput: the port is taken.
         Unavailable: vLLM is not installed, or the server ended or was not healthy in time; the end of its log is told.
     """
     flavour = installed()
     if flavour is None:
         raise Unavailable("vLLM is not installed.", hint="Install it (pip install 'sfumato[vlm]') or use the transformers backend.")
-    if not (model.folder / "config.json").is_file():
-        raise MissingWeights(f"{model.folder} holds no model.")
+    if not model.local and (Path(model.source).exists() or not HUB_ID.fullmatch(model.source)):
+        hint = "Give a folder saved by save_pretrained, or a model's id on a hub such as Qwen/Qwen2.5-VL-7B-Instruct."
+        raise MissingWeights(f"{model.source} holds no model.", hint=hint)
     port = _usable_port(host, port)
     with tempfile.TemporaryDirectory(prefix="sfumato-vlm-") as scratch:
         site = Path(scratch) / "site"
@@ -116,7 +137,7 @@ def serving(
         with log.open("wb") as output:
             process = subprocess.Popen(
                 command(model, flavour, host, port),
-                env=environment(flavour, site, threads),
+                env=environment(model, flavour, site, threads, api_key),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -126,39 +147,47 @@ def serving(
         server = VlmServer(f"http://{_reachable(host)}:{port}", process, log)
         try:
             with _termination_unwinds():
-                _wait_healthy(server, timeout, on_wait)
+                _wait_healthy(server, timeout or model.ready, on_wait)
                 yield server
         finally:
             _stop(process)
 
 
 def command(model: ServedModel, flavour: str, host: str, port: int) -> list[str]:
-    """The server's command line."""
+    """The server's command line. Code that comes with a model is not run: ``--trust-remote-code`` is never given."""
     line = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
-    line += ["--model", str(model.folder.resolve()), "--served-model-name", model.name, "--host", host, "--port", str(port)]
-    line += ["--max-model-len", str(model.context), "--limit-mm-per-prompt", f'{{"image":{model.images},"video":0}}']
+    source = str(Path(model.source).resolve()) if model.local else model.source
+    line += ["--model", source, "--served-model-name", model.name, "--host", host, "--port", str(port)]
+    line += ["--max-model-len", str(model.context), "--limit-mm-per-prompt", _json({"image": model.images, "video": 0})]
+    least, most = model.pixels
+    line += ["--mm-processor-kwargs", _json({"size": {"shortest_edge": least, "longest_edge": most}})]
     # Without this a weak model fills its constrained answer with white space.
-    line += ["--structured-outputs-config", '{"backend":"xgrammar","disable_any_whitespace":true}']
+    line += ["--structured-outputs-config", _json({"backend": "xgrammar", "disable_any_whitespace": True})]
     if flavour == "vllm-cpu":
-        line += ["--dtype", "float32", "--enforce-eager", "--max-num-seqs", "16"]
-    return line
+        return [*line, "--dtype", model.cpu_dtype, "--enforce-eager", "--max-num-seqs", "16"]
+    return [*line, "--dtype", "auto", "--tensor-parallel-size", str(model.gpus)]
 
 
-def environment(flavour: str, site: Path, threads: int) -> dict[str, str]:
-    """The server's environment: offline, and on a CPU bound to few threads and little memory."""
+def environment(model: ServedModel, flavour: str, site: Path, threads: int, api_key: str = "") -> dict[str, str]:
+    """The server's environment: offline where the model is here; on a CPU bound to few threads and little memory."""
     paths = [str(site), str(Path(__file__).parents[2])]
     if os.environ.get("PYTHONPATH"):
         paths.append(os.environ["PYTHONPATH"])
-    values = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    values = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    if model.local:
+        values |= {"HF_HUB_OFFLINE": "1"}
+    if api_key:  # not on the command line, where everybody on the machine could read it
+        values |= {"VLLM_API_KEY": api_key}
     if flavour == "vllm-cpu":
-        values |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads)}
+        cache = str(model.cpu_cache)
+        values |= {"VLLM_CPU_KVCACHE_SPACE": cache, "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads)}
     return values
 
 
 def healthy(url: str, timeout: float = 2.0) -> bool:
-    """Whether a server answers its health check."""
+    """Whether a server of this machine answers its health check."""
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=timeout) as answer:
+        with _DIRECT.open(f"{url}/health", timeout=timeout) as answer:
             return answer.status == 200
     except (urllib.error.URLError, OSError, ValueError):
         return False
@@ -221,3 +250,7 @@ def _reachable(host: str) -> str:
 
 def _tail(log: Path, characters: int = 2000) -> str:
     return log.read_text(errors="replace")[-characters:] if log.is_file() else ""
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))

@@ -1,8 +1,5 @@
 import json
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +7,10 @@ import pytest
 import torch
 
 from services.grounding.engine import Comparison, GroundingEngine, Query
-from services.grounding.http_backend import HttpBackend
 from services.grounding.local_backend import LocalBackend
-from services.grounding.profiles import QWEN25_VL, VISTA, profile_named
+from services.grounding.profiles import VISTA, profile_named
 from sfumato.advice import CHOICE, DESCRIPTION
-from sfumato.errors import AnswerRejected, BrokenWeights, InvalidInput, MissingWeights, Unavailable
+from sfumato.errors import AnswerRejected, BrokenWeights, InvalidInput, MissingWeights
 from sfumato.types import Region
 from sfumato.vista.understanding import build_model, build_tokenizer, save
 
@@ -110,64 +106,6 @@ def test_many_items_keep_their_order() -> None:
 def test_an_unknown_profile_is_named_among_the_known() -> None:
     with pytest.raises(InvalidInput, match="vista"):
         profile_named("gpt")
-
-
-# --- over HTTP ---
-
-
-@contextmanager
-def server(status: int, body: bytes) -> Iterator[tuple[str, list[dict[str, object]]]]:
-    """A real HTTP server that answers every request alike, and the requests it got."""
-    got: list[dict[str, object]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
-        thread = threading.Thread(target=listening.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listening.server_port}", got
-        finally:
-            listening.shutdown()
-            thread.join()
-
-
-def test_a_server_is_asked_in_openais_words() -> None:
-    body = json.dumps({"choices": [{"message": {"content": LAKE}}]}).encode()
-    with server(200, body) as (url, got):
-        backend = HttpBackend(f"{url}/v1/", "qwen2.5-vl")
-        answer = GroundingEngine(backend, QWEN25_VL).ground(np.zeros((560, 700, 3), np.uint8), "a lake")
-        backend.close()
-    assert answer.regions == ()  # 30 x 40 pixels of a large picture are too few to say anything
-    (request,) = got
-    assert request["model"] == "qwen2.5-vl" and request["temperature"] == 0.0
-    assert str(request["messages"]).count("data:image/png;base64,") == 1
-    assert "json_schema" in str(request["response_format"])
-
-
-@pytest.mark.parametrize(("status", "body"), [(500, b"oops"), (200, b"<html>"), (200, b'{"choices": []}'), (404, b"{}")])
-def test_a_server_that_is_none_is_unavailable(status: int, body: bytes) -> None:
-    with server(status, body) as (url, _):
-        backend = HttpBackend(url, "vista", pause=0.01)
-        with pytest.raises(Unavailable):
-            backend.answer(Query((), "hello", 4))
-        backend.close()
-
-
-def test_no_server_is_unavailable() -> None:
-    backend = HttpBackend("http://127.0.0.1:9", "vista", timeout=2, pause=0.01)
-    with pytest.raises(Unavailable, match="sfumato vlm serve"):
-        backend.answer(Query((), "hello", 4))
-    backend.close()
 
 
 # --- in this process ---
