@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from services.scoring.scorers import ClipEncoder, ClipScorer, Metric, Scorer, load_aesthetic, load_mps, load_pickscore
+from services.scoring.clip import CosineScorer
+from services.scoring.metric import Batch, Metric, Scorer
 from sfumato.errors import InvalidInput
 from sfumato.types import Image
-from sfumato.vista import weights
 
-METRICS = ("aesthetic", "clip", "pickscore", "mps")
 MAX_PROMPT = 2_000
 """Characters; a model reads as many words as its context holds."""
 
@@ -49,11 +46,32 @@ class ScoringEngine:
         results: list[dict[str, float]] = [{} for _ in images]
         for start in range(0, len(images), self._batch):
             rows = range(start, min(start + self._batch, len(images)))
+            batch = Batch([images[i] for i in rows], [prompts[i] for i in rows])
             for name in chosen:
-                values = self._scorers[name].score([images[i] for i in rows], [prompts[i] for i in rows])
+                values = self._scorers[name].score(batch)
                 for row, value in zip(rows, values, strict=True):
                     results[row][name] = value
         return results
+
+    @torch.inference_mode()
+    def similarity(self, first: Sequence[Image], second: Sequence[Image]) -> list[float]:
+        """The cosine of CLIP's image features of each pair of pictures (ArtAug, Figure 4).
+
+        Raises:
+            InvalidInput: the metric ``clip`` is not loaded, something is no picture, unequal numbers.
+        """
+        scorer = self._scorers.get("clip")
+        if not isinstance(scorer, CosineScorer):
+            raise InvalidInput("metrics", "the likeness of two pictures needs the metric 'clip'.")
+        if len(first) != len(second):
+            raise InvalidInput("images", f"{len(first)} to compare with {len(second)}.", hint="Give as many of the one as of the other.")
+        values: list[float] = []
+        for start in range(0, len(first), self._batch):
+            pair = [Batch(images[start : start + self._batch], ()) for images in (first, second)]
+            check_images([image for batch in pair for image in batch.images])
+            a, b = (scorer.encoder.images(batch) for batch in pair)
+            values += (a * b).sum(-1).tolist()
+        return values
 
     def _check(self, images: Sequence[Image], prompts: Sequence[str], metrics: Sequence[str]) -> None:
         unknown = [name for name in metrics if name not in self._scorers]
@@ -63,12 +81,21 @@ class ScoringEngine:
             raise InvalidInput("metrics", "none asked for.", hint=f"Known metrics: {', '.join(self._scorers)}.")
         if len(images) != len(prompts):
             raise InvalidInput("prompts", f"{len(prompts)} for {len(images)} images.", hint="Give one prompt for each image.")
-        for image in images:
-            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-                what = f"an array {list(image.shape)} of {image.dtype} is no picture."
-                raise InvalidInput("images", what, hint="Use uint8 [height, width, 3].")
+        check_images(images)
         for prompt in prompts:
             check_prompt(prompt)
+
+
+def check_images(images: Sequence[Image]) -> None:
+    """Refuse what is no picture.
+
+    Raises:
+        InvalidInput: another shape than [height, width, 3], another type than uint8, or no pixels.
+    """
+    for image in images:
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+            what = f"an array {list(image.shape)} of {image.dtype} is no picture."
+            raise InvalidInput("images", what, hint="Use uint8 [height, width, 3].")
 
 
 def check_prompt(prompt: str) -> None:
@@ -83,41 +110,8 @@ def check_prompt(prompt: str) -> None:
         raise InvalidInput("prompt", f"it has {len(prompt)} characters; the limit is {MAX_PROMPT}.")
 
 
-def load_scorers(names: Sequence[str] = METRICS, root: Path = weights.ROOT) -> list[Scorer]:
-    """The shipped Vista scorers of these metrics; their files' checksums were verified.
-
-    Raises:
-        InvalidInput: an unknown metric.
-        MissingWeights, BrokenWeights: files are absent or damaged.
-    """
-    unknown = [name for name in names if name not in METRICS]
-    if unknown:
-        raise InvalidInput("metrics", f"unknown: {', '.join(unknown)}.", hint=f"Known metrics: {', '.join(METRICS)}.")
-    encoder = ClipEncoder.load(weights.locate("clip", root)) if {"clip", "aesthetic"} & set(names) else None
-    loaded: list[Scorer] = []
-    for name in names:
-        folder, version = weights.locate(name, root), _version(name, root)
-        if name == "clip" and encoder:
-            loaded.append(ClipScorer(encoder, version))
-        elif name == "aesthetic" and encoder:
-            loaded.append(load_aesthetic(folder, encoder, version))
-        elif name == "pickscore":
-            loaded.append(load_pickscore(folder, version))
-        else:
-            loaded.append(load_mps(folder, version))
-    return loaded
-
-
 def win_probability(a: float, b: float) -> float:
     """How probable it is that the picture with score ``a`` is preferred to the one with score ``b``: a softmax of the two
     (PickScore, Kirstain et al. 2023, equation 1). For ``pickscore`` and ``mps``, whose scores are logits.
     """
     return 0.5 * (1 + math.tanh((a - b) / 2))
-
-
-def _version(name: str, root: Path) -> str:
-    """Twelve digits of the checksum of the manifests that the metric depends on."""
-    digest = hashlib.sha256()
-    for part in ("clip", "aesthetic") if name == "aesthetic" else (name,):
-        digest.update((root / part / weights.MANIFEST).read_bytes())
-    return f"vista-{digest.hexdigest()[:12]}"

@@ -94,7 +94,8 @@ def _understanding() -> dict[str, float]:
 
 
 def _scoring() -> dict[str, float]:
-    from services.scoring.engine import ScoringEngine, load_scorers
+    from services.scoring.engine import ScoringEngine
+    from services.scoring.loading import load_scorers
     from sfumato.vista.evaluation.detector import Detector
     from sfumato.vista.evaluation.judge import Judge
     from sfumato.vista.evaluation.scorers import (

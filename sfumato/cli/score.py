@@ -21,7 +21,8 @@ def score(
 
     Example: sfumato score moon.png --prompt "a full moon over mountains at night"
     """
-    from services.scoring.engine import ScoringEngine, check_prompt, load_scorers, win_probability
+    from services.scoring.engine import ScoringEngine, check_prompt, win_probability
+    from services.scoring.loading import load_scorers
     from sfumato.runtime.images import read_image
 
     check_prompt(prompt)

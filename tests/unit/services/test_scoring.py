@@ -13,7 +13,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from services.scoring.engine import METRICS, ScoringEngine, load_scorers, win_probability
+from services.scoring.engine import ScoringEngine, win_probability
+from services.scoring.loading import VISTA, load_scorers
 from sfumato.cli.score import score as score_command
 from sfumato.errors import BrokenWeights, InvalidInput, MissingWeights
 from sfumato.runtime.images import write_png
@@ -33,7 +34,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fit(clip.ClipTask(groups=4, batch=2), folder, steps=2)
     for part in ("aesthetic", "pickscore", "mps"):
         fit(scorers.build(part, folder, groups=4), folder, steps=1)
-    parts.install(folder, METRICS, root)
+    parts.install(folder, VISTA, root)
     return root
 
 
@@ -55,7 +56,7 @@ def some(count: int) -> tuple[list[Image], list[str]]:
 
 def test_every_picture_gets_every_metric_in_its_range(engine: ScoringEngine) -> None:
     scores = engine.score(*some(4))
-    assert [list(row) for row in scores] == [list(METRICS)] * 4
+    assert [list(row) for row in scores] == [list(VISTA)] * 4
     for metric in engine.metrics:
         assert metric.higher_is_better and metric.version.startswith("vista-")
         assert all(math.isfinite(row[metric.name]) for row in scores)
@@ -117,7 +118,7 @@ def test_unknown_words_and_long_prompts_are_scored_all_the_same(engine: ScoringE
 
 
 def test_missing_and_damaged_weights_are_told_apart(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(MissingWeights, match="clip"):
+    with pytest.raises(MissingWeights, match="aesthetic"):
         load_scorers(root=tmp_path)
     shutil.copytree(root, tmp_path / "w")
     damaged = tmp_path / "w" / "mps" / "attention.safetensors"
@@ -136,7 +137,7 @@ def test_a_version_names_the_weights(root: Path, tmp_path: Path) -> None:
     (tmp_path / "w" / "clip" / "note.txt").write_text("other")
     weights.seal(tmp_path / "w" / "clip")
     before, after = ({s.metric.name: s.metric.version for s in load_scorers(root=r)} for r in (root, tmp_path / "w"))
-    assert {name for name in METRICS if before[name] != after[name]} == {"clip", "aesthetic"}
+    assert {name for name in VISTA if before[name] != after[name]} == {"clip", "aesthetic"}
 
 
 def test_win_probability_is_a_softmax_of_two() -> None:

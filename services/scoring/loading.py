@@ -1,0 +1,164 @@
+"""Which weights stand behind a metric's name, and how they become a scorer.
+
+A metric's weights are Vista's own, which come with the package, or those that a run names for it: a folder, or a model on
+the Hugging Face hub. Only safetensors are read, never a pickle (``sfumato convert`` makes the one of the other).
+
+    clip       a CLIP model; the paper's is openai/clip-vit-large-patch14
+    aesthetic  ``model.safetensors`` with LAION's ``layers.0.weight`` ..., on the CLIP that is named for ``clip``
+    pickscore  a CLIP model; yuvalkirstain/PickScore_v1
+    mps        a CLIP model, ``attention.safetensors`` and ``mps.json``
+    hpsv2      a CLIP model; Vista has none of its own
+    nudenet    nothing: the model is in the package nudenet
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+
+from services.scoring.clip import AestheticScorer, ClipEncoder, CosineScorer
+from services.scoring.metric import Scorer
+from services.scoring.mps import MpsScorer
+from services.scoring.nudenet import NudeNetScorer
+from services.scoring.sources import Source, named, shipped
+from sfumato.errors import InvalidInput, MissingWeights
+from sfumato.vista import weights
+from sfumato.vista.scorers import AestheticPredictor, ConditionedAttention, MultiPreference, width_of
+
+VISTA = ("aesthetic", "clip", "pickscore", "mps")
+"""Metrics that Vista has weights for: ``vista-clip`` ... mean these even where a run names others for ``clip``."""
+METRICS = (*VISTA, "hpsv2", "nudenet")
+KNOWN = (*METRICS, *(f"vista-{name}" for name in VISTA))
+
+PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+"""Has the tokenizer and image processor of the CLIP ViT-H/14 models that were published without, as PickScore was."""
+
+
+def load_scorers(
+    names: Sequence[str] = VISTA,
+    root: Path = weights.ROOT,
+    models: Mapping[str, str] | None = None,
+    device: str = "cpu",
+) -> list[Scorer]:
+    """The scorers of these metrics, in their order.
+
+    Args:
+        names: of `KNOWN`.
+        root: where Vista's weights lie; their files' checksums are verified.
+        models: a folder or hub model for each metric that is not to use Vista's weights.
+        device: where they compute (NudeNet: always on the CPU).
+
+    Raises:
+        InvalidInput: an unknown metric; a model for a metric that takes none; ``aesthetic`` without the CLIP it stands on.
+        MissingWeights, BrokenWeights: files are absent or damaged.
+    """
+    models = models or {}
+    check_metrics(names, models)
+    loader = _Loader(root, models, device)
+    return [loader.scorer(name) for name in names]
+
+
+def check_metrics(names: Sequence[str], models: Mapping[str, str]) -> None:
+    """Refuse what `load_scorers` cannot load, before anything is read.
+
+    Raises:
+        InvalidInput: see `load_scorers`.
+    """
+    unknown = [name for name in names if name not in KNOWN]
+    if unknown:
+        raise InvalidInput("metrics", f"unknown: {', '.join(unknown)}.", hint=f"Known metrics: {', '.join(KNOWN)}.")
+    able = [name for name in METRICS if name != "nudenet"]
+    unknown = [name for name in models if name not in able]
+    if unknown:
+        raise InvalidInput("models", f"no model can be named for {', '.join(unknown)}.", hint=f"Metrics that take one: {', '.join(able)}.")
+    if "aesthetic" in models and "clip" not in models:
+        hint = "Name under 'clip' the CLIP that the head was fitted to: openai/clip-vit-large-patch14 for LAION's."
+        raise InvalidInput("models", "'aesthetic' is a head on a CLIP model, and none is named.", hint=hint)
+
+
+class _Loader:
+    """One call of `load_scorers`: metrics that stand on one CLIP share it."""
+
+    def __init__(self, root: Path, models: Mapping[str, str], device: str) -> None:
+        self.root, self.models, self.device = root, models, device
+        self.encoders: dict[Path, ClipEncoder] = {}
+
+    def scorer(self, name: str) -> Scorer:
+        metric = name.removeprefix("vista-")
+        if metric == "nudenet":
+            return NudeNetScorer.load()
+        models = self.models if metric == name else {}
+        source = self.source(metric, models)
+        if metric == "aesthetic":
+            clip = self.source("clip", models)
+            return AestheticScorer(name, self.encoder(clip), load_head(source), f"{source.version}+{clip.version}")
+        encoder = self.encoder(source)
+        if metric == "mps":
+            return load_mps(name, source, encoder)
+        scale = encoder.model.logit_scale.exp().item() if metric == "pickscore" else 100.0
+        return CosineScorer(name, encoder, scale, source.version)
+
+    def source(self, metric: str, models: Mapping[str, str]) -> Source:
+        if metric in models:
+            return named(metric, models[metric])
+        if metric in VISTA:
+            return shipped(metric, self.root)
+        hint = (
+            "Fetch HPS_v2.1_compressed.pt from xswu/HPSv2 on the hub, then: "
+            "sfumato convert HPS_v2.1_compressed.pt FOLDER --as hpsv2, and name the folder for 'hpsv2' (score.models in a spec)."
+        )
+        raise MissingWeights(f"Vista has no weights for the metric {metric!r}.", hint=hint)
+
+    def encoder(self, source: Source) -> ClipEncoder:
+        if source.folder not in self.encoders:
+            self.encoders[source.folder] = load_encoder(source, self.device)
+        return self.encoders[source.folder]
+
+
+def load_encoder(source: Source, device: str = "cpu", processor: str = PROCESSOR) -> ClipEncoder:
+    """The CLIP in a folder, in single precision. Where it has no tokenizer or image processor, that of ``processor``.
+
+    Raises:
+        BrokenWeights: a file is absent or cannot be read.
+        MissingWeights: the folder has no processor, and ``processor`` is not to be had.
+    """
+    # Pictures are resized by Pillow, as when these models were trained, whether or not torchvision is installed.
+    model = source.read(lambda: CLIPModel.from_pretrained(source.folder, dtype=torch.float32, local_files_only=True, use_safetensors=True))
+    words = source if _has(source, "tokenizer.json", "vocab.json") else named("tokenizer", processor)
+    eyes = source if _has(source, "preprocessor_config.json") else named("image processor", processor)
+    tokenizer = words.read(lambda: AutoTokenizer.from_pretrained(words.folder, local_files_only=True))
+    pictures = eyes.read(lambda: AutoImageProcessor.from_pretrained(eyes.folder, local_files_only=True, backend="pil"))
+    return ClipEncoder(model.to(device), tokenizer, pictures)  # pyright: ignore[reportArgumentType]
+
+
+def load_head(source: Source) -> AestheticPredictor:
+    """LAION's layers of whatever width, from ``model.safetensors``."""
+
+    def read() -> AestheticPredictor:
+        state = load_file(source.folder / "model.safetensors")
+        head = AestheticPredictor(state["layers.0.weight"].shape[1])
+        head.load_state_dict({name: value.float() for name, value in state.items()})
+        return head
+
+    return source.read(read)
+
+
+def load_mps(name: str, source: Source, encoder: ClipEncoder) -> MpsScorer:
+    """An MPS folder's ``attention.safetensors`` and ``mps.json`` on its CLIP."""
+
+    def read() -> MpsScorer:
+        config = json.loads((source.folder / "mps.json").read_text())
+        attention = ConditionedAttention(width_of(encoder.model), config["heads"])
+        attention.load_state_dict({k: v.float() for k, v in load_file(source.folder / "attention.safetensors").items()})
+        return MpsScorer(name, encoder, MultiPreference(encoder.model, attention), config["conditions"]["overall"], source.version)
+
+    return source.read(read)
+
+
+def _has(source: Source, *names: str) -> bool:
+    return any((source.folder / name).is_file() for name in names)

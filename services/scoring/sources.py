@@ -1,0 +1,81 @@
+"""Where a metric's weights lie: in the package (Vista's), in a folder, or on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
+
+from sfumato.errors import BrokenWeights, MissingWeights
+from sfumato.vista import weights
+
+FILES = ("*.json", "*.txt", "model*.safetensors", "attention.safetensors")
+"""What is fetched from a hub model: weights as safetensors, never as pickles, and no code."""
+
+_Part = TypeVar("_Part")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A folder of weights: where, which, and what to do when its files cannot be read."""
+
+    folder: Path
+    version: str
+    remedy: str
+
+    def read(self, read: Callable[[], _Part]) -> _Part:
+        """``read()``, its errors in words.
+
+        Raises:
+            BrokenWeights: a file is absent, damaged, or of another model.
+        """
+        try:
+            return read()
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise BrokenWeights(f"the scorer's files in {self.folder} cannot be read ({reason}).", hint=self.remedy) from error
+
+
+def shipped(metric: str, root: Path) -> Source:
+    """Vista's weights of a metric; their checksums were verified.
+
+    Raises:
+        MissingWeights, BrokenWeights: files are absent or damaged.
+    """
+    folder = weights.locate(metric, root)
+    return Source(folder, f"vista-{_digest([folder / weights.MANIFEST])}", "Reinstall the package.")
+
+
+def named(metric: str, ref: str) -> Source:
+    """The weights that somebody named for a metric: a folder, or a model of the hub (its newest state, or the cached one
+    where there is no network).
+
+    Raises:
+        MissingWeights: no such folder, no such model, or neither network nor cache.
+    """
+    folder = Path(ref).expanduser()
+    if folder.is_dir():
+        digest = _digest(path for path in sorted(folder.iterdir()) if path.suffix in (".json", ".safetensors"))
+        return Source(folder, f"{folder.name}-{digest}", "Copy or convert the weights again: sfumato convert --help")
+    try:
+        folder = Path(snapshot_download(ref, allow_patterns=list(FILES)))
+    except (HFValidationError, OSError) as error:  # the hub's own errors are all OSErrors
+        what = f"the model {ref!r} for the metric {metric!r} is neither a folder nor in the hub's cache."
+        hint = f"Name a folder that exists, or fetch the model where there is a network: hf download {ref}"
+        raise MissingWeights(what, hint=hint) from error
+    return Source(folder, f"{ref}@{folder.name[:12]}", f"Fetch it again: hf download {ref} --force-download")
+
+
+def _digest(paths: Iterable[Path]) -> str:
+    """Twelve digits of what these files hold."""
+    whole = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            whole.update(hashlib.file_digest(file, "sha256").digest())
+    return whole.hexdigest()[:12]
