@@ -66,6 +66,7 @@ def prompts(
     count: Annotated[int, typer.Option(min=1, help="How many.")] = 64,
     seed: Annotated[int, typer.Option(help="Which ones; two seeds share no scene.")] = 0,
     without: Annotated[list[Path] | None, typer.Option(help="A file whose prompts are left out (repeatable).")] = None,
+    loose: Annotated[float, typer.Option(min=0, max=1, help="Share of loosely worded prompts, for a VLM to make definite.")] = 0.0,
     aesthetic: Annotated[bool, typer.Option("--aesthetic", help="The same scenes, line by line, in aesthetic phrases.")] = False,
 ) -> None:
     """Print plain prompts about random scenes, one a line, none twice.
@@ -75,12 +76,13 @@ def prompts(
         sfumato vista prompts --count 32 --seed 2 --without prompts.txt > held-out.txt
     """
     from sfumato.vista.phrases import outright, plain_prompt
+    from sfumato.vista.training.questions import loose_prompt
 
-    rng = random.Random(f"prompts:{seed}")
+    rng, ways = random.Random(f"prompts:{seed}"), random.Random(f"ways:{seed}")
     taken = {line.strip() for file in without or [] for line in file.read_text(encoding="utf-8").splitlines()}
     seen: dict[str, str] = {}
     while len(seen) < count:
-        scene, prompt = plain_prompt(rng)
+        scene, prompt = loose_prompt(rng) if ways.random() < loose else plain_prompt(rng)
         if prompt not in taken:
             seen.setdefault(prompt, outright(scene, len(seen)))
     typer.echo("\n".join(seen.values() if aesthetic else seen))

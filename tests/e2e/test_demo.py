@@ -1,12 +1,16 @@
-"""The whole loop on the shipped weights, small: pictures, advice, pairs, an adapter, a report; twice with the same bytes."""
+"""The whole loop on the shipped weights, small: two iterations, stopped, killed and resumed; the same bytes as an undisturbed run."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]
 
@@ -15,34 +19,90 @@ name: small
 batch: 4
 prompts: {{file: {root}/configs/prompts/vista.txt, count: 8, seed: 1000}}
 ground: {{backend: transformers}}
-filter: {{keep: 2}}
-train: {{steps_before: 6, steps_after: 6, together: 1}}
-evaluate: {{file: {root}/configs/prompts/vista-held-out.txt, count: 4, seed: 900000}}
+filter: {{review: vlm}}
+train: {{pairs: 2, steps_before: 6, steps_after: 6, together: 1}}
+fuse: {{alpha: [1.0, 2.0], rank: 8, clip_loss: 100}}
+stop: {{max_iterations: 2, min_pairs: 1}}
+tune: {{file: {root}/configs/prompts/vista-tune.txt, count: 4, seed: 500000}}
+evaluate: {{file: {root}/configs/prompts/vista-held-out.txt, ceiling: {root}/configs/prompts/vista-held-out-aesthetic.txt, count: 4, seed: 900000}}
+compare: true
 """
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def _line(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "sfumato.cli.main", "run", *arguments]
 
 
 def _run(*arguments: str) -> Path:
-    line = [sys.executable, "-m", "sfumato.cli.main", "run", *arguments]
-    done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
+    done = subprocess.run(_line(*arguments), capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT, check=False)
     assert done.returncode == 0, done.stderr
-    return Path(done.stdout.strip())
+    return Path(done.stdout.strip()).parent
+
+
+def _disturbed(number: signal.Signals, after: str, *arguments: str) -> tuple[int, str]:
+    """Begin a run and send it a signal once it has passed a stage; its exit status and what it said."""
+    folder = Path(arguments[-1])
+    process = subprocess.Popen(_line(*arguments), stderr=subprocess.PIPE, text=True, cwd=ROOT, env=ENVIRONMENT, start_new_session=True)
+    while not any(after in line for path in folder.glob("*/metrics.jsonl") for line in path.read_text().splitlines()):
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.1)
+    if number is signal.SIGINT:
+        process.send_signal(number)
+    else:
+        os.killpg(process.pid, number)  # the workers too, as when a machine goes down
+    assert process.stderr is not None
+    said = process.stderr.read()
+    return process.wait(60), said
+
+
+def _figures(folder: Path) -> dict[str, Any]:
+    """The report's numbers, without the one that says how long it took."""
+    figures = json.loads((folder / "report.json").read_text())
+    for iteration in figures["iterations"]:
+        assert iteration.pop("wall_seconds") >= 0
+    return figures
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_small_run_ends_in_a_report_and_a_second_one_in_the_same_bytes(tmp_path: Path) -> None:
+@pytest.mark.timeout(1800)
+def test_a_run_that_was_stopped_and_killed_ends_in_the_same_bytes_as_an_undisturbed_one(tmp_path: Path) -> None:
     spec = tmp_path / "small.yaml"
     spec.write_text(SPEC.format(root=ROOT))
-    first, second = (_run(str(spec), "--runs", str(tmp_path / name)) for name in ("one", "two"))
-    figures = json.loads((first.parent / "report.json").read_text())
-    assert figures["prompts"] == 8
-    assert sum(figures["filter"].values()) == 8
-    assert 1 <= figures["kept"] <= 2
-    assert set(figures["held_out"]["scores"]) == {"clip", "aesthetic", "pickscore", "mps"}
-    assert set(figures["judge"]) == {"base", "tuned"}
-    page = first.read_text()
+    first = _run(str(spec), "--runs", str(tmp_path / "one"))
+
+    two = str(tmp_path / "two")
+    status, said = _disturbed(signal.SIGINT, '"regenerate"', str(spec), "--runs", two)
+    assert status == 130
+    assert f"sfumato run --resume {first.name}" in said
+    status, _ = _disturbed(signal.SIGKILL, '"train"', "--resume", first.name, "--runs", two)
+    assert status == -signal.SIGKILL
+    second = _run("--resume", first.name, "--runs", two)
+
+    adapters = sorted(path.name for path in first.glob("*.safetensors"))
+    assert adapters == ["adapter-1.safetensors", "adapter-2.safetensors", "adapter.safetensors"]
+    for name in adapters:
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+    assert _figures(first) == _figures(second)
+    _holds_what_a_report_must(first)
+
+    journal = (second / "metrics.jsonl").read_bytes()
+    assert _run("--resume", second.name, "--runs", two) == second
+    assert (second / "metrics.jsonl").read_bytes() == journal
+
+
+def _holds_what_a_report_must(folder: Path) -> None:
+    figures = json.loads((folder / "report.json").read_text())
+    assert figures["stop_reason"] == "max_iterations"
+    assert len(figures["iterations"]) == 2
+    for iteration in figures["iterations"]:
+        assert iteration["kept"] + sum(iteration["removed_by"].values()) == iteration["prompts"] == 8
+        assert iteration["kept_share"] == iteration["kept"] / 8
+    for variant in ("base", "tuned"):
+        assert {"aesthetic", "clip", "nudenet", "finish", "finish_objects", "finish_sky"} <= set(figures["evaluation"][variant])
+    assert set(figures["comparison"]) == {"differential", "naive"}
+    page = (folder / "report.html").read_text()
     assert page.count("<rect") >= 1
-    assert (first.parent / "first-pair.png").is_file()
-    for name in ("report.json", "adapter.safetensors"):
-        assert (first.parent / name).read_bytes() == (second.parent / name).read_bytes()
-    assert _run("--resume", first.parent.name, "--runs", str(tmp_path / "one")) == first
+    assert (folder / "first-pair.png").is_file()
+    stacked, parts = (load_file(folder / name) for name in ("adapter.safetensors", "adapter-1.safetensors"))
+    assert set(parts) <= set(stacked)

@@ -140,7 +140,21 @@ def colour_question(scene: Scene, rng: random.Random) -> tuple[str, str]:
 
 def refinement(rng: random.Random) -> tuple[str, str]:
     """A prompt and its refinement: a clear one stays as it is; loose words, a missing time or colour are made definite."""
-    scene = sample_scene(rng)
+    asked, clear = _worded(sample_scene(rng), rng)
+    return REFINE + asked, clear
+
+
+def loose_prompt(rng: random.Random) -> tuple[Scene, str]:
+    """A scene and a prompt for it that leaves something open, as people's prompts do."""
+    while True:
+        scene = sample_scene(rng)
+        asked, clear = _worded(scene, rng)
+        if asked != clear:
+            return scene, asked
+
+
+def _worded(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    """The scene in words that may be loose, and in clear ones."""
     order = list(scene.objects)
     rng.shuffle(order)
     loose = rng.random() < 0.6
@@ -162,7 +176,7 @@ def refinement(rng: random.Random) -> tuple[str, str]:
     join = ", " if loose and rng.random() < 0.4 else " and "
     question = ", ".join(asked[:-1]) + (join if len(asked) > 1 else "") + asked[-1] + (", " if meant else " ") + said
     answer = ", ".join(clear[:-1]) + (" and " if len(clear) > 1 else "") + clear[-1] + " " + (meant or said)
-    return REFINE + question, answer
+    return question, answer
 
 
 def _answer(yes: bool) -> str:
