@@ -112,9 +112,7 @@ def train_pairs(
             phi = session.fit(after, settings.steps_after, AFTER)
         else:
             learned = session.fit(before, settings.steps_before, BEFORE)
-            learned.freeze()
-            with learned.attached():
-                phi = session.fit(after, settings.steps_after, AFTER)
+            phi = session.fit(after, settings.steps_after, AFTER, learned)
     return [_result(phi, index, pair, session.losses[index], settings) for index, pair in enumerate(pairs)]
 
 
@@ -130,11 +128,11 @@ class _Session:
         texts = family.encode([pair.prompt for pair in pairs])
         self.conditions = {name: text.repeat_interleave(settings.batch, dim=0) for name, text in texts.items()}
 
-    def fit(self, latents: Tensor, steps: int, stream: int) -> PackedLora:
+    def fit(self, latents: Tensor, steps: int, stream: int, under: PackedLora | None = None) -> PackedLora:
         """Fit a new adapter for each pair to ``latents`` ``[pairs, tokens, channels]`` by flow matching (section 3.3)."""
         settings = self.settings
         seeds = [_stream_seed(pair.seed, stream) for pair in self.pairs]
-        phi = PackedLora(self.family.denoiser, self.family.lora_targets, settings.rank, seeds)
+        phi = PackedLora.fresh(self.family.denoiser, self.family.lora_targets, settings.rank, seeds, under)
         optimizer = torch.optim.AdamW(phi.parameters(), lr=settings.learning_rate, weight_decay=0.0, fused=True)
         generators = [torch.Generator().manual_seed(seed + 1) for seed in seeds]
         target = latents.repeat_interleave(settings.batch, dim=0).to(self.device, torch.float32)
