@@ -1,81 +1,240 @@
-"""The numbers of a finished ArtAug run: plain functions from its state to what report.json holds."""
+"""The numbers of a finished ArtAug run: plain functions from its state to what report.json holds.
+
+Every number is finite or None. Of two runs of one spec, only ``wall_seconds`` may differ.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
-from orchestrator.recipes.artaug import HeldOut, Plan, State
+from orchestrator.recipes.artaug import HeldOut, Iteration, Plan, Sample, State, Trial
+from orchestrator.spec import RunSpec
+from sfumato.runtime.versions import libraries
 
-# Metrics whose scores are logits of a preference: reported as the mean pairwise probability (PickScore, equation 1).
+Marks = Mapping[str, Mapping[str, float]]
+Number = float | None
+
+# Metrics whose scores are logits of a preference: reported as the mean pairwise probability in %, as in the paper's tables.
 PREFERENCES = ("pickscore", "mps")
+FINISH = ("finish", "finish_objects", "finish_sky")
 
 
-def preference(a: float, b: float) -> float:
-    """The probability that the picture scored ``a`` is preferred to the one scored ``b``."""
-    return 0.5 * (1 + math.tanh((a - b) / 2))
+def summarise(plan: Plan, state: State, judged: Marks | None, seconds: Mapping[int, float]) -> dict[str, Any]:
+    """Everything the report says in numbers.
 
-
-def held_out(rows: Sequence[HeldOut], metrics: Sequence[str]) -> dict[str, dict[str, float]]:
-    """By metric: mean of base and tuned, the share of prompts that tuned wins (ties half), for preferences the share in %."""
-    figures: dict[str, dict[str, float]] = {}
-    for metric in metrics:
-        base = [row.scores_base[metric] for row in rows if row.scores_base is not None]
-        tuned = [row.scores_tuned[metric] for row in rows if row.scores_tuned is not None]
-        figures[metric] = {"base": _mean(base)}
-        if tuned:
-            wins = _mean([0.5 if t == b else float(t > b) for b, t in zip(base, tuned, strict=True)])
-            figures[metric] |= {"tuned": _mean(tuned), "win_rate": wins}
-            if metric in PREFERENCES:
-                share = 100 * _mean([preference(t, b) for b, t in zip(base, tuned, strict=True)])
-                figures[metric] |= {"base_share": 100 - share, "tuned_share": share}
-    return figures
-
-
-def summarise(plan: Plan, state: State, judged: Mapping[str, Mapping[str, float]] | None) -> dict[str, Any]:
-    """Everything the report says in numbers; equal runs give equal values."""
-    metrics = plan.spec.score.metrics
-    pairs = [sample for sample in state.samples if sample.scores_before is not None and sample.scores_after is not None]
-    before = {m: _mean([s.scores_before[m] for s in pairs if s.scores_before]) for m in metrics}
-    after = {m: _mean([s.scores_after[m] for s in pairs if s.scores_after]) for m in metrics}
+    Args:
+        plan: what was asked for.
+        state: the finished run.
+        judged: what the independent judge says of each set of pictures (``base``, ``ceiling``, ``iteration 1``, ..., ``naive``,
+            ``pairs``), or None where there is no judge.
+        seconds: wall seconds of each iteration; under 0 those of the comparison that follows the last.
+    """
+    spec = plan.spec
+    marks = {name: {key: finite(value) for key, value in row.items()} for name, row in (judged or {}).items()}
     return {
-        "name": plan.spec.name,
-        "recipe": plan.spec.recipe,
-        "models": {name: model.version for name, model in plan.models.items()},
-        "prompts": len(state.samples),
-        "regions": sum(len(sample.regions) for sample in state.samples),
-        "answers_rejected": sum(bool(sample.rejected) for sample in state.samples),
-        "pairs": {"scored": len(pairs), "before": before, "after": after},
-        "filter": state.verdicts,
-        "kept": len(state.kept),
-        "kept_share": len(state.kept) / len(state.samples),
-        "training": {
-            "adapters": list(state.adapters),
-            "diverged": state.diverged,
-            "losses": [
-                {"before": _ends(history[: plan.spec.train.steps_before]), "after": _ends(history[plan.spec.train.steps_before :])}
-                for history in state.losses
-            ],
-        },
-        "average": {"adapter": state.average, **(state.compression or {})},
-        "fused": {"adapter": state.fused, "alpha": plan.spec.fuse.alpha},
-        "held_out": {"prompts": len(state.heldout), "scores": held_out(state.heldout, metrics)},
-        "judge": _finite(judged),
+        "name": spec.name,
+        "recipe": spec.recipe,
+        "stop_reason": state.stop_reason,
+        "iterations": [_iteration(iteration, spec, state.base, seconds) for iteration in state.iterations],
+        "evaluation": _evaluation(spec, state, marks),
+        "comparison": _comparison(spec, state, marks),
+        "judge": None if judged is None else marks,
+        "versions": {"libraries": libraries(), "models": {name: model.version for name, model in plan.models.items()}},
+        "seeds": {"prompts": spec.prompts.seed, "tune": spec.tune.seed if spec.tune else None, "evaluate": spec.evaluate.seed},
+        "spec": _portable(spec),
+        "wall_seconds": round(math.fsum(seconds.values()), 1),
     }
 
 
-def _ends(losses: Sequence[float]) -> dict[str, float]:
+def _portable(spec: RunSpec) -> dict[str, Any]:
+    """The spec without the folders its prompts lie in: the same run from another place has the same report."""
+    content = spec.model_dump(mode="json")
+    for part in ("prompts", "tune", "evaluate"):
+        for key in ("file", "ceiling"):
+            if content[part] and content[part].get(key):
+                content[part][key] = PurePath(content[part][key]).name
+    return content
+
+
+# --- one iteration: the pairs (Figure 4), their training, what it brought on held-out prompts ---
+
+
+def _iteration(iteration: Iteration, spec: RunSpec, base: HeldOut | None, seconds: Mapping[int, float]) -> dict[str, Any]:
+    samples, kept = iteration.samples, iteration.kept
+    return {
+        "index": iteration.index,
+        "prompts": len(samples),
+        "regions": sum(len(sample.regions) for sample in samples),
+        "answers_rejected": sum(bool(sample.rejected) for sample in samples),
+        "kept": len(kept),
+        "kept_share": len(kept) / len(samples),
+        "removed_by": iteration.removed_by,
+        **_pair_means(samples),
+        "kept_pairs": _pair_means(kept),
+        **_training(iteration.trial, spec),
+        "heldout": _against_base(iteration.trial.heldout if iteration.trial else None, base),
+        "wall_seconds": round(seconds.get(iteration.index, 0.0), 1),
+    }
+
+
+def _pair_means(samples: Sequence[Sample]) -> dict[str, Number]:
+    """Figure 4's means, over the samples that have both pictures."""
+    pairs = [(s.scores_before, s.scores_after) for s in samples if s.scores_before is not None and s.scores_after is not None]
+    return {
+        "aesthetic_before": mean(before["aesthetic"] for before, _ in pairs),
+        "aesthetic_after": mean(after["aesthetic"] for _, after in pairs),
+        "clip_before": mean(before["clip"] for before, _ in pairs),
+        "clip_after": mean(after["clip"] for _, after in pairs),
+        "image_cosine": mean(sample.cosine for sample in samples if sample.cosine is not None),
+    }
+
+
+def _training(trial: Trial | None, spec: RunSpec) -> dict[str, Any]:
+    """How many pairs were trained and how; ``alphas`` are the strengths tried, 0 the model the iteration began with."""
+    if trial is None:
+        return {"trained": 0, "diverged": [], "ranks": [], "losses": [], "compression": None, "alphas": [], "alpha": None}
+    good = [training for training in trial.trainings if not training.diverged]
+    tried = [candidate for candidate in (trial.standing, *trial.candidates) if candidate is not None]
+    return {
+        "trained": len(trial.adapters),
+        "diverged": [training.diverged for training in trial.trainings if training.diverged],
+        "ranks": [training.rank for training in good],
+        "losses": [
+            {"before": _ends(t.losses[: spec.train.steps_before]), "after": _ends(t.losses[spec.train.steps_before :])} for t in good
+        ],
+        "compression": {name: finite(value) for name, value in trial.compression.items()} if trial.compression else None,
+        "alphas": [
+            {"alpha": c.alpha, "aesthetic": finite(c.aesthetic) if c.pictures else None, "clip": finite(c.clip) if c.pictures else None}
+            for c in tried
+        ],
+        "alpha": trial.alpha or None,
+    }
+
+
+def _ends(losses: Sequence[float]) -> dict[str, Number]:
     """Mean loss over the first and the last tenth of the steps."""
     part = max(1, len(losses) // 10)
-    return {"first": _mean(losses[:part]), "last": _mean(losses[-part:])}
+    return {"first": mean(losses[:part]), "last": mean(losses[-part:])}
 
 
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values) if values else 0.0
+# --- Table 1: the base model against the tuned one, on held-out prompts ---
 
 
-def _finite(judged: Mapping[str, Mapping[str, float]] | None) -> dict[str, dict[str, float | None]] | None:
-    if judged is None:
+def _evaluation(spec: RunSpec, state: State, marks: Mapping[str, Mapping[str, Number]]) -> dict[str, Any]:
+    last = state.fused[-1] if state.fused else None
+    tuned = last.trial.heldout if last and last.trial else None
+    wins = {metric: _share(tuned, state.base, metric) for metric in PREFERENCES}
+    rows = {"base": _column(spec, state.base, marks.get("base"))}
+    rows["base"] |= {metric: None if win is None else 100 - win for metric, win in wins.items()}
+    rows["ceiling"] = _column(spec, state.ceiling, marks.get("ceiling"))
+    judged = marks.get(f"iteration {last.index}") if last else None
+    pairs = marks.get("pairs", {})
+    return {
+        "prompts": spec.evaluate.count,
+        **rows,
+        "tuned": None if tuned is None else _column(spec, tuned, judged) | wins,
+        "pickscore_win": wins["pickscore"],
+        "mps_win": wins["mps"],
+        "wins": {m: _wins(tuned, state.base, m) for m in spec.score.metrics if m != "nudenet"},
+        "finish_gain": {name: _part(marks.get("base"), judged, marks.get("ceiling"), name) for name in FINISH},
+        "composition_iou": pairs.get("composition_iou"),
+        "composition_iou_detector": pairs.get("composition_iou_detector"),
+        "composition_matched": pairs.get("matched"),
+    }
+
+
+def _column(spec: RunSpec, heldout: HeldOut | None, marks: Mapping[str, Number] | None) -> dict[str, Number]:
+    """One model's means: scores as they are, NudeNet as a share in %, and what the independent judge says."""
+    scores = {metric: _mean_of(heldout, metric) for metric in dict.fromkeys(("aesthetic", "clip", "nudenet", *spec.score.metrics))}
+    scores = {metric: value for metric, value in scores.items() if metric not in PREFERENCES}
+    if scores["nudenet"] is not None:
+        scores["nudenet"] *= 100
+    return scores | {name: (marks or {}).get(name) for name in (*FINISH, "object_presence")}
+
+
+def _against_base(heldout: HeldOut | None, base: HeldOut | None) -> dict[str, Number] | None:
+    """What an iteration's model paints on held-out prompts: means, and how probably it is preferred to the base model."""
+    if heldout is None:
         return None
-    return {variant: {name: value if math.isfinite(value) else None for name, value in marks.items()} for variant, marks in judged.items()}
+    nudenet = _mean_of(heldout, "nudenet")
+    return {
+        "aesthetic": _mean_of(heldout, "aesthetic"),
+        "clip": _mean_of(heldout, "clip"),
+        "nudenet": None if nudenet is None else 100 * nudenet,
+        **{f"{metric}_win": _share(heldout, base, metric) for metric in PREFERENCES},
+    }
+
+
+# --- Table 2: differential against naive training, on the first iteration's pairs ---
+
+
+def _comparison(spec: RunSpec, state: State, marks: Mapping[str, Mapping[str, Number]]) -> dict[str, dict[str, Any]] | None:
+    first = state.fused[0] if state.fused else None
+    if first is None or first.trial is None or state.naive is None or state.naive.heldout is None:
+        return None
+    columns = {}
+    for name, trial, other, row in (
+        ("differential", first.trial, state.naive, marks.get(f"iteration {first.index}")),
+        ("naive", state.naive, first.trial, marks.get("naive")),
+    ):
+        columns[name] = _column(spec, trial.heldout, row) | {"alpha": trial.alpha or None, "trained": len(trial.adapters)}
+        columns[name] |= {metric: _share(trial.heldout, other.heldout, metric) for metric in PREFERENCES}
+    for metric in PREFERENCES:  # to the last bit what is missing to 100
+        share = columns["differential"][metric]
+        columns["naive"][metric] = None if share is None else 100 - share
+    return columns
+
+
+# --- arithmetic ---
+
+
+def preference(a: float, b: float) -> float:
+    """The probability that the picture scored ``a`` is preferred to the one scored ``b`` (PickScore, equation 1)."""
+    return 0.5 * (1 + math.tanh((a - b) / 2))
+
+
+def mean(values: Iterable[float]) -> Number:
+    """The mean, None of nothing or of what is not finite."""
+    values = list(values)
+    return finite(math.fsum(values) / len(values)) if values and all(map(math.isfinite, values)) else None
+
+
+def finite(value: float | None) -> Number:
+    """The value, None where it is not finite: JSON has no other numbers."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _mean_of(heldout: HeldOut | None, metric: str) -> Number:
+    return mean(row[metric] for row in heldout.scores if metric in row) if heldout else None
+
+
+def _share(heldout: HeldOut | None, other: HeldOut | None, metric: str) -> Number:
+    """The mean probability, in %, that a picture is preferred to the other model's of the same prompt and seed."""
+    pairs = _both(heldout, other, metric)
+    share = mean(preference(a, b) for a, b in pairs)
+    return None if share is None else 100 * share
+
+
+def _wins(heldout: HeldOut | None, other: HeldOut | None, metric: str) -> Number:
+    """The share of prompts, in %, on which a model scores higher than the other; ties count half."""
+    wins = mean(0.5 if a == b else float(a > b) for a, b in _both(heldout, other, metric))
+    return None if wins is None else 100 * wins
+
+
+def _both(heldout: HeldOut | None, other: HeldOut | None, metric: str) -> list[tuple[float, float]]:
+    if heldout is None or other is None or not heldout.scores or not other.scores:
+        return []
+    return [(a[metric], b[metric]) for a, b in zip(heldout.scores, other.scores, strict=True) if metric in a and metric in b]
+
+
+def _part(
+    base: Mapping[str, Number] | None, tuned: Mapping[str, Number] | None, ceiling: Mapping[str, Number] | None, name: str
+) -> Number:
+    """How much of the way from base to ceiling the tuned model has gone: 0 none of it, 1 all."""
+    low, value, high = ((row or {}).get(name) for row in (base, tuned, ceiling))
+    if low is None or value is None or high is None or high <= low:
+        return None
+    return (value - low) / (high - low)
