@@ -6,7 +6,7 @@ what makes the model know this very picture goes with it, what made X' better th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -15,6 +15,10 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from services.trainer.checkpoint import Checkpoint, Journal
+from services.trainer.convergence import RANKS, ProbeLosses
+from services.trainer.fit import Fate, Fit, Problem, Subject
+from services.trainer.memory import pack_size
 from sfumato.diffusion.families import Family, family_of
 from sfumato.errors import Diverged, InvalidInput
 from sfumato.lora.adapter import Adapter
@@ -28,8 +32,10 @@ BEFORE, AFTER = 0, 1
 class TrainSettings:
     """How one adapter is trained. The defaults are Vista's; the paper's for FLUX.1[dev] are lr 1e-4, batch 1, 400 steps."""
 
+    # "naive" is Phi(theta, X'): one fit, on X' alone, for comparison.
     objective: Literal["differential", "naive"] = "differential"
-    rank: int = 8
+    # "auto": the smallest of 4, 8 and 16 with which the first fit converges; see `ProbeLosses.converged`.
+    rank: int | Literal["auto"] = 8
     learning_rate: float = 1e-3
     # (t, noise) draws of the one picture in a step.
     batch: int = 4
@@ -37,14 +43,13 @@ class TrainSettings:
     steps_after: int = 120
     # The embedded guidance a guidance-distilled model is trained at.
     guidance: float = 1.0
-    # t = sigmoid(normal(mean, deviation)): where the draws of sigma fall.
-    logit_mean: float = 0.0
-    logit_deviation: float = 1.0
+    # Bytes the pairs of one step may take beside the model; None trains all pairs of a call together.
+    memory: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pair:
-    """A kept pair: final packed latents ``[tokens, channels]`` of X and X', painted from ``prompt`` at ``width x height``."""
+    """A kept pair: final latents of X and X' in the family's layout, painted from ``prompt`` at ``width x height`` pixels."""
 
     prompt: str
     before: Tensor
@@ -56,10 +61,15 @@ class Pair:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainedPair:
-    """The adapter kept (phi_2), and the loss of every step, those of phi_1 first."""
+    """The adapter kept (phi_2) and its rank; the loss of every step, phi_1's first; the probe losses of every fit made.
+
+    Fits whose rank did not converge are in ``probes`` but not in ``losses``.
+    """
 
     adapter: Adapter
+    rank: int
     losses: tuple[float, ...]
+    probes: tuple[ProbeLosses, ...]
 
 
 def train_pair(
@@ -76,7 +86,7 @@ def train_pair(
     """Train one pair; see `train_pairs`. Without width and height, the picture has the model's own size.
 
     Raises:
-        Diverged: the loss left the finite numbers.
+        Diverged: the loss exploded or left the finite numbers.
         InvalidInput: as `train_pairs`.
     """
     size = family_of(pipeline).limits.default_size
@@ -88,104 +98,92 @@ def train_pair(
 
 
 def train_pairs(
-    pipeline: DiffusionPipeline,
-    pairs: Sequence[Pair],
-    settings: TrainSettings,
-    on_step: Callable[[int, int], None] | None = None,
+    pipeline: DiffusionPipeline, pairs: Sequence[Pair], settings: TrainSettings, checkpoint: Checkpoint | None = None
 ) -> list[TrainedPair | Diverged]:
-    """Train one adapter for each pair, all pairs of the call in the same forwards, each as if it were alone.
+    """Train one adapter for each pair, many pairs in the same forwards, each as if it were alone.
 
     Noise, times and starting values of a pair come from its own seed. A pair that diverges is returned as the reason and takes
     nobody with it. The pipeline's weights are not written and carry no adapter afterwards: call it as often as there is work.
-    ``on_step`` is told ``(steps done, steps in all)``.
+    With a ``checkpoint``, a call that was killed goes on where it was saved last and ends in the same bytes.
 
     Raises:
         InvalidInput: pairs of different sizes, latents of another shape than their size asks, settings out of range.
+        BrokenWeights: the checkpoint is damaged.
     """
     family = family_of(pipeline)
     _check(pairs, settings, family)
-    session = _Session(family, pairs, settings, on_step)
-    before = torch.stack([pair.before for pair in pairs])
-    after = torch.stack([pair.after for pair in pairs])
+    first = pairs[0]
+    problem = Problem(family, first.width, first.height, settings.guidance, settings.batch, settings.learning_rate)
+    journal = Journal(checkpoint)
     with _frozen(family.denoiser):
-        if settings.objective == "naive":
-            phi = session.fit(after, settings.steps_after, AFTER)
-        else:
-            learned = session.fit(before, settings.steps_before, BEFORE)
-            phi = session.fit(after, settings.steps_after, AFTER, learned)
-    return [_result(phi, index, pair, session.losses[index], settings) for index, pair in enumerate(pairs)]
-
-
-class _Session:
-    """What both fits of a call share: texts encoded once, the model's other inputs, and the losses so far."""
-
-    def __init__(
-        self, family: Family, pairs: Sequence[Pair], settings: TrainSettings, on_step: Callable[[int, int], None] | None
-    ) -> None:
-        self.family, self.pairs, self.settings, self.on_step = family, pairs, settings, on_step
-        self.losses: list[list[float]] = [[] for _ in pairs]
-        self.device = next(family.denoiser.parameters()).device
         texts = family.encode([pair.prompt for pair in pairs])
-        self.conditions = {name: text.repeat_interleave(settings.batch, dim=0) for name, text in texts.items()}
-
-    def fit(self, latents: Tensor, steps: int, stream: int, under: PackedLora | None = None) -> PackedLora:
-        """Fit a new adapter for each pair to ``latents`` ``[pairs, tokens, channels]`` by flow matching (section 3.3)."""
-        settings = self.settings
-        seeds = [_stream_seed(pair.seed, stream) for pair in self.pairs]
-        phi = PackedLora.fresh(self.family.denoiser, self.family.lora_targets, settings.rank, seeds, under)
-        optimizer = torch.optim.AdamW(phi.parameters(), lr=settings.learning_rate, weight_decay=0.0, fused=True)
-        generators = [torch.Generator().manual_seed(seed + 1) for seed in seeds]
-        target = latents.repeat_interleave(settings.batch, dim=0).to(self.device, torch.float32)
-        with phi.attached():
-            for _ in range(steps):
-                sigma, noise = _draw(generators, settings, target)
-                noised = (1 - sigma[:, None, None]) * target + sigma[:, None, None] * noise
-                error = self._velocity(noised, sigma) - (noise - target)
-                loss = error.square().unflatten(0, (len(self.pairs), -1)).mean(dim=(1, 2, 3))
-                optimizer.zero_grad()
-                loss.sum().backward()  # the sum: every pair's gradient is its own
-                optimizer.step()
-                self._record(loss.tolist())
-        return phi
-
-    def _velocity(self, noised: Tensor, sigma: Tensor) -> Tensor:
-        first = self.pairs[0]
-        return self.family.predict(noised, sigma, self.conditions, first.width, first.height, self.settings.guidance).float()
-
-    def _record(self, losses: list[float]) -> None:
-        for history, loss in zip(self.losses, losses, strict=True):
-            history.append(loss)
-        if self.on_step is not None:
-            first = 0 if self.settings.objective == "naive" else self.settings.steps_before
-            self.on_step(len(self.losses[0]), first + self.settings.steps_after)
+        lines = [_Line(pair, {name: text[k : k + 1] for name, text in texts.items()}, family) for k, pair in enumerate(pairs)]
+        size = len(lines)
+        if settings.memory is not None:
+            size = min(size, pack_size(problem, lines[0].after, max(_ranks(settings)), settings.memory))
+        results: list[TrainedPair | Diverged] = []
+        for start in range(0, len(lines), size):
+            results += _train_pack(problem, lines[start : start + size], settings, journal, f"from {start}")
+    return results
 
 
-def _draw(generators: Sequence[torch.Generator], settings: TrainSettings, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Noise levels ``[rows]`` and noise ``[rows, tokens, channels]``; the levels of a pair's step are stratified.
+class _Line:
+    """One pair and what its fits learn from: X for phi_1, X' for phi_2, each with its own stream of the pair's seed."""
 
-    Each is logit-normal by itself, but the draws of one step share the quantiles between them, which takes variance away.
-    """
-    sigmas, noises = [], []
-    for generator in generators:
-        uniform = (torch.arange(settings.batch) + torch.rand(settings.batch, generator=generator)) / settings.batch
-        normal = torch.special.ndtri(uniform.double().clamp(1e-6, 1 - 1e-6)).float()
-        sigmas.append(torch.sigmoid(settings.logit_mean + settings.logit_deviation * normal))
-        noises.append(torch.randn(settings.batch, *like.shape[1:], generator=generator))
-    return torch.cat(sigmas).to(like.device), torch.cat(noises).to(like.device)
+    def __init__(self, pair: Pair, conditions: Mapping[str, Tensor], family: Family) -> None:
+        device = next(family.denoiser.parameters()).device
+        self.pair = pair
+        self.before, self.after = (
+            Subject(latents.to(device), conditions, (pair.seed * 4 + stream * 2) % 2**62)
+            for stream, latents in ((BEFORE, pair.before), (AFTER, pair.after))
+        )
 
 
-def _stream_seed(seed: int, stream: int) -> int:
-    return (seed * 4 + stream * 2) % 2**62
+def _train_pack(
+    problem: Problem, lines: Sequence[_Line], settings: TrainSettings, journal: Journal, name: str
+) -> list[TrainedPair | Diverged]:
+    """Both fits of some pairs at the smallest rank that converges; who converged goes on, the others try the next rank."""
+    naive = settings.objective == "naive"
+    steps = settings.steps_after if naive else settings.steps_before
+    results: dict[int, TrainedPair | Diverged] = {}
+    probes: dict[int, tuple[ProbeLosses, ...]] = {number: () for number in range(len(lines))}
+    for rank in _ranks(settings):
+        todo = [number for number in range(len(lines)) if number not in results]
+        if not todo:
+            break
+        subjects = [lines[number].after if naive else lines[number].before for number in todo]
+        first = Fit(problem, subjects, rank, steps)
+        first.run(journal, f"{name}, rank {rank}, first")
+        results |= {number: _diverged(lines[number].pair, fate) for number, fate in zip(todo, first.fates, strict=True) if fate}
+        probes |= {todo[index]: (*probes[todo[index]], first.probes(index)) for index in first.alive}
+        rows = [row for row, index in enumerate(first.alive) if rank == _ranks(settings)[-1] or first.probes(index).converged()]
+        chosen = [todo[first.alive[row]] for row in rows]
+        history = {number: first.losses[first.alive[row]] for row, number in zip(rows, chosen, strict=True)}
+        last = first
+        if not naive and chosen:
+            last = Fit(problem, [lines[number].after for number in chosen], rank, settings.steps_after, first.phi.pick(rows))
+            last.run(journal, f"{name}, rank {rank}, second")
+            results |= {number: _diverged(lines[number].pair, fate) for number, fate in zip(chosen, last.fates, strict=True) if fate}
+            probes |= {chosen[index]: (*probes[chosen[index]], last.probes(index)) for index in last.alive}
+            history |= {chosen[index]: history[chosen[index]] + last.losses[index] for index in last.alive}
+        for row, index in enumerate(last.alive):
+            number = todo[index] if naive else chosen[index]
+            if number in history:
+                adapter = _adapter(last.phi, row, lines[number].pair, settings)
+                results[number] = TrainedPair(adapter, rank, tuple(history[number]), probes[number])
+    return [results[number] for number in range(len(lines))]
 
 
-def _result(phi: PackedLora, index: int, pair: Pair, losses: list[float], settings: TrainSettings) -> TrainedPair | Diverged:
-    if not bool(torch.isfinite(torch.tensor(losses)).all()):
-        return Diverged(f"training of the pair with seed {pair.seed} diverged.", hint="Lower the learning rate.")
-    metadata = {"objective": settings.objective, "seed": str(pair.seed), "prompt": pair.prompt}
-    try:
-        return TrainedPair(phi.adapter(index, metadata), tuple(losses))
-    except InvalidInput:  # the last step's weights are not finite, though its loss was
-        return Diverged(f"training of the pair with seed {pair.seed} diverged at its end.", hint="Lower the learning rate.")
+def _ranks(settings: TrainSettings) -> tuple[int, ...]:
+    return RANKS if settings.rank == "auto" else (settings.rank,)
+
+
+def _diverged(pair: Pair, fate: Fate) -> Diverged:
+    return Diverged(fate.reason(pair.seed), hint="Lower the learning rate.")
+
+
+def _adapter(phi: PackedLora, row: int, pair: Pair, settings: TrainSettings) -> Adapter:
+    return phi.adapter(row, {"objective": settings.objective, "seed": str(pair.seed), "prompt": pair.prompt})
 
 
 @contextmanager
@@ -207,7 +205,7 @@ def _check(pairs: Sequence[Pair], settings: TrainSettings, family: Family) -> No
         raise InvalidInput("pairs", "there are none.")
     if settings.objective not in ("differential", "naive"):
         raise InvalidInput("objective", f"{settings.objective!r} is neither 'differential' nor 'naive'.")
-    if min(settings.rank, settings.batch, settings.steps_before, settings.steps_after) < 1:
+    if min(*_ranks(settings), settings.batch, settings.steps_before, settings.steps_after) < 1:
         raise InvalidInput("settings", "rank, batch and steps must be at least 1.")
     if not 0 < settings.learning_rate < 1:
         raise InvalidInput("learning_rate", f"{settings.learning_rate:g} is not between 0 and 1.")

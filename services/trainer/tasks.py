@@ -29,7 +29,8 @@ def train(task: Task, artifacts: ArtifactStore) -> Output:
 
     ``params`` are the fields of `TrainSettings`, ``width``, ``height`` and ``adapter``: the SHA-256 of the LoRA that earlier
     iterations made (theta so far is the model with it fused), or empty for the base model. Values, one per item: ``losses`` of
-    every step, ``diverged`` (empty, or the reason) and the ``rank`` of the adapter.
+    every step, ``diverged`` (empty, or the reason), the ``rank`` of the adapter, and ``probes``: of every fit that was made, the
+    loss on fixed draws at its start, after three quarters and at its end. A worker that is killed goes on from a checkpoint.
     """
     params = dict(task.params)
     width, height, digest = params.pop("width"), params.pop("height"), params.pop("adapter")
@@ -40,13 +41,16 @@ def train(task: Task, artifacts: ArtifactStore) -> Output:
         return load(artifacts.get(digest))["latents"]
 
     pairs = [Pair(item["prompt"], latents(item["before"]), latents(item["after"]), item["seed"], width, height) for item in task.items]
+    checkpoint = StoredCheckpoint(artifacts, task.id)
     values, files = [], {}
-    for index, result in enumerate(train_pairs(worker.pipeline, pairs, TrainSettings(**params))):
+    for index, result in enumerate(train_pairs(worker.pipeline, pairs, TrainSettings(**params), checkpoint)):
         if isinstance(result, Diverged):
-            values.append({"losses": [], "diverged": str(result), "rank": 0})
+            values.append({"losses": [], "diverged": str(result), "rank": 0, "probes": []})
         else:
-            values.append({"losses": list(result.losses), "diverged": "", "rank": max(result.adapter.ranks.values())})
+            probes = [[probe.start, probe.late, probe.end] for probe in result.probes]
+            values.append({"losses": list(result.losses), "diverged": "", "rank": result.rank, "probes": probes})
             files[f"{index}.safetensors"] = encode_adapter(result.adapter)
+    checkpoint.delete()
     return Output(values, files)
 
 
@@ -78,6 +82,31 @@ def fuse(task: Task, artifacts: ArtifactStore) -> Output:
 
 
 HANDLERS = {"trainer.train": train, "trainer.average": average, "trainer.fuse": fuse}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCheckpoint:
+    """A training's checkpoint in the artifact store, under its task's id."""
+
+    artifacts: ArtifactStore
+    task_id: str
+
+    @property
+    def key(self) -> str:
+        """Where it lies."""
+        return f"checkpoints/{self.task_id[:2]}/{self.task_id}.safetensors"
+
+    def load(self) -> bytes | None:
+        """See `Checkpoint`."""
+        return self.artifacts.read_key(self.key)
+
+    def save(self, data: bytes) -> None:
+        """See `Checkpoint`; the store replaces a file at once."""
+        self.artifacts.write_key(self.key, data)
+
+    def delete(self) -> None:
+        """The training is done."""
+        self.artifacts.delete_key(self.key)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -57,6 +57,24 @@ class PackedLora:
             b[name] = torch.zeros(len(seeds), module.out_features, rank, **like)
         return cls(model, a, b, under)
 
+    def state(self) -> dict[str, Tensor]:
+        """The factors that learn, as they stand, by name: ``a.<module>`` and ``b.<module>``, in the order of `parameters`."""
+        named = {f"a.{name}": factor for name, factor in self.a.items()} | {f"b.{name}": factor for name, factor in self.b.items()}
+        return {name: factor.detach() for name, factor in named.items()}
+
+    def like(self, state: Factors, under: PackedLora | None) -> PackedLora:
+        """Adapters on the same linears with the factors of a `state`, however many."""
+        return PackedLora(self._model, {m: state[f"a.{m}"] for m in self.a}, {m: state[f"b.{m}"] for m in self.a}, under)
+
+    def pick(self, adapters: Sequence[int]) -> PackedLora:
+        """Copies of some of these adapters, with those under them."""
+        under = None if self._under is None else self._under.pick(adapters)
+        return self.like({name: factor[list(adapters)] for name, factor in self.state().items()}, under)
+
+    def finite(self) -> list[bool]:
+        """Of each adapter, whether all its numbers are finite."""
+        return torch.stack([factor.detach().isfinite().flatten(1).all(1) for factor in self.parameters()]).all(0).tolist()
+
     def parameters(self) -> list[Tensor]:
         """All factors that learn, for an optimiser."""
         return [*self.a.values(), *self.b.values()]

@@ -77,6 +77,11 @@ class ArtifactStore:
                 hint="Is the disk full? Make room and run the same command again: finished work is kept.",
             ) from error
 
+    def delete_key(self, key: str) -> None:
+        """Remove a named object, if it is there."""
+        if self._exists(key):
+            obstore.delete(self._store, key)
+
     def _exists(self, key: str) -> bool:
         try:
             obstore.head(self._store, key)

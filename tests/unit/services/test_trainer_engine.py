@@ -173,9 +173,3 @@ def test_no_pairs_and_mixed_sizes_are_refused(pipeline: FluxPipeline) -> None:
         train_pairs(pipeline, [], SHORT)
     with pytest.raises(InvalidInput):
         train_pairs(pipeline, [pair(1), replace(pair(2), width=64, height=16)], SHORT)
-
-
-def test_progress_counts_the_steps_of_both_fits(pipeline: FluxPipeline) -> None:
-    seen: list[tuple[int, int]] = []
-    train_pairs(pipeline, [pair(1), pair(2)], SHORT, lambda done, total: seen.append((done, total)))
-    assert seen == [(step, 11) for step in range(1, 12)]

@@ -1,0 +1,86 @@
+"""Where a training stands, as safetensors: a worker that is killed goes on from there and ends in the same bytes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from sfumato.errors import BrokenWeights
+
+# Seconds of work between two checkpoints; where writing one is slow, ten times as long as that takes.
+INTERVAL = 20.0
+SHARE = 10
+# Between the name of a fit and that of a tensor in it; in no module's name.
+MARK = "|"
+ANEW = "Delete it: the training starts anew."
+
+State = Mapping[str, Tensor]
+
+
+class Checkpoint(Protocol):
+    """Keeps one blob for one training; who gives it deletes it when the training is stored."""
+
+    def load(self) -> bytes | None:
+        """What was saved last, or None."""
+        ...
+
+    def save(self, data: bytes) -> None:
+        """Replace it, at once or not at all."""
+        ...
+
+
+class Journal:
+    """The fits of one training by name, finished or in work, each as the tensors it can be continued from.
+
+    Fits follow one another in an order that their results alone decide, so a training that begins again and finds its
+    finished fits here passes through them without computing.
+    """
+
+    def __init__(self, checkpoint: Checkpoint | None, interval: float = INTERVAL) -> None:
+        """Read the checkpoint, if there is one.
+
+        Raises:
+            BrokenWeights: it is not one of ours, or damaged.
+        """
+        self._checkpoint, self._interval = checkpoint, interval
+        self._fits: dict[str, State] = {}
+        data = None if checkpoint is None else checkpoint.load()
+        for key, tensor in ({} if data is None else _decode(data)).items():
+            fit, _, name = key.partition(MARK)
+            # Cloned: what is read lies unaligned in the blob, and products of unaligned numbers round otherwise.
+            self._fits[fit] = {**self._fits.get(fit, {}), name: tensor.clone()}
+        self._due = time.monotonic() + interval
+
+    def recall(self, fit: str) -> State | None:
+        """Where the fit stood, or None if it never began."""
+        return self._fits.get(fit)
+
+    def note(self, fit: str, state: Callable[[], State]) -> None:
+        """Save where the fit stands, if it is time to."""
+        if self._checkpoint is not None and time.monotonic() >= self._due:
+            self._fits[fit] = state()
+            started = time.monotonic()
+            tensors = {f"{name}{MARK}{key}": t.contiguous().cpu() for name, held in self._fits.items() for key, t in held.items()}
+            self._checkpoint.save(save(tensors))
+            ended = time.monotonic()
+            self._due = ended + max(self._interval, SHARE * (ended - started))
+
+    def finish(self, fit: str, state: State) -> None:
+        """Keep the end of a fit for the next checkpoint."""
+        if self._checkpoint is not None:
+            self._fits[fit] = state
+
+
+def _decode(data: bytes) -> dict[str, Tensor]:
+    try:
+        tensors = load(data)
+    except SafetensorError as error:
+        raise BrokenWeights(f"The checkpoint of a training is damaged: {error}.", hint=ANEW) from error
+    if not all(MARK in key for key in tensors):
+        raise BrokenWeights("The checkpoint of a training holds something else.", hint=ANEW)
+    return tensors

@@ -1,0 +1,33 @@
+"""When a fit has converged on its picture: the test that chooses a pair's rank (the paper chose it by hand)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# The ranks that are tried, smallest first.
+RANKS = (4, 8, 16)
+# (t, epsilon) draws of a probe: fixed for a pair and a fit, the levels at the middles of equal quantiles.
+PROBES = 8
+# A fit has learnt its picture when what is left of the untrained probe loss is no more than this.
+LEARNT = 0.8
+# It has stopped learning when its last quarter brought no more than this share of all it brought.
+SETTLED = 0.15
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeLosses:
+    """The loss on the fixed probes before the first step, after three quarters of the steps and after the last."""
+
+    start: float
+    late: float
+    end: float
+
+    def converged(self) -> bool:
+        """Whether the rank was enough.
+
+        It was when the fit learnt the picture, ``end <= LEARNT * start``, and then had no more to learn,
+        ``late - end <= SETTLED * (start - end)``. A rank that is too small leaves too much of the loss; one that still falls
+        at the end would have needed more steps, and a higher rank needs fewer. The smallest rank that converges is taken, the
+        largest of `RANKS` where none does.
+        """
+        return self.end <= LEARNT * self.start and self.late - self.end <= SETTLED * (self.start - self.end)

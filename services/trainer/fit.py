@@ -1,0 +1,211 @@
+"""One fit of several pairs at once: ``phi = argmin E[L]`` on one picture each, from theta or from theta with phi_1 on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from services.trainer.checkpoint import Journal, State
+from services.trainer.convergence import PROBES, ProbeLosses
+from sfumato.diffusion.families import Family
+from sfumato.lora.packed import PackedLora
+
+# A loss above this many times the untrained probe loss, for so many steps on end, has exploded.
+EXPLODED = 10.0
+PATIENCE = 10
+
+
+class Fate(IntEnum):
+    """What became of a pair."""
+
+    GOES_ON = 0
+    NOT_FINITE = 1
+    EXPLODED = 2
+    WEIGHTS_NOT_FINITE = 3
+
+    def reason(self, seed: int) -> str:
+        """In words, for the run's record."""
+        what = {
+            Fate.NOT_FINITE: "its loss left the finite numbers",
+            Fate.EXPLODED: f"its loss stayed above {EXPLODED:g} times its start for {PATIENCE} steps",
+            Fate.WEIGHTS_NOT_FINITE: "its last step left the finite numbers",
+        }
+        return f"training of the pair with seed {seed} diverged: {what[self]}."
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Problem:
+    """What the pairs of a fit share with all fits of the call."""
+
+    family: Family
+    width: int
+    height: int
+    guidance: float
+    batch: int
+    learning_rate: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subject:
+    """One pair's part in a fit: the picture to learn, the text as one row of what `Family.encode` gives, and the fit's seed."""
+
+    latents: Tensor
+    conditions: Mapping[str, Tensor]
+    seed: int
+
+
+def pair_losses(problem: Problem, subjects: Sequence[Subject], uniform: Tensor, noise: Tensor) -> Tensor:
+    """The mean squared error of every subject ``[subjects]``, with gradient: section 3.3 by the model's own objective.
+
+    Args:
+        problem: what they share.
+        subjects: whose adapters are attached, in their order.
+        uniform: ``[subjects, n]``, the quantiles of the noise levels.
+        noise: ``[subjects, n, ...]``.
+    """
+    family, objective, count = problem.family, problem.family.objective, uniform.shape[1]
+    epsilon = noise.flatten(0, 1)
+    clean = _rows([subject.latents[None] for subject in subjects], count).to(epsilon)
+    levels = objective.levels(uniform.flatten()).to(epsilon.device)
+    conditions = {name: _rows([subject.conditions[name] for subject in subjects], count) for name in subjects[0].conditions}
+    noised = objective.noised(clean, epsilon, levels)
+    answer = family.predict(noised, levels, conditions, problem.width, problem.height, problem.guidance)
+    error = answer.to(epsilon.dtype) - objective.target(clean, epsilon, levels)
+    return error.square().unflatten(0, (len(subjects), count)).flatten(1).mean(1)
+
+
+def _rows(parts: Sequence[Tensor], count: int) -> Tensor:
+    """``count`` copies of every part, those of one pair together."""
+    return torch.cat(list(parts)).repeat_interleave(count, dim=0)
+
+
+class Fit:
+    """The fit in work: adapters, optimiser, generators and losses of the pairs that go on, and the record of all of them."""
+
+    def __init__(self, problem: Problem, subjects: Sequence[Subject], rank: int, steps: int, under: PackedLora | None = None) -> None:
+        self._problem, self._all, self._steps, self._under = problem, subjects, steps, under
+        denoiser = problem.family.denoiser
+        weight = next(denoiser.parameters())
+        self._precision = {"dtype": torch.promote_types(weight.dtype, torch.float32), "device": weight.device}
+        self.alive = list(range(len(subjects)))
+        self.fates = [Fate.GOES_ON] * len(subjects)
+        self.losses: list[list[float]] = [[] for _ in subjects]
+        self._probed: list[list[float]] = [[] for _ in subjects]
+        self._above = [0] * len(subjects)
+        self._generators = [torch.Generator().manual_seed(subject.seed + 1) for subject in subjects]
+        self._use(PackedLora.fresh(denoiser, problem.family.lora_targets, rank, [subject.seed for subject in subjects], under))
+
+    def run(self, journal: Journal, name: str) -> None:
+        """All steps, or those that are left of a fit the journal knows."""
+        known = journal.recall(name)
+        if known is not None:
+            self._load(known)
+        else:
+            self._probe()
+        late = max(1, 3 * self._steps // 4)
+        while self.alive and self._done < self._steps:
+            self._step()
+            for _ in range((self._done == late) + (self._done == self._steps)):
+                self._probe()
+            journal.note(name, self._state)
+        self._drop({k: Fate.WEIGHTS_NOT_FINITE for k, finite in zip(self.alive, self.phi.finite(), strict=True) if not finite})
+        journal.finish(name, self._state(optimizer=False))
+
+    def probes(self, index: int) -> ProbeLosses:
+        """The probe losses of a pair that did not diverge."""
+        return ProbeLosses(*self._probed[index])
+
+    @property
+    def _done(self) -> int:
+        return max(len(history) for history in self.losses)
+
+    def _step(self) -> None:
+        uniform = torch.stack([torch.rand(self._problem.batch, generator=generator) for generator in self._generators])
+        quantiles = (torch.arange(self._problem.batch) + uniform) / self._problem.batch  # stratified: less variance in a step
+        loss = self._losses(quantiles, self._generators)
+        self._optimizer.zero_grad()
+        loss.sum().backward()  # the sum: every pair's gradient is its own
+        self._optimizer.step()
+        diverged: dict[int, Fate] = {}
+        for index, value in zip(self.alive, loss.tolist(), strict=True):
+            self.losses[index].append(value)
+            self._above[index] = self._above[index] + 1 if value > EXPLODED * self._probed[index][0] else 0
+            if not math.isfinite(value):
+                diverged[index] = Fate.NOT_FINITE
+            elif self._above[index] >= PATIENCE:
+                diverged[index] = Fate.EXPLODED
+        self._drop(diverged)
+
+    @torch.no_grad()
+    def _probe(self) -> None:
+        """The loss at the middles of `PROBES` quantiles with noise of its own, in rows of the batch's number."""
+        generators = [torch.Generator().manual_seed(self._all[index].seed + 2**62) for index in self.alive]
+        middles = (torch.arange(PROBES) + 0.5) / PROBES
+        parts = [part.expand(len(self.alive), -1) for part in middles.split(self._problem.batch)]
+        losses = sum(self._losses(part, generators).double() * part.shape[1] / PROBES for part in parts)
+        values = dict(zip(self.alive, torch.as_tensor(losses).tolist(), strict=True))
+        for index, value in values.items():
+            self._probed[index].append(value)
+        self._drop({index: Fate.NOT_FINITE for index, value in values.items() if not math.isfinite(value)})
+
+    def _losses(self, quantiles: Tensor, generators: Iterable[torch.Generator]) -> Tensor:
+        subjects = [self._all[index] for index in self.alive]
+        shape = (quantiles.shape[1], *subjects[0].latents.shape)
+        noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+        with self.phi.attached():
+            return pair_losses(self._problem, subjects, quantiles, noise.to(**self._precision))
+
+    def _use(self, phi: PackedLora) -> None:
+        self.phi = phi
+        self._optimizer = torch.optim.AdamW(phi.parameters(), lr=self._problem.learning_rate, weight_decay=0.0, fused=True)
+
+    def _drop(self, diverged: Mapping[int, Fate]) -> None:
+        """Go on without these pairs: the others neither wait for them nor compute with their numbers."""
+        if not diverged:
+            return
+        rows = torch.tensor([row for row, index in enumerate(self.alive) if index not in diverged], dtype=torch.long)
+        for index, fate in diverged.items():
+            self.fates[index] = fate
+        record = ("losses", "probes", "fates", "above", "adam_steps")
+        self._load({name: t if name in record else t[rows.to(t.device)] for name, t in self._state().items()})
+
+    def _state(self, optimizer: bool = True) -> State:
+        """Everything the fit goes on from; all but the record has one row for each pair that goes on."""
+        steps = self._done
+        state = {
+            "alive": torch.tensor(self.alive, dtype=torch.long),
+            "fates": torch.tensor(self.fates, dtype=torch.long),
+            "above": torch.tensor(self._above, dtype=torch.long),
+            "losses": torch.tensor([h + [math.nan] * (steps - len(h)) for h in self.losses], dtype=torch.float64),
+            "probes": torch.tensor([h + [math.nan] * (3 - len(h)) for h in self._probed], dtype=torch.float64),
+        } | self.phi.state()
+        if not optimizer or not self.alive:
+            return state
+        state["generators"] = torch.stack([generator.get_state() for generator in self._generators])
+        for key, parameter in zip(self.phi.state(), self.phi.parameters(), strict=True):
+            held = self._optimizer.state.get(parameter)  # none before the first step
+            if held:
+                state |= {f"first.{key}": held["exp_avg"], f"second.{key}": held["exp_avg_sq"], "adam_steps": held["step"]}
+        return state
+
+    def _load(self, state: State) -> None:
+        self.alive = state["alive"].tolist()
+        self.fates = [Fate(fate) for fate in state["fates"].tolist()]
+        self._above = state["above"].tolist()
+        self.losses, self._probed = (
+            [[value for value in row if not math.isnan(value)] for row in state[name].tolist()] for name in ("losses", "probes")
+        )
+        under = None if self._under is None else self._under.pick(self.alive)
+        self._use(self.phi.like(state, under))
+        self._generators = [torch.Generator().set_state(row) for row in state.get("generators", torch.empty(0))]
+        if "adam_steps" in state:
+            moments = {
+                number: {"step": state["adam_steps"].clone(), "exp_avg": state[f"first.{key}"], "exp_avg_sq": state[f"second.{key}"]}
+                for number, key in enumerate(self.phi.state())
+            }
+            self._optimizer.load_state_dict({"state": moments, "param_groups": self._optimizer.state_dict()["param_groups"]})
