@@ -89,7 +89,7 @@ def _understanding() -> dict[str, float]:
 
     found, finish = Detector.load().detect(images), Judge.load().finish(images)
     generated = on_generated(advice, images, [p.plain for p in prompts], found, finish).figures()
-    rendered = evaluate_understanding(advice, engine.ask, better)
+    rendered = evaluate_understanding(advice, engine.ask, better, lambda prompt: engine.refine(prompt)[0])
     return rendered | generated | {"json_valid": min(rendered["json_valid"], generated["json_valid"])}
 
 

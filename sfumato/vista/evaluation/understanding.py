@@ -12,18 +12,20 @@ from typing import TypeAlias, TypeVar
 
 import numpy as np
 
+from sfumato.advice import REFINE
 from sfumato.errors import AnswerRejected
 from sfumato.types import Box, Image, Region
 from sfumato.vista.evaluation.detector import Detection
 from sfumato.vista.evaluation.generator import iou
 from sfumato.vista.phrases import caption, kind_of
-from sfumato.vista.training.questions import mixed_scene, yes_or_no
+from sfumato.vista.training.questions import mixed_scene, refinement, yes_or_no
 from sfumato.vista.world import Scene, finish_score, pixel_box, render, sample_scene, with_finish
 
 Ground: TypeAlias = Callable[[Image, str], Sequence[Region]]
 """Advice about a picture painted from a prompt; raises AnswerRejected."""
 Ask: TypeAlias = Callable[[Image, str], bool]
 Compare: TypeAlias = Callable[[Image, Image], str]
+Refine: TypeAlias = Callable[[str], str]
 Said = TypeVar("Said")
 
 SIZE = 64
@@ -139,11 +141,21 @@ def choice_accuracy(compare: Compare, count: int = HELD_OUT) -> float:
     return float(np.mean(right))
 
 
-def evaluate_understanding(ground: Ground, ask: Ask, compare: Compare, count: int = HELD_OUT) -> dict[str, float]:
+def refinement_accuracy(refine: Refine, count: int = HELD_OUT) -> float:
+    """Share of prompts whose refinement is word for word the clear one; what is clear already has to stay as it is."""
+    pairs = [refinement(random.Random(f"refined:{index}")) for index in range(count)]
+    return float(np.mean([_valid(lambda q=question: refine(q.removeprefix(REFINE))) == answer for question, answer in pairs]))
+
+
+def evaluate_understanding(ground: Ground, ask: Ask, compare: Compare, refine: Refine, count: int = HELD_OUT) -> dict[str, float]:
     """All figures on rendered scenes; those of grounding end in ``_rendered``, but for the validity of its JSON."""
     grounding = on_rendered(ground, count).figures()
     figures = {name if name == "json_valid" else f"{name}_rendered": value for name, value in grounding.items()}
-    return figures | {"vqa_accuracy": vqa_accuracy(ask, 2 * count), "choice_accuracy": choice_accuracy(compare, count)}
+    return figures | {
+        "vqa_accuracy": vqa_accuracy(ask, 2 * count),
+        "choice_accuracy": choice_accuracy(compare, count),
+        "refinement_accuracy": refinement_accuracy(refine, count),
+    }
 
 
 def _tally(tally: Tally, ground: Ground, image: Image, prompt: str, truth: Mapping[str, Box], present: Mapping[str, Box]) -> None:

@@ -154,29 +154,36 @@ def loose_prompt(rng: random.Random) -> tuple[Scene, str]:
 
 
 def _worded(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    """The scene in words that may be loose, and in clear ones."""
+    """The scene in words that may be loose, and in clear ones; what is clear already is left word for word."""
     order = list(scene.objects)
     rng.shuffle(order)
     loose = rng.random() < 0.6
     asked, clear = [], []
     for element in order:
         way = rng.random() if loose else 1.0
+        plain = plain_phrase(element, rng)
         if way < 0.35:
             element = replace(element, colour=COLOURS[element.kind][0]) if element.colour else element
             asked.append(rng.choice(LOOSE[element.kind]))
+            clear.append(plain_phrase(element, random.Random(0)))
         elif way < 0.55 and element.colour:
             element = replace(element, colour=COLOURS[element.kind][0])
             asked.append(element.kind if element.kind in PLURAL else f"a {element.kind}")
+            clear.append(plain_phrase(element, random.Random(0)))
         else:
-            asked.append(plain_phrase(element, random.Random(0)))
-        clear.append(plain_phrase(element, random.Random(0)))
-    said, meant = rng.choice(TIME_WORDS[scene.time]), ""
+            asked.append(plain)
+            clear.append(plain)
+    said = meant = rng.choice(TIME_WORDS[scene.time])
     if loose and rng.random() < 0.35:
-        said, meant = rng.choice(LOOSE_TIMES[scene.time]), TIME_WORDS[scene.time][0]
-    join = ", " if loose and rng.random() < 0.4 else " and "
-    question = ", ".join(asked[:-1]) + (join if len(asked) > 1 else "") + asked[-1] + (", " if meant else " ") + said
-    answer = ", ".join(clear[:-1]) + (" and " if len(clear) > 1 else "") + clear[-1] + " " + (meant or said)
-    return question, answer
+        said, meant = ", " + rng.choice(LOOSE_TIMES[scene.time]), TIME_WORDS[scene.time][0]
+    join = " over " if len(order) == 2 and rng.random() < 0.5 else " and "
+    commas = loose and rng.random() < 0.4
+    return _sentence(asked, ", " if commas else join, said), _sentence(clear, " and " if commas else join, meant)
+
+
+def _sentence(parts: list[str], join: str, time: str) -> str:
+    listed = ", ".join(parts[:-1]) + (join if len(parts) > 1 else "") + parts[-1]
+    return listed + time if time.startswith(",") else f"{listed} {time}"
 
 
 def _answer(yes: bool) -> str:

@@ -1,0 +1,90 @@
+"""What the loop itself costs: the share of a run's time in which no engine is at work (orchestrator, transport, store, journal).
+
+    python benchmarks/overhead.py [--json]
+
+A small run of two iterations on the built-in world, the VLM inside the worker. Beside the share over the whole run, which has the
+start of the worker processes in it, stands the share from the first result on, and what a second run of the same spec costs, which
+finds every task done: that is all bookkeeping. The baseline is the engines' own time in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import sfumato  # noqa: F401 - before diffusers and transformers
+from orchestrator.engine import Engine
+from orchestrator.recipes import artaug
+from orchestrator.transport import LocalTransport
+from sfumato.cli.machine import local_services
+from sfumato.cli.planning import planned
+from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.settings import Settings
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+SPEC = f"""
+name: overhead
+batch: 8
+prompts: {{file: {CONFIGS}/prompts/vista.txt, count: 16, seed: 1000}}
+ground: {{backend: transformers}}
+train: {{pairs: 4, steps_before: 30, steps_after: 30, together: 2}}
+fuse: {{alpha: [1.0, 2.0], rank: 16, clip_loss: 100}}
+stop: {{max_iterations: 2, min_pairs: 1}}
+tune: {{file: {CONFIGS}/prompts/vista-tune.txt, count: 8, seed: 500000}}
+evaluate: {{file: {CONFIGS}/prompts/vista-held-out.txt, count: 16, seed: 900000}}
+"""
+
+
+def measure() -> dict[str, float]:
+    """Seconds and shares of one run and its repetition."""
+    with tempfile.TemporaryDirectory() as scratch:
+        spec = Path(scratch) / "spec.yaml"
+        spec.write_text(SPEC)
+        settings = Settings(runs=Path(scratch) / "runs")
+        plan, folder = planned(spec, settings)
+        artifacts = ArtifactStore(settings.artifacts_url)
+
+        def once() -> tuple[LocalTransport, float, float]:
+            began = time.monotonic()
+            with LocalTransport(local_services(plan, folder, settings), settings.artifacts_url) as transport:
+                Engine(plan, plan.spec.batch, transport, artifacts, lambda _: None).run(artaug.STAGES, artaug.start(plan))
+                return transport, began, time.monotonic()
+
+        used, began, ended = once()
+        _, again, done = once()
+    spans = sorted((work.started, work.ended) for work in used.worked)
+    first = spans[0][0]
+    return {
+        "seconds": ended - began,
+        "tasks": len(spans),
+        "outside_engines": 1 - _covered(spans, began, ended) / (ended - began),
+        "outside_engines_once_started": 1 - _covered(spans, first, ended) / (ended - first),
+        "repetition_share": (done - again) / (ended - began),
+    }
+
+
+def _covered(spans: list[tuple[float, float]], start: float, end: float) -> float:
+    """Seconds between ``start`` and ``end`` in which at least one worker was at work."""
+    covered, until = 0.0, start
+    for began, ended in spans:
+        covered += max(0.0, min(ended, end) - max(began, until))
+        until = max(until, ended)
+    return covered
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true")
+    figures = measure()
+    if parser.parse_args().json:
+        print(json.dumps(figures, indent=1))
+    else:
+        print("\n".join(f"{name:<32}{value:10.3f}" for name, value in figures.items()))
+
+
+if __name__ == "__main__":
+    main()
