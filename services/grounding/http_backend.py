@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,6 +50,8 @@ class HttpBackend:
         self.concurrency = concurrency
         self._timeout = timeout
         self._client = _client(api_key, timeout)
+        # A worker keeps its backend until it ends, or until it is told of another server.
+        weakref.finalize(self, self._client.close)
         self._retrying = Retrying(
             retry=retry_if_exception_type(_Passing),
             stop=stop_after_attempt(TRIES),

@@ -115,7 +115,7 @@ RELATIVE = "relative coordinates from 0 to 1000"
 
 
 def _qwen(name: str, frame: Frame, coordinates: str, multiple: int) -> Profile:
-    return Profile(name, frame, coordinates, Form.json, multiple, 1024 * 1024, None, 12, 0.005, 4000, 600, 3072, 16384, 8)
+    return Profile(name, frame, coordinates, Form.json, multiple, 1024 * 1024, None, 12, 0.005, 4000, 600, 3072, 20480, 8)
 
 
 VISTA = Profile("vista", Frame.pixels, COORDINATES, Form.bare, 64, 64 * 64, 64, 5, 0.002, 500, 120, 200, 1024, 1)

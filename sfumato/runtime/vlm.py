@@ -29,7 +29,7 @@ from sfumato.errors import InvalidInput, MissingWeights, Unavailable
 
 HOST = "127.0.0.1"
 POLL = 0.25
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 STOPPING = 10.0
 """Seconds a server is given to end by itself."""
 # The server is on this machine: no proxy is asked for the way.

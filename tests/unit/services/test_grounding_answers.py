@@ -1,22 +1,14 @@
 import json
-import math
 
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
-from services.grounding.answers import KEPT_RAW, clean, overlap, parse_choice, parse_prompt, parse_regions
-from services.grounding.profiles import PROFILES, QWEN2_VL, VISTA
+from services.grounding.answers import clean, parse_choice, parse_object, parse_prompt, parse_regions
+from services.grounding.profiles import QWEN2_VL, VISTA
 from sfumato.advice import DESCRIPTION
 from sfumato.errors import AnswerRejected
 from sfumato.types import Region
-
-NUMBERS = st.integers(-10, 80) | st.integers() | st.floats(allow_nan=True, allow_infinity=True) | st.booleans()
-SCALARS = NUMBERS | st.none() | st.text(max_size=8)
-ENTRIES = st.fixed_dictionaries(
-    {"bbox": st.lists(st.integers(-10, 80), min_size=4, max_size=4), DESCRIPTION: st.text(max_size=130)}
-) | st.dictionaries(st.sampled_from(("bbox", DESCRIPTION, "x")), SCALARS | st.lists(SCALARS, max_size=5), max_size=3)
-HOSTILE = st.lists(ENTRIES | SCALARS, max_size=7).map(json.dumps) | st.text() | st.recursive(SCALARS, st.lists).map(json.dumps)
 
 
 def entry(box: object, text: object = "a calm lake", **more: object) -> dict[str, object]:
@@ -25,29 +17,6 @@ def entry(box: object, text: object = "a calm lake", **more: object) -> dict[str
 
 def read(*entries: object, profile=VISTA, width: int = 64, height: int = 64) -> tuple[Region, ...]:
     return parse_regions(json.dumps(entries), profile, width, height)
-
-
-@given(HOSTILE, st.sampled_from(sorted(PROFILES)), st.integers(8, 900), st.integers(8, 900))
-@example('[{"bbox":[0,0,1e400,5],"aesthetical description":"x"}]', "vista", 64, 64)
-@example("[" * 5000, "vista", 64, 64)
-@example("9" * 5000, "vista", 64, 64)
-@example('[{"bbox":[0,0,NaN,5],"aesthetical description":"x"}]', "vista", 64, 64)
-def test_whatever_is_said_only_sound_regions_come_out(raw: str, name: str, width: int, height: int) -> None:
-    profile = PROFILES[name]
-    try:
-        regions = parse_regions(raw, profile, width, height)
-    except AnswerRejected as rejection:
-        assert len(rejection.raw) <= KEPT_RAW
-        return
-    assert len(regions) <= profile.max_regions
-    for index, region in enumerate(regions):
-        x1, y1, x2, y2 = region.box
-        assert all(isinstance(value, int) for value in region.box)
-        assert 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height
-        assert (x2 - x1) * (y2 - y1) >= profile.min_area * width * height
-        assert 0 < len(region.prompt) <= profile.max_description and region.prompt.isprintable()
-        for other in regions[:index]:
-            assert other.prompt != region.prompt and overlap(other.box, region.box) <= 0.9
 
 
 def test_a_good_answer_comes_through_unchanged_and_in_order() -> None:
@@ -124,14 +93,16 @@ def test_cleaned_text_is_one_printable_line_and_stays_as_it_is(text: str) -> Non
 
 def test_a_refined_prompt_has_words_and_an_end() -> None:
     assert parse_prompt(" a lake \n at night\x00 ", 100) == "a lake at night"
-    for raw in ("", "\x00", "a" * 101):
+    for raw in ("", "\x00", "a" * 101, "a<|im_end|>"):
         with pytest.raises(AnswerRejected):
             parse_prompt(raw, 100)
 
 
-def test_every_profile_shows_pictures_within_its_limits() -> None:
-    for profile in PROFILES.values():
-        for width, height in ((64, 64), (1024, 768), (4000, 3000), (500, 700)):
-            x, y = profile.shown_size(width, height)
-            assert x % profile.multiple == 0 and y % profile.multiple == 0 and 0 < x * y <= profile.max_pixels
-    assert not math.isnan(VISTA.min_area)
+def test_an_object_has_its_keys_and_texts_and_nothing_else() -> None:
+    assert parse_object('{"reason": " it\\nglows ", "choice": "A"}', ("reason", "choice"), 20) == {"reason": "it glows", "choice": "A"}
+    for raw in ('{"choice": "A"}', '{"reason": "x", "choice": "A", "x": 1}', '{"reason": 1, "choice": "A"}', '["reason"]', '{"reason": "'):
+        with pytest.raises(AnswerRejected) as caught:
+            parse_object(raw, ("reason", "choice"), 20)
+        assert caught.value.raw == raw
+    with pytest.raises(AnswerRejected, match="'reason' is not a text of 1 to 20"):
+        parse_object(json.dumps({"reason": "a" * 21, "choice": "A"}), ("reason", "choice"), 20)

@@ -8,7 +8,7 @@ import torch
 
 from services.grounding.engine import Comparison, GroundingEngine, Query
 from services.grounding.local_backend import LocalBackend
-from services.grounding.profiles import VISTA, profile_named
+from services.grounding.profiles import VISTA
 from sfumato.advice import CHOICE, DESCRIPTION
 from sfumato.errors import AnswerRejected, BrokenWeights, InvalidInput, MissingWeights
 from sfumato.types import Region
@@ -101,11 +101,6 @@ def test_many_items_keep_their_order() -> None:
     grounding, _ = engine(*answers)
     said = grounding.each(lambda prompt: grounding.ground(PICTURE, prompt), ["a lake"] * 5)
     assert [g.regions[0].box[2] for g in said] == [10, 11, 12, 13, 14]
-
-
-def test_an_unknown_profile_is_named_among_the_known() -> None:
-    with pytest.raises(InvalidInput, match="vista"):
-        profile_named("gpt")
 
 
 # --- in this process ---
