@@ -6,9 +6,11 @@ import sys
 
 import typer
 
-from sfumato.cli import ground, score, vista, vlm
+from sfumato.cli import ground, lora, score, vista, vlm
 from sfumato.cli import run as run_command
+from sfumato.cli.convert import convert
 from sfumato.cli.generate import generate
+from sfumato.cli.review import review
 from sfumato.errors import BrokenWeights, InvalidInput, MissingWeights, SfumatoError
 
 app = typer.Typer(
@@ -20,7 +22,10 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(ground.ground)
 app.command()(score.score)
+app.command()(convert)
 app.command()(run_command.run)
+app.command()(review)
+app.add_typer(lora.app, name="lora")
 app.add_typer(vlm.app, name="vlm")
 app.add_typer(vista.app, name="vista")
 

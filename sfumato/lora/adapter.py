@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfumato.errors import InvalidInput
 
@@ -52,18 +53,40 @@ def delta(adapter: Adapter, module: str) -> Tensor:
 
 
 def scale(adapter: Adapter, factor: float) -> Adapter:
-    """``factor`` times the update, baked into B."""
-    return Adapter({name: (a, b * factor) for name, (a, b) in adapter.factors.items()}, adapter.metadata)
+    """``factor`` times the update, baked into B.
+
+    Raises:
+        InvalidInput: the factor is not finite.
+    """
+    if not math.isfinite(factor):
+        raise InvalidInput("scale", f"{factor} is not a finite number.")
+    return Adapter({name: (a, _single(b) * factor) for name, (a, b) in adapter.factors.items()}, adapter.metadata)
+
+
+def padded(adapter: Adapter, rank: int) -> Adapter:
+    """The same update with at least ``rank`` in every module, filled up with zeros."""
+    factors = {}
+    for name, (a, b) in adapter.factors.items():
+        missing = max(0, rank - a.shape[0])
+        factors[name] = (nn.functional.pad(a, (0, 0, 0, missing)), nn.functional.pad(b, (0, missing)))
+    return Adapter(factors, adapter.metadata)
+
+
+def _single(tensor: Tensor) -> Tensor:
+    """Half precision to float32, so that weighting adds no rounding to a file's own; float32 and float64 as they are."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def combine(adapters: Sequence[Adapter], weights: Sequence[float]) -> Adapter:
     """Exactly ``sum_i w_i B_i A_i`` over the union of modules: ``[w_1 B_1 ... w_n B_n] [A_1; ...; A_n]``.
 
     Raises:
-        InvalidInput: no adapters, or one module has different shapes in two of them.
+        InvalidInput: no adapters, not a finite weight for each, or one module has different shapes in two of them.
     """
     if not adapters:
         raise InvalidInput("adapters", "there are none to combine.")
+    if len(weights) != len(adapters) or not all(math.isfinite(weight) for weight in weights):
+        raise InvalidInput("scales", f"{list(weights)} are not {len(adapters)} finite numbers, one for each adapter.")
     names = sorted({name for adapter in adapters for name in adapter.factors})
     factors = {}
     for name in names:
@@ -71,7 +94,8 @@ def combine(adapters: Sequence[Adapter], weights: Sequence[float]) -> Adapter:
         shapes = {(a.shape[1], b.shape[0]) for (a, b), _ in parts}
         if len(shapes) > 1:
             raise InvalidInput("adapters", f"{name} has different shapes in them: {sorted(shapes)}.", hint="Are they of one model?")
-        factors[name] = (torch.cat([a for (a, _), _ in parts]), torch.cat([b * weight for (_, b), weight in parts], dim=1))
+        left, right = [_single(b) * weight for (_, b), weight in parts], [_single(a) for (a, _), _ in parts]
+        factors[name] = (torch.cat(right), torch.cat(left, dim=1))
     return Adapter(factors)
 
 
@@ -92,7 +116,7 @@ def compress(adapter: Adapter, rank: int) -> Compressed:
     """The best approximation of rank ``rank`` (Eckart-Young) by QR of the factors and an SVD of the small core.
 
     ``B = Q_B R_B``, ``A^T = Q_A R_A``, ``R_B R_A^T = U S V^T``; costs O((in + out) r^2), forms no dense update and centres
-    nothing. The square roots of S go to both factors. Computed in float64.
+    nothing. The square roots of S go to both factors. Computed in float64; a rank above the true one is not filled up.
 
     Raises:
         InvalidInput: ``rank`` is below 1.
@@ -101,16 +125,28 @@ def compress(adapter: Adapter, rank: int) -> Compressed:
         raise InvalidInput("rank", f"{rank} is below 1.")
     factors, errors, lost, total = {}, {}, 0.0, 0.0
     for name, (a, b) in adapter.factors.items():
-        left, core_left = torch.linalg.qr(b.double())
-        right, core_right = torch.linalg.qr(a.double().T)
-        u, s, vh = torch.linalg.svd(core_left @ core_right.T, full_matrices=False)
-        kept = min(rank, s.shape[0])
-        root = s[:kept].sqrt()
-        factors[name] = ((root[:, None] * (vh[:kept] @ right.T)).to(a.dtype), (left @ u[:, :kept] * root).to(b.dtype))
-        module_lost, module_total = float(s[kept:].square().sum()), float(s.square().sum())
+        low_a, low_b, s = _truncated(a.double(), b.double(), rank)
+        factors[name] = (low_a.to(a.dtype), low_b.to(b.dtype))
+        module_lost, module_total = float(s[rank:].square().sum()), float(s.square().sum())
         errors[name] = (module_lost / module_total) ** 0.5 if module_total else 0.0
         lost, total = lost + module_lost, total + module_total
     return Compressed(Adapter(factors, adapter.metadata), errors, (lost / total) ** 0.5 if total else 0.0)
+
+
+def _truncated(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Factors of the first ``rank`` singular directions of ``b a``, and all its singular values.
+
+    Only the triangles of the two QRs are needed: with ``R_B R_A^T = U S V^T`` the update's own singular vectors are
+    ``B R_A^T V S^-1`` and ``S^-1 U^T R_B A``. What is zero but for rounding is left out, so nothing is divided by it.
+    """
+    triangle_b, triangle_a = torch.linalg.qr(b, mode="r").R, torch.linalg.qr(a.T, mode="r").R
+    u, s, vh = torch.linalg.svd(triangle_b @ triangle_a.T, full_matrices=False)
+    floor = max(a.shape[0], 1) * torch.finfo(s.dtype).eps * s[0]
+    kept = max(1, min(rank, int((s > floor).sum())))
+    root = s[:kept].clamp_min(torch.finfo(s.dtype).tiny).rsqrt() if s[0] > 0 else torch.zeros_like(s[:kept])
+    low_b = b @ (triangle_a.T @ vh[:kept].T * root)
+    low_a = (root[:, None] * (u[:, :kept].T @ triangle_b)) @ a
+    return low_a, low_b, s
 
 
 def norm(adapter: Adapter) -> float:
@@ -119,3 +155,17 @@ def norm(adapter: Adapter) -> float:
     for a, b in adapter.factors.values():
         total += float(((b.double().T @ b.double()) * (a.double() @ a.double().T)).sum())
     return max(0.0, total) ** 0.5
+
+
+def differences(one: Adapter, other: Adapter) -> dict[str, float]:
+    """``||delta - delta'|| / ||delta'||`` (Frobenius) by module over the union, from the factors alone; ``inf`` where only one is not zero.
+
+    Exact to about 1e-8, the square root of float64's rounding.
+    """
+    apart = combine([one, other], [1.0, -1.0])
+    distances = {}
+    for name, pair in apart.factors.items():
+        wanted = norm(Adapter({name: other.factors[name]})) if name in other.factors else 0.0
+        distance = norm(Adapter({name: pair}))
+        distances[name] = distance / wanted if wanted else 0.0 if distance == 0 else math.inf
+    return distances

@@ -1,70 +1,208 @@
-"""Adapter files in the layout that loads everywhere: diffusers' names, scale baked in, no alpha keys, safetensors."""
+"""Adapter files: one plain layout of our own choice, the others read and written, every export loaded back and compared.
+
+Our own is the layout that loads everywhere: diffusers' names, scale baked in, no alpha keys, safetensors.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import json
+import re
+from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import FluxPipeline
-from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from diffusers import DiffusionPipeline, FluxPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import Tensor
 
-from sfumato.errors import BrokenWeights, MissingWeights
-from sfumato.lora.adapter import Adapter, delta
+from sfumato.errors import BrokenWeights, InvalidInput
+from sfumato.lora import kohya
+from sfumato.lora.adapter import Adapter, differences, padded
+from sfumato.lora.binding import Loader, bound, denoiser_of
+from sfumato.lora.fuse import check_fits
+from sfumato.lora.peft_folder import A_KEY, B_KEY, load_folder, save_folder, scale_of
+from sfumato.lora.tensors import read_tensors, write_tensors
 
-PREFIX = "transformer."
-A_KEY, B_KEY = ".lora_A.weight", ".lora_B.weight"
-VERIFY = "sfumato_verify"
+# Blocks that only a U-Net has; everything else is a transformer's. The prefix is the denoiser's name in its pipeline.
+UNET = re.compile(r"(down_blocks|mid_block|up_blocks|time_embedding|add_embedding)\b")
+DIFFUSERS_METADATA = "lora_adapter_metadata"  # diffusers' own LoraConfig in a file's header
+
+# Keys that other kinds of adapters have: what they are, and what can be done.
+FOREIGN = (
+    (r"dora_scale|lora_magnitude_vector", "is DoRA's", "Only plain LoRAs are read; merge it into the model instead."),
+    (r"\.(hada|lokr|oft)_|\.lora_mid\.", "is LyCORIS'", "Only plain LoRAs are read; convert or merge it first."),
+    (r"^(lora_te\d?_|text_encoders?[._]|conditioner\.)", "is a text encoder's", "Only the denoiser is adapted here; remove these keys."),
+    (r"\.diff(_b)?$|\.bias$", "is a whole weight or bias", "Only plain LoRAs are read; remove it, or merge the file into the model."),
+    (r"^base_model\.", "is PEFT's", "Give the folder with its adapter_config.json, which holds the scale."),
+    (r"\.processor\.|^(double|single)_blocks\.", "is of an old or foreign layout", "Load and save it with diffusers first."),
+)
+
+
+class Layout(StrEnum):
+    """What `export` writes."""
+
+    DIFFUSERS = "diffusers"  # one file, for diffusers, ComfyUI and vLLM-Omni
+    PEFT = "peft"  # a folder, for PEFT and vLLM
+    KOHYA = "kohya"  # one file, for sd-scripts, A1111 and ComfyUI
+
+
+def component(adapter: Adapter) -> str:
+    """The denoiser's name in its pipeline, ``unet`` or ``transformer``, told by the modules' names."""
+    return "unet" if all(UNET.match(name) for name in adapter.factors) else "transformer"
 
 
 def state_dict(adapter: Adapter) -> dict[str, Tensor]:
-    """Tensors by diffusers' Flux keys, ``transformer.<module>.lora_A.weight`` and ``lora_B``."""
+    """Tensors by diffusers' keys, such as ``transformer.<module>.lora_A.weight`` and ``lora_B``."""
+    prefix = f"{component(adapter)}."
     tensors = {}
     for name, (a, b) in adapter.factors.items():
-        tensors[f"{PREFIX}{name}{A_KEY}"] = a.detach().cpu().clone(memory_format=torch.contiguous_format)
-        tensors[f"{PREFIX}{name}{B_KEY}"] = b.detach().cpu().clone(memory_format=torch.contiguous_format)
+        tensors[f"{prefix}{name}{A_KEY}"], tensors[f"{prefix}{name}{B_KEY}"] = a, b
     return tensors
 
 
 def save(adapter: Adapter, path: Path) -> None:
-    """Write the adapter; its metadata goes under names of our own, which loaders ignore."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"format": "pt"} | {f"sfumato.{key}": value for key, value in adapter.metadata.items()}
-    save_file(state_dict(adapter), path, metadata=metadata)
+    """Write the adapter; equal adapters give equal bytes, and loaders ignore the metadata.
+
+    Raises:
+        InvalidInput: the path cannot be written.
+    """
+    write_tensors(state_dict(adapter), path, adapter.metadata)
+
+
+def export(adapter: Adapter, path: Path, layout: Layout, pipeline: DiffusionPipeline) -> float:
+    """Write the adapter for another program, load it back and compare (see `verify`).
+
+    Args:
+        adapter: of the denoiser of ``pipeline``.
+        path: a file, or for PEFT a folder.
+        layout: whose.
+        pipeline: of the model it is for; only its configuration is used, so `skeleton` will do.
+
+    Returns:
+        The largest relative difference of a module's update after loading.
+
+    Raises:
+        InvalidInput: a module has no place in that layout, or the path cannot be written.
+        BrokenWeights: what was written does not load as it should.
+    """
+    check_fits(adapter, denoiser_of(pipeline))
+    if layout is Layout.PEFT:
+        save_folder(adapter, path)
+    elif layout is Layout.KOHYA:
+        write_tensors(_kohya_tensors(adapter, pipeline), path, adapter.metadata)
+    else:
+        save(adapter, path)
+    return verify(path, pipeline, adapter)
+
+
+def _kohya_tensors(adapter: Adapter, pipeline: DiffusionPipeline) -> dict[str, Tensor]:
+    if isinstance(pipeline, FluxPipeline):
+        return kohya.flux_tensors(adapter.factors)
+    if isinstance(pipeline, StableDiffusionPipeline | StableDiffusionXLPipeline):
+        # One rank and so one alpha for all: diffusers finds a U-Net's single alphas by other names than it gives them.
+        sgm = isinstance(pipeline, StableDiffusionXLPipeline) and pipeline.unet.config.layers_per_block == kohya.SGM_LAYERS
+        return kohya.unet_tensors(padded(adapter, max(adapter.ranks.values())).factors, sgm=sgm)
+    name = type(pipeline).__name__.removesuffix("Pipeline")
+    raise InvalidInput("as", f"diffusers reads no kohya layout of {name}.", hint="Export it as diffusers; ComfyUI reads that.")
 
 
 def load(path: Path) -> Adapter:
-    """Read an adapter written by `save`, or any diffusers Flux LoRA without alpha keys.
+    """Read an adapter: a diffusers or kohya file, or PEFT's folder. Everything in it is read, or nothing.
 
     Raises:
         MissingWeights: there is no such file.
-        BrokenWeights: it is not a safetensors file, or holds a key that is not half of a pair ``lora_A``/``lora_B``.
+        BrokenWeights: it is no plain LoRA of a denoiser; the message names the key and what to do.
     """
-    if not Path(path).is_file():
-        raise MissingWeights(f"There is no adapter at {path}.")
+    path = Path(path)
+    if path.is_dir():
+        return load_folder(path)
+    tensors, metadata, header = read_tensors(path)
+    _refuse_foreign(tensors, str(path))
+    if any(key.endswith(kohya.DOWN) and key.startswith(kohya.PREFIXES) for key in tensors):
+        factors = kohya.read_factors(tensors, str(path))
+    else:
+        factors = _read_diffusers(tensors, header, str(path))
+    for name, (a, b) in factors.items():
+        if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+            raise BrokenWeights(f"{path}: {name} holds numbers that are not finite.", hint="Fetch it again.")
+    if not factors:
+        raise BrokenWeights(f"{path}: every update in it is zero.")
+    return Adapter(factors, metadata)
+
+
+def _refuse_foreign(tensors: Mapping[str, Tensor], where: str) -> None:
+    if not tensors:
+        raise BrokenWeights(f"{where} is no LoRA: it has no keys.")
+    for key in sorted(tensors):
+        for pattern, what, hint in FOREIGN:
+            if re.search(pattern, key):
+                raise BrokenWeights(f"{where}: the key {key} {what}.", hint=hint)
+
+
+def _read_diffusers(tensors: Mapping[str, Tensor], header: Mapping[str, str], where: str) -> dict[str, tuple[Tensor, Tensor]]:
+    pattern = re.compile(r"(transformer|unet)\.(.+)\.(lora_A\.weight|lora_B\.weight|lora\.down\.weight|lora\.up\.weight|alpha)")
+    halves = {"lora_A.weight": "lora_A", "lora.down.weight": "lora_A", "lora_B.weight": "lora_B", "lora.up.weight": "lora_B"}
+    modules: dict[str, dict[str, Tensor]] = {}
+    prefixes = set()
+    for key, tensor in tensors.items():
+        match = pattern.fullmatch(key)
+        if match is None:
+            raise BrokenWeights(f"{where}: the key {key} is not of a LoRA.", hint="Keys are such as transformer.<module>.lora_A.weight.")
+        prefixes.add(match[1])
+        modules.setdefault(match[2], {})[halves.get(match[3], match[3])] = tensor
+    if len(prefixes) > 1:
+        raise BrokenWeights(f"{where} holds keys of a transformer and of a unet: it is of no one model.")
+    config = _diffusers_config(header, prefixes.pop(), where)
+    factors = {}
+    for name, parts in sorted(modules.items()):
+        a, b, alpha = parts.get("lora_A"), parts.get("lora_B"), parts.get("alpha")
+        if a is None or b is None:
+            there = " and ".join(sorted(parts))
+            raise BrokenWeights(f"{where}: {name} has {there} only, no pair of lora_A and lora_B.", hint="Was it edited?")
+        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
+            shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
+            raise BrokenWeights(f"{where}: {name} has factors {shapes}, which do not multiply.", hint="Only linear layers are read.")
+        if alpha is not None and config is not None:
+            raise BrokenWeights(f"{where}: {name} has an alpha key beside {DIFFUSERS_METADATA}.", hint="Remove one of them.")
+        scale = float(alpha) / a.shape[0] if alpha is not None else 1.0 if config is None else scale_of(config, name, a.shape[0], where)
+        factors[name] = (a, b if scale == 1 else b.float() * scale)
+    return factors
+
+
+def _diffusers_config(header: Mapping[str, str], prefix: str, where: str) -> dict[str, Any] | None:
+    """The LoraConfig that diffusers puts into a file's header: where it is, it gives the scale."""
+    if DIFFUSERS_METADATA not in header:
+        return None
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-            metadata = {key.removeprefix("sfumato."): v for key, v in (file.metadata() or {}).items() if key.startswith("sfumato.")}
-    except SafetensorError as error:
-        raise BrokenWeights(f"{path} is not a readable safetensors file: {error}.") from error
-    names = {key.removeprefix(PREFIX).removesuffix(A_KEY).removesuffix(B_KEY) for key in tensors}
-    expected = {f"{PREFIX}{name}{half}" for name in names for half in (A_KEY, B_KEY)}
-    if expected != set(tensors) or not names:
-        odd = sorted(expected ^ set(tensors))[:3]
-        raise BrokenWeights(f"{path} is not a diffusers LoRA without alpha keys: see {', '.join(odd) or 'no keys'}.")
-    return Adapter({name: (tensors[f"{PREFIX}{name}{A_KEY}"], tensors[f"{PREFIX}{name}{B_KEY}"]) for name in sorted(names)}, metadata)
+        everything = json.loads(header[DIFFUSERS_METADATA])
+        config = {key.removeprefix(f"{prefix}."): value for key, value in everything.items() if key.startswith(f"{prefix}.")}
+    except (json.JSONDecodeError, AttributeError) as error:
+        raise BrokenWeights(f"{where}: its {DIFFUSERS_METADATA} is not a JSON object.") from error
+    if config.get("use_dora"):
+        raise BrokenWeights(f"{where} is DoRA's.", hint="Only plain LoRAs are read; merge it into the model instead.")
+    return config or None
 
 
-def verify(path: Path, pipeline: FluxPipeline, adapter: Adapter, *, tolerance: float = 1e-4) -> float:
-    """Load the file back through the pipeline's own ``load_lora_weights`` and compare every module's update.
+def loader_for(path: Path, pipeline: DiffusionPipeline) -> Loader:
+    """Who loads this file back: PEFT a folder, diffusers a file.
+
+    Of Flux files in kohya's layout diffusers knows FLUX.1's width only; with another one they are converted here first.
+    """
+    if path.is_dir():
+        return Loader.PEFT
+    if isinstance(pipeline, FluxPipeline) and pipeline.transformer.inner_dim != kohya.FLUX1_WIDTH:
+        tensors, _, _ = read_tensors(path)
+        if any(key.startswith(kohya.PREFIX) for key in tensors):
+            return Loader.CONVERTED
+    return Loader.DIFFUSERS
+
+
+def verify(path: Path, pipeline: DiffusionPipeline, adapter: Adapter, *, tolerance: float = 1e-4) -> float:
+    """Load the file or folder as its users will, onto an empty copy of the pipeline's denoiser, and compare every update.
 
     A LoRA that binds partly binds silently; here an unbound key, an extra module or another update is an error. The
-    pipeline is left as it was found.
+    pipeline itself is not touched.
 
     Returns:
         The largest relative difference of a module's update (Frobenius).
@@ -72,44 +210,17 @@ def verify(path: Path, pipeline: FluxPipeline, adapter: Adapter, *, tolerance: f
     Raises:
         BrokenWeights: naming what did not bind or differs by more than ``tolerance``.
     """
-    with _quiet():
-        pipeline.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=VERIFY, local_files_only=True)
-    try:
-        bound = _bound_updates(pipeline)
-    finally:
-        pipeline.delete_adapters(VERIFY)
-        if not getattr(pipeline.transformer, "peft_config", {}):
-            pipeline.unload_lora_weights()
-    missing = sorted(set(adapter.factors) - set(bound))
-    extra = sorted(set(bound) - set(adapter.factors))
-    if missing or extra:
+    loader = loader_for(path, pipeline)
+    source = state_dict(load(path)) if loader is Loader.CONVERTED else path
+    found = bound(source, pipeline, loader)
+    names = set(found.factors) if found else set()
+    missing = sorted(set(adapter.factors) - names)
+    # Fused layouts fill up with zeros what the adapter does not have: that is no update.
+    extra = sorted(name for name in names - set(adapter.factors) if found and found.factors[name][1].any())
+    if missing or extra or found is None:
         raise BrokenWeights(f"{path} binds wrongly: missing {missing[:3]}, unexpected {extra[:3]}.")
-    worst = 0.0
-    for name, update in bound.items():
-        wanted = delta(adapter, name)
-        difference = float((update - wanted).norm() / wanted.norm().clamp_min(1e-12))
-        if not difference <= tolerance:
-            raise BrokenWeights(f"{path}: the update of {name} differs by {difference:.2e} after loading.")
-        worst = max(worst, difference)
-    return worst
-
-
-def _bound_updates(pipeline: FluxPipeline) -> dict[str, Tensor]:
-    updates = {}
-    for name, module in pipeline.transformer.named_modules():
-        if VERIFY in getattr(module, "lora_A", {}):
-            a, b = module.lora_A[VERIFY].weight, module.lora_B[VERIFY].weight
-            with torch.no_grad():
-                updates[name] = (b.float() @ a.float()).cpu() * module.scaling[VERIFY]
-    return updates
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No warnings of diffusers (that there is no text encoder LoRA, that keys did not bind): `verify` raises what matters."""
-    level = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        diffusers_logging.set_verbosity(level)
+    apart = differences(found, adapter)
+    worst = max(adapter.factors, key=lambda name: apart[name])
+    if not apart[worst] <= tolerance:
+        raise BrokenWeights(f"{path}: the update of {worst} differs by {apart[worst]:.2e} after loading.")
+    return apart[worst]

@@ -9,6 +9,25 @@ from sfumato.errors import InvalidInput
 from sfumato.lora.adapter import Adapter, delta
 
 
+def check_fits(adapter: Adapter, model: nn.Module) -> dict[str, Tensor]:
+    """The model's weight for every module of the adapter, all there and of the same shape.
+
+    Raises:
+        InvalidInput: naming the module that the model does not have, or has in another shape.
+    """
+    weights = {}
+    for name, (a, b) in adapter.factors.items():
+        try:
+            weight = model.get_parameter(f"{name}.weight")
+        except AttributeError as error:
+            raise InvalidInput("adapter", f"the model has no weight of {name}.", hint="It is an adapter of another model.") from error
+        if weight.shape != (b.shape[0], a.shape[1]):
+            shapes = f"the update is {b.shape[0]}x{a.shape[1]}, the weight {tuple(weight.shape)}"
+            raise InvalidInput("adapter", f"{name}: {shapes}.", hint="It is an adapter of another model.")
+        weights[name] = weight
+    return weights
+
+
 class Fuser:
     """Keeps a CPU copy of every weight it ever touched and writes ``W + scale * B A`` from it."""
 
@@ -23,7 +42,7 @@ class Fuser:
         Raises:
             InvalidInput: a module the model does not have, or an update of another shape than its weight.
         """
-        updates = {} if adapter is None else {name: self._weight(name, adapter) for name in adapter.factors}
+        updates = {} if adapter is None else check_fits(adapter, self._model)
         for name, pristine in self._pristine.items():
             if name not in updates:
                 self._model.get_parameter(f"{name}.weight").copy_(pristine)
@@ -31,13 +50,3 @@ class Fuser:
             pristine = self._pristine.setdefault(name, weight.detach().cpu().clone())
             assert adapter is not None
             weight.copy_(pristine.float() + scale * delta(adapter, name).cpu())
-
-    def _weight(self, name: str, adapter: Adapter) -> Tensor:
-        try:
-            weight = self._model.get_parameter(f"{name}.weight")
-        except AttributeError as error:
-            raise InvalidInput("adapter", f"the model has no weight of {name}.", hint="It is an adapter of another model.") from error
-        a, b = adapter.factors[name]
-        if weight.shape != (b.shape[0], a.shape[1]):
-            raise InvalidInput("adapter", f"{name}: the update is {b.shape[0]}x{a.shape[1]}, the weight {tuple(weight.shape)}.")
-        return weight

@@ -9,17 +9,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sfumato.errors import InvalidInput
-from sfumato.lora.adapter import Adapter, combine, compress, delta, mean, norm, scale, stack
+from sfumato.lora.adapter import Adapter, combine, compress, delta, differences, mean, norm, padded, scale, stack
 
 MODULES = {"q": (7, 5), "mlp": (4, 9), "out": (6, 6)}  # in, out
 
 
-def adapter(seed: int, rank: int, names: tuple[str, ...] = tuple(MODULES)) -> Adapter:
+def adapter(seed: int, rank: int, names: tuple[str, ...] = tuple(MODULES), dtype: torch.dtype = torch.float32) -> Adapter:
+    """Random factors; the rank differs from module to module, from ``rank`` upwards."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = {name: MODULES[name] for name in names}
-    return Adapter(
-        {n: (torch.randn(rank, i, generator=generator), torch.randn(o, rank, generator=generator)) for n, (i, o) in shapes.items()}
-    )
+    factors = {}
+    for more, name in enumerate(names):
+        size_in, size_out = MODULES[name]
+        a = torch.randn(rank + more, size_in, generator=generator, dtype=dtype)
+        factors[name] = (a, torch.randn(size_out, rank + more, generator=generator, dtype=dtype))
+    return Adapter(factors)
 
 
 def dense(one: Adapter, name: str) -> Tensor:
@@ -57,6 +60,52 @@ def test_a_stack_is_the_weighted_sum(parts: list[tuple[int, int, tuple[str, ...]
         torch.testing.assert_close(dense(total, name), expected, rtol=1e-4, atol=1e-4)
 
 
+@settings(max_examples=25, deadline=None)
+@given(several, st.lists(st.floats(-3, 3), min_size=5, max_size=5))
+def test_in_float64_sums_are_exact_to_its_rounding(parts: list[tuple[int, int, tuple[str, ...]]], weights: list[float]) -> None:
+    adapters = [adapter(*part, dtype=torch.float64) for part in parts]
+    used = weights[: len(adapters)]
+    total = combine(adapters, used)
+    for name, (a, b) in total.factors.items():
+        expected = torch.stack([w * dense(one, name) for one, w in zip(adapters, used, strict=True)]).sum(0)
+        torch.testing.assert_close(b @ a, expected, rtol=1e-12, atol=1e-12)
+        assert a.shape[0] == sum(one.ranks[name] for one in adapters if name in one.factors)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 999), st.integers(1, 4), st.integers(1, 12), st.integers(1, 4))
+def test_compressing_a_sum_is_compressing_the_dense_sum(seed: int, rank: int, kept: int, copies: int) -> None:
+    """Copies make the factors rank deficient, which a division by small singular values would show."""
+    one, other = adapter(seed, rank, dtype=torch.float64), adapter(seed + 1, 1, ("q",), dtype=torch.float64)
+    result = compress(stack([one] * copies + [other]), kept)
+    for name, (a, b) in result.adapter.factors.items():
+        u, s, vh = torch.linalg.svd(copies * dense(one, name) + dense(other, name), full_matrices=False)
+        torch.testing.assert_close(b @ a, u[:, :kept] * s[:kept] @ vh[:kept], rtol=1e-9, atol=1e-9)
+
+
+@given(several, several)
+@settings(max_examples=25, deadline=None)
+def test_differences_are_those_of_dense_updates(
+    left: list[tuple[int, int, tuple[str, ...]]], right: list[tuple[int, int, tuple[str, ...]]]
+) -> None:
+    one, other = mean([adapter(*part) for part in left]), mean([adapter(*part) for part in right])
+    for name, difference in differences(one, other).items():
+        wanted = float(dense(other, name).norm())
+        expected = float((dense(one, name) - dense(other, name)).norm()) / wanted if wanted else float("inf")
+        assert difference == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert max(differences(one, one).values()) < 1e-7
+
+
+def test_padding_changes_no_update_and_halves_are_weighted_in_single() -> None:
+    one = adapter(0, 1)
+    wide = padded(one, 5)
+    assert set(wide.ranks.values()) == {5}
+    assert max(differences(wide, one).values()) < 1e-7
+    half = Adapter({name: (a.half(), b.half()) for name, (a, b) in one.factors.items()})
+    for name in MODULES:
+        torch.testing.assert_close(dense(mean([half] * 3), name), dense(half, name), rtol=1e-6, atol=1e-6)
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 999), st.integers(1, 12), st.integers(1, 12))
 def test_compression_is_the_truncated_svd_and_reports_what_it_lost(seed: int, rank: int, kept: int) -> None:
@@ -78,9 +127,9 @@ def test_compression_is_the_truncated_svd_and_reports_what_it_lost(seed: int, ra
 def test_compressing_to_the_true_rank_loses_nothing() -> None:
     average = mean([adapter(1, 2), adapter(1, 2), adapter(1, 2)])
     result = compress(average, 2)
-    assert average.ranks["out"] == 6
-    assert result.adapter.ranks["out"] == 2
-    assert result.error < 1e-6
+    assert average.ranks == {"q": 6, "mlp": 9, "out": 12}
+    assert set(result.adapter.ranks.values()) == {2}
+    assert result.errors["q"] < 1e-6  # of rank 2; the others are of 3 and 4
 
 
 def test_an_uncentred_constant_update_survives() -> None:
@@ -112,6 +161,10 @@ def test_what_does_not_fit_is_refused() -> None:
         Adapter({"q": (torch.full((1, 5), float("nan")), torch.ones(7, 1))})
     with pytest.raises(InvalidInput):
         combine([], [])
+    with pytest.raises(InvalidInput, match="2 finite numbers"):
+        combine([adapter(0, 1), adapter(1, 1)], [1.0])
+    with pytest.raises(InvalidInput, match="finite"):
+        scale(adapter(0, 1), float("inf"))
     with pytest.raises(InvalidInput):
         mean([adapter(0, 1, ("q",)), Adapter({"q": (torch.ones(1, 3), torch.ones(3, 1))})])
     with pytest.raises(InvalidInput):

@@ -1,0 +1,199 @@
+"""``sfumato lora``: adapter files read, combined, made smaller, exported to other programs and proven to load there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from sfumato.lora.adapter import Adapter
+
+app = typer.Typer(no_args_is_help=True, help="LoRA files: export, verify, average, stack, compress, scale.")
+
+Source = Annotated[Path, typer.Argument(help="A diffusers or kohya file, or a PEFT folder.", metavar="FILE")]
+Sources = Annotated[list[Path], typer.Argument(help="Diffusers or kohya files, or PEFT folders.", metavar="FILE...")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="What to write, in diffusers' layout.")]
+Model = Annotated[str, typer.Option(help="vista, or a diffusers pipeline's folder; only its configuration is read.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+@app.callback()
+def root() -> None:
+    """LoRA files: export, verify, average, stack, compress, scale."""
+
+
+@app.command()
+def info(source: Source, as_json: AsJson = False) -> None:
+    """Say what an adapter holds: modules, ranks, the norm of its update, where it came from.
+
+    Example: sfumato lora info runs/ID/adapter.safetensors
+    """
+    from sfumato.lora.adapter import norm
+    from sfumato.lora.files import component, load
+
+    adapter = load(source)
+    ranks = adapter.ranks
+    report = {
+        "file": str(source),
+        "denoiser": component(adapter),
+        "modules": len(ranks),
+        "ranks": {"smallest": min(ranks.values()), "largest": max(ranks.values()), "sum": sum(ranks.values())},
+        "parameters": sum(a.numel() + b.numel() for a, b in adapter.factors.values()),
+        "dtypes": sorted({str(t.dtype).removeprefix("torch.") for pair in adapter.factors.values() for t in pair}),
+        "norm": norm(adapter),
+        "metadata": dict(adapter.metadata),
+    }
+    if as_json:
+        typer.echo(json.dumps(report | {"rank_of": ranks}))
+        return
+    small, large = min(ranks.values()), max(ranks.values())
+    typer.echo(f"{source}: {len(ranks)} modules of a {report['denoiser']}, rank {small if small == large else f'{small} to {large}'}")
+    typer.echo(f"{report['parameters']:,} numbers ({', '.join(report['dtypes'])}), norm of the update {report['norm']:.4g}")
+    for key, value in adapter.metadata.items():
+        typer.echo(f"{key}: {value}")
+
+
+@app.command()
+def export(
+    source: Source,
+    layout: Annotated[str, typer.Option("--as", help="diffusers, peft (a folder) or kohya (ComfyUI, A1111, sd-scripts).")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write; for peft the folder.")],
+    model: Model = "vista",
+) -> None:
+    """Write an adapter for another program, load it back by that program's library and compare every update.
+
+    Example: sfumato lora export runs/ID/adapter.safetensors --as kohya --model FLUX.1-dev -o artaug.safetensors
+    """
+    from sfumato.errors import InvalidInput
+    from sfumato.lora import files
+
+    if layout not in list(files.Layout):
+        raise InvalidInput("as", f"{layout!r} is no layout.", hint=f"Give one of {', '.join(files.Layout)}.")
+    adapter, pipeline = files.load(source), _skeleton(model)
+    worst = files.export(adapter, output, files.Layout(layout), pipeline)
+    loader = files.loader_for(output, pipeline)
+    typer.echo(f"{output}: {len(adapter.factors)} modules, loaded back by {loader}, updates differ by {worst:.1e} at most")
+
+
+@app.command()
+def verify(source: Source, model: Model = "vista", as_json: AsJson = False) -> None:
+    """Load a file as its users will, and fail if a key does not bind or an update is another than the file's.
+
+    Example: sfumato lora verify artaug.safetensors --model FLUX.1-dev
+    """
+    from sfumato.lora import files
+
+    adapter, pipeline = files.load(source), _skeleton(model)
+    files.check_fits(adapter, files.denoiser_of(pipeline))
+    worst = files.verify(source, pipeline, adapter)
+    loader = files.loader_for(source, pipeline)
+    if as_json:
+        typer.echo(json.dumps({"file": str(source), "modules": len(adapter.factors), "loader": str(loader), "difference": worst}))
+    else:
+        typer.echo(f"{source}: {len(adapter.factors)} modules bound by {loader}, updates differ by {worst:.1e} at most")
+
+
+@app.command()
+def average(sources: Sources, output: Output) -> None:
+    """The exact mean of the updates (not of the factors): ranks add up, modules are united. Follow with compress.
+
+    Example: sfumato lora average pair-1.safetensors pair-2.safetensors -o mean.safetensors
+    """
+    from sfumato.lora.adapter import mean
+    from sfumato.lora.files import load
+
+    _write(mean([load(source) for source in sources]), output, {"average_of": str(len(sources))})
+
+
+@app.command()
+def stack(
+    sources: Sources,
+    output: Output,
+    scales: Annotated[str, typer.Option(help="A weight for each file, separated by commas (default: 1 each).")] = "",
+) -> None:
+    """The sum of the updates as one adapter: all iterations of a run, turned up and down as one.
+
+    Example: sfumato lora stack one.safetensors two.safetensors --scales 0.8,1 -o both.safetensors
+    """
+    from sfumato.lora import adapter as algebra
+    from sfumato.lora.files import load
+
+    weights = _numbers(scales, len(sources))
+    _write(algebra.stack([load(source) for source in sources], weights), output, {"stack_of": str(len(sources))})
+
+
+@app.command()
+def compress(
+    source: Source,
+    rank: Annotated[int, typer.Option(help="The new rank of every module.")],
+    output: Output,
+    as_json: AsJson = False,
+) -> None:
+    """The best approximation of a smaller rank, and the relative error it costs.
+
+    Example: sfumato lora compress mean.safetensors --rank 16 -o small.safetensors
+    """
+    from sfumato.lora import adapter as algebra
+    from sfumato.lora.files import load
+
+    result = algebra.compress(load(source), rank)
+    worst = max(result.errors, key=lambda name: result.errors[name])
+    _write(result.adapter, output, {"compressed_to": str(rank), "compression_error": f"{result.error:.3e}"}, quiet=as_json)
+    if as_json:
+        typer.echo(json.dumps({"file": str(output), "rank": rank, "error": result.error, "errors": dict(result.errors)}))
+    else:
+        typer.echo(f"relative error {result.error:.3%} in all, at most {result.errors[worst]:.3%} ({worst})")
+
+
+@app.command()
+def scale(
+    source: Source,
+    factor: Annotated[float, typer.Option(help="What to multiply the update with.")],
+    output: Output,
+) -> None:
+    """Multiply an update, for programs without a weight of their own.
+
+    Example: sfumato lora scale adapter.safetensors --factor 0.7 -o weaker.safetensors
+    """
+    from sfumato.lora import adapter as algebra
+    from sfumato.lora.files import load
+
+    _write(algebra.scale(load(source), factor), output, {"scaled_by": str(factor)})
+
+
+def _skeleton(model: str) -> DiffusionPipeline:
+    from sfumato.lora.binding import skeleton
+    from sfumato.runtime.settings import Settings
+    from sfumato.vista import weights
+
+    return skeleton((Settings().weights or weights.ROOT) / "generator" if model == "vista" else Path(model))
+
+
+def _numbers(text: str, count: int) -> list[float] | None:
+    from sfumato.errors import InvalidInput
+
+    if not text:
+        return None
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InvalidInput("scales", f"{text!r} is no list of numbers.", hint="Such as 0.8,1.") from error
+    if len(numbers) != count:
+        raise InvalidInput("scales", f"{len(numbers)} for {count} files.", hint="Give one for each.")
+    return numbers
+
+
+def _write(adapter: Adapter, output: Path, origin: dict[str, Any], *, quiet: bool = False) -> None:
+    """Save with what was done added to the metadata, and say so."""
+    from sfumato.lora.adapter import Adapter, norm
+    from sfumato.lora.files import save
+
+    adapter = Adapter(adapter.factors, {**adapter.metadata, **origin})
+    save(adapter, output)
+    if not quiet:
+        typer.echo(f"{output}: {len(adapter.factors)} modules, rank up to {max(adapter.ranks.values())}, norm {norm(adapter):.4g}")

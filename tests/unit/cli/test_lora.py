@@ -1,0 +1,112 @@
+"""``sfumato lora`` as a user meets it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from sfumato.cli.main import app, main
+from sfumato.lora.adapter import Adapter, delta
+from sfumato.lora.files import load, save
+from tests.unit.lora.models import empty, random_adapter, write_model
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A folder with the model ``flux`` and the adapters ``one`` and ``two`` of it."""
+    pipeline = empty("flux", tmp_path)
+    for seed, name in enumerate(("one", "two")):
+        save(random_adapter(pipeline, one_rank=2 + seed, seed=seed), tmp_path / f"{name}.safetensors")
+    return tmp_path
+
+
+def lora(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["lora", *map(str, arguments)], catch_exceptions=False)
+
+
+def test_the_commands_do_what_the_algebra_does(files: Path) -> None:
+    one, two = files / "one.safetensors", files / "two.safetensors"
+    name = "transformer_blocks.0.attn.to_q"
+    first, second = delta(load(one), name), delta(load(two), name)
+    for line, expected in (
+        (("average", one, two), (first + second) / 2),
+        (("stack", one, two), first + second),
+        (("stack", one, two, "--scales", "0.5,-2"), 0.5 * first - 2 * second),
+        (("scale", one, "--factor", "0.7"), 0.7 * first),
+    ):
+        result = lora(*line, "-o", files / "out.safetensors")
+        assert "modules" in result.stdout
+        torch.testing.assert_close(delta(load(files / "out.safetensors"), name), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_compress_says_what_it_cost(files: Path) -> None:
+    lora("average", files / "one.safetensors", files / "two.safetensors", "-o", files / "mean.safetensors")
+    free = json.loads(lora("compress", files / "mean.safetensors", "--rank", 5, "-o", files / "same.safetensors", "--json").stdout)
+    assert free["error"] < 1e-6
+    assert "relative error" in lora("compress", files / "mean.safetensors", "--rank", 1, "-o", files / "small.safetensors").stdout
+    small = load(files / "small.safetensors")
+    assert set(small.ranks.values()) == {1}
+    assert float(small.metadata["compression_error"]) > 0.1
+
+
+def test_info_tells_modules_ranks_norm_and_origin(files: Path) -> None:
+    report = json.loads(lora("info", files / "two.safetensors", "--json").stdout)
+    assert (report["modules"], report["denoiser"]) == (26, "transformer")
+    assert report["ranks"] == {"smallest": 3, "largest": 3, "sum": 78}
+    assert report["metadata"]["run"] == "test"
+    words = lora("info", files / "two.safetensors").stdout
+    assert "26 modules" in words and "rank 3" in words and "run: test" in words
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "peft", "kohya"])
+def test_an_export_is_verified_and_verifies_again(files: Path, layout: str) -> None:
+    out = files / (layout if layout == "peft" else f"{layout}.safetensors")
+    assert "26 modules" in lora("export", files / "one.safetensors", "--as", layout, "--model", files / "flux", "-o", out).stdout
+    report = json.loads(lora("verify", out, "--model", files / "flux", "--json").stdout)
+    assert report["modules"] == 26
+    assert report["difference"] < 1e-6
+
+
+def test_the_built_in_model_needs_no_folder(tmp_path: Path) -> None:
+    size = 128  # the built-in generator's width
+    save(Adapter({"transformer_blocks.0.attn.to_q": (torch.ones(1, size), torch.ones(size, 1))}), tmp_path / "a.safetensors")
+    assert "1 modules" in lora("verify", tmp_path / "a.safetensors").stdout
+
+
+def test_help_shows_an_example_of_every_command() -> None:
+    for command in ("export", "verify", "info", "average", "stack", "compress", "scale"):
+        assert f"Example: sfumato lora {command}" in " ".join(lora(command, "--help").stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("info nowhere.safetensors", "no adapter at"),
+        ("info broken.safetensors", "not a readable safetensors"),
+        ("export one.safetensors --as gguf -o x", "diffusers, peft, kohya"),
+        ("export one.safetensors --as kohya --model nowhere -o x", "no diffusers pipeline"),
+        ("export one.safetensors --as kohya --model sd -o x", "another model"),
+        ("verify one.safetensors --model sd", "another model"),
+        ("stack one.safetensors two.safetensors --scales 1 -o x", "1 for 2 files"),
+        ("stack one.safetensors --scales a -o x", "no list of numbers"),
+        ("compress one.safetensors --rank 0 -o x", "below 1"),
+        ("scale one.safetensors --factor nan -o x", "not a finite number"),
+        ("average one.safetensors -o one.safetensors/x", "cannot be written"),
+    ],
+)
+def test_bad_input_ends_in_words_and_status_2(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: str, words: str
+) -> None:
+    (files / "broken.safetensors").write_bytes(b"{}")
+    write_model("sd", files / "sd")
+    monkeypatch.chdir(files)
+    monkeypatch.setattr("sys.argv", ["sfumato", "lora", *line.split()])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err
+    assert not (files / "x").exists()
