@@ -14,16 +14,18 @@ the Hugging Face hub. Only safetensors are read, never a pickle (``sfumato conve
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+from transformers.utils import logging as transformers_logging
 
 from services.scoring.clip import AestheticScorer, ClipEncoder, CosineScorer
 from services.scoring.metric import Scorer
-from services.scoring.mps import MpsScorer
+from services.scoring.mps import CrossModel, MpsScorer, PublishedPreference
 from services.scoring.nudenet import NudeNetScorer
 from services.scoring.sources import Source, named, shipped
 from sfumato.errors import InvalidInput, MissingWeights
@@ -57,10 +59,7 @@ def load_scorers(
         InvalidInput: an unknown metric; a model for a metric that takes none; ``aesthetic`` without the CLIP it stands on.
         MissingWeights, BrokenWeights: files are absent or damaged.
     """
-    models = models or {}
-    check_metrics(names, models)
-    loader = _Loader(root, models, device)
-    return [loader.scorer(name) for name in names]
+    return Scorers(root, models, device).load(names)
 
 
 def check_metrics(names: Sequence[str], models: Mapping[str, str]) -> None:
@@ -81,31 +80,43 @@ def check_metrics(names: Sequence[str], models: Mapping[str, str]) -> None:
         raise InvalidInput("models", "'aesthetic' is a head on a CLIP model, and none is named.", hint=hint)
 
 
-class _Loader:
-    """One call of `load_scorers`: metrics that stand on one CLIP share it."""
+class Scorers:
+    """The scorers of one set of weights, loaded when they are first asked for; metrics on the same CLIP share it.
 
-    def __init__(self, root: Path, models: Mapping[str, str], device: str) -> None:
-        self.root, self.models, self.device = root, models, device
-        self.encoders: dict[Path, ClipEncoder] = {}
+    The arguments are those of `load_scorers`.
+    """
 
-    def scorer(self, name: str) -> Scorer:
+    def __init__(self, root: Path = weights.ROOT, models: Mapping[str, str] | None = None, device: str = "cpu") -> None:
+        self.root, self.models, self.device = root, models or {}, device
+        self._encoders: dict[Path, ClipEncoder] = {}
+        self._scorers: dict[str, Scorer] = {}
+
+    def load(self, names: Sequence[str]) -> list[Scorer]:
+        """The scorers of these metrics, in their order. Raises: see `load_scorers`."""
+        check_metrics(names, self.models)
+        for name in names:
+            if name not in self._scorers:
+                self._scorers[name] = self._load(name)
+        return [self._scorers[name] for name in names]
+
+    def _load(self, name: str) -> Scorer:
         metric = name.removeprefix("vista-")
         if metric == "nudenet":
             return NudeNetScorer.load()
         models = self.models if metric == name else {}
-        source = self.source(metric, models)
+        source = self._source(metric, models)
         if metric == "aesthetic":
-            clip = self.source("clip", models)
-            return AestheticScorer(name, self.encoder(clip), load_head(source), f"{source.version}+{clip.version}")
-        encoder = self.encoder(source)
+            clip = self._source("clip", models)
+            return AestheticScorer(name, self._encoder(clip), load_head(source), f"{source.version}+{clip.version}")
+        encoder = self._encoder(source)
         if metric == "mps":
             return load_mps(name, source, encoder)
         scale = encoder.model.logit_scale.exp().item() if metric == "pickscore" else 100.0
         return CosineScorer(name, encoder, scale, source.version)
 
-    def source(self, metric: str, models: Mapping[str, str]) -> Source:
+    def _source(self, metric: str, models: Mapping[str, str]) -> Source:
         if metric in models:
-            return named(metric, models[metric])
+            return named(models[metric])
         if metric in VISTA:
             return shipped(metric, self.root)
         hint = (
@@ -114,10 +125,10 @@ class _Loader:
         )
         raise MissingWeights(f"Vista has no weights for the metric {metric!r}.", hint=hint)
 
-    def encoder(self, source: Source) -> ClipEncoder:
-        if source.folder not in self.encoders:
-            self.encoders[source.folder] = load_encoder(source, self.device)
-        return self.encoders[source.folder]
+    def _encoder(self, source: Source) -> ClipEncoder:
+        if source.folder not in self._encoders:
+            self._encoders[source.folder] = load_encoder(source, self.device)
+        return self._encoders[source.folder]
 
 
 def load_encoder(source: Source, device: str = "cpu", processor: str = PROCESSOR) -> ClipEncoder:
@@ -127,12 +138,18 @@ def load_encoder(source: Source, device: str = "cpu", processor: str = PROCESSOR
         BrokenWeights: a file is absent or cannot be read.
         MissingWeights: the folder has no processor, and ``processor`` is not to be had.
     """
-    # Pictures are resized by Pillow, as when these models were trained, whether or not torchvision is installed.
-    model = source.read(lambda: CLIPModel.from_pretrained(source.folder, dtype=torch.float32, local_files_only=True, use_safetensors=True))
-    words = source if _has(source, "tokenizer.json", "vocab.json") else named("tokenizer", processor)
-    eyes = source if _has(source, "preprocessor_config.json") else named("image processor", processor)
-    tokenizer = words.read(lambda: AutoTokenizer.from_pretrained(words.folder, local_files_only=True))
-    pictures = eyes.read(lambda: AutoImageProcessor.from_pretrained(eyes.folder, local_files_only=True, backend="pil"))
+    with _quiet():
+        options = {"dtype": torch.float32, "local_files_only": True, "use_safetensors": True}
+        model = source.read(lambda: CLIPModel.from_pretrained(source.folder, **options))
+    try:
+        words = source.folder if _has(source, "tokenizer.json", "vocab.json") else processor
+        tokenizer = AutoTokenizer.from_pretrained(words)
+        # Pictures are resized by Pillow, as when these models were trained, whether or not torchvision is installed.
+        eyes = source.folder if _has(source, "preprocessor_config.json") else processor
+        pictures = AutoImageProcessor.from_pretrained(eyes, backend="pil")
+    except (OSError, ValueError) as error:
+        what = f"the CLIP model in {source.folder} has no usable tokenizer or image processor of its own, and {processor} is not to be had."
+        raise MissingWeights(what, hint=f"Where there is a network: hf download {processor} --include '*.json' '*.txt'") from error
     return ClipEncoder(model.to(device), tokenizer, pictures)  # pyright: ignore[reportArgumentType]
 
 
@@ -149,15 +166,36 @@ def load_head(source: Source) -> AestheticPredictor:
 
 
 def load_mps(name: str, source: Source, encoder: ClipEncoder) -> MpsScorer:
-    """An MPS folder's ``attention.safetensors`` and ``mps.json`` on its CLIP."""
+    """An MPS folder's ``attention.safetensors`` and ``mps.json`` on its CLIP: Vista's network, or the published one, which
+    has a ``threshold`` in its ``mps.json``.
+    """
 
     def read() -> MpsScorer:
         config = json.loads((source.folder / "mps.json").read_text())
-        attention = ConditionedAttention(width_of(encoder.model), config["heads"])
-        attention.load_state_dict({k: v.float() for k, v in load_file(source.folder / "attention.safetensors").items()})
-        return MpsScorer(name, encoder, MultiPreference(encoder.model, attention), config["conditions"]["overall"], source.version)
+        state = {key: value.float() for key, value in load_file(source.folder / "attention.safetensors").items()}
+        clip, condition = encoder.model, config["conditions"]["overall"]
+        if "threshold" in config:
+            cross_model = CrossModel(width_of(clip), config["layers"], config["heads"])
+            cross_model.load_state_dict(state)
+            return MpsScorer(name, encoder, PublishedPreference(clip, cross_model, config["threshold"]), condition, source.version)
+        attention = ConditionedAttention(width_of(clip), config["heads"])
+        attention.load_state_dict(state)
+        return MpsScorer(name, encoder, MultiPreference(clip, attention), condition, source.version)
 
     return source.read(read)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar of transformers while a model loads; its setting is put back."""
+    if not transformers_logging.is_progress_bar_enabled():
+        yield
+        return
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.enable_progress_bar()
 
 
 def _has(source: Source, *names: str) -> bool:

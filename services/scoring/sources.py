@@ -8,15 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 
-from sfumato.errors import BrokenWeights, MissingWeights
+from sfumato.errors import BrokenWeights
+from sfumato.runtime.hub import located
 from sfumato.vista import weights
-
-FILES = ("*.json", "*.txt", "model*.safetensors", "attention.safetensors")
-"""What is fetched from a hub model: weights as safetensors, never as pickles, and no code."""
 
 _Part = TypeVar("_Part")
 
@@ -52,24 +48,18 @@ def shipped(metric: str, root: Path) -> Source:
     return Source(folder, f"vista-{_digest([folder / weights.MANIFEST])}", "Reinstall the package.")
 
 
-def named(metric: str, ref: str) -> Source:
-    """The weights that somebody named for a metric: a folder, or a model of the hub (its newest state, or the cached one
-    where there is no network).
+def named(ref: str) -> Source:
+    """The weights that somebody named for a metric: a folder, or a model of the hub.
 
     Raises:
-        MissingWeights: no such folder, no such model, or neither network nor cache.
+        InvalidInput: neither a folder nor a name on the hub.
+        MissingWeights: the hub does not give it, and it is not in the cache.
     """
-    folder = Path(ref).expanduser()
-    if folder.is_dir():
-        digest = _digest(path for path in sorted(folder.iterdir()) if path.suffix in (".json", ".safetensors"))
-        return Source(folder, f"{folder.name}-{digest}", "Copy or convert the weights again: sfumato convert --help")
-    try:
-        folder = Path(snapshot_download(ref, allow_patterns=list(FILES)))
-    except (HFValidationError, OSError) as error:  # the hub's own errors are all OSErrors
-        what = f"the model {ref!r} for the metric {metric!r} is neither a folder nor in the hub's cache."
-        hint = f"Name a folder that exists, or fetch the model where there is a network: hf download {ref}"
-        raise MissingWeights(what, hint=hint) from error
-    return Source(folder, f"{ref}@{folder.name[:12]}", f"Fetch it again: hf download {ref} --force-download")
+    folder = located(ref)
+    if folder != Path(ref).resolve():
+        return Source(folder, f"{ref}@{folder.name[:12]}", f"Fetch it again: hf download {ref} --force-download")
+    digest = _digest(path for path in sorted(folder.iterdir()) if path.suffix in (".json", ".safetensors"))
+    return Source(folder, f"{folder.name}-{digest}", "Copy the weights again, or convert them again: sfumato convert --help")
 
 
 def _digest(paths: Iterable[Path]) -> str:

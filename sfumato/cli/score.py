@@ -1,38 +1,56 @@
-"""``sfumato score``: numbers for pictures."""
+"""``sfumato score``: numbers for pictures, and what the numbers mean."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sfumato.errors import BrokenWeights, InvalidInput, MissingWeights
+
+if TYPE_CHECKING:
+    from services.scoring.loading import Scorers
+
 
 def score(
-    images: Annotated[list[Path], typer.Argument(help="PNG, JPEG or WebP files.", metavar="IMAGE...")],
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="What the pictures should show.")],
+    images: Annotated[list[Path] | None, typer.Argument(help="PNG, JPEG or WebP files.", metavar="IMAGE...")] = None,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="What the pictures should show.")] = "",
     metrics: Annotated[str, typer.Option(help="Which scores, separated by commas.")] = "aesthetic,clip,pickscore,mps",
+    model: Annotated[list[str] | None, typer.Option(metavar="METRIC=REF", help="Other weights: a folder or a hub model.")] = None,
+    show: Annotated[bool, typer.Option("--list", help="Say what every metric means, and which weights stand behind it.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Score pictures: aesthetic (1 to 10), CLIP agreement with the prompt (cosine x 100), PickScore and MPS preference.
 
-    With exactly two pictures, also how probable it is that the first one is preferred.
+    Other metrics: hpsv2, nudenet (1 where there is nudity), and vista-clip and the like for the built-in weights where
+    --model names others. With exactly two pictures, also how probable it is that the first one is preferred.
 
     Example: sfumato score moon.png --prompt "a full moon over mountains at night"
     """
     from services.scoring.engine import ScoringEngine, check_prompt, win_probability
-    from services.scoring.loading import load_scorers
+    from services.scoring.loading import Scorers
+    from sfumato.runtime.device import pick_device
     from sfumato.runtime.images import read_image
 
+    scorers = Scorers(models=_models(model or []), device=pick_device())
+    if show:
+        _list(scorers, as_json)
+        return
+    if not images:
+        raise InvalidInput("image", "none is given.", hint="Name one or more files, or ask for --list.")
     check_prompt(prompt)
     pictures = [read_image(path, "image") for path in images]
     names = list(dict.fromkeys(name.strip() for name in metrics.split(",") if name.strip()))
-    engine = ScoringEngine(load_scorers(names))
+    engine = ScoringEngine(scorers.load(names))
     scores = engine.score(pictures, [prompt] * len(pictures), names)
     preferred = {}
     if len(scores) == 2:
-        preferred = {name: win_probability(scores[0][name], scores[1][name]) for name in ("pickscore", "mps") if name in scores[0]}
+        logits = [name for name in names if name.removeprefix("vista-") in ("pickscore", "mps")]
+        preferred = {name: win_probability(scores[0][name], scores[1][name]) for name in logits}
     if as_json:
         entries = [{"image": str(path)} | row for path, row in zip(images, scores, strict=True)]
         versions = {metric.name: metric.version for metric in engine.metrics}
@@ -40,6 +58,42 @@ def score(
         typer.echo(json.dumps(report | ({"first_preferred": preferred} if preferred else {})))
     else:
         _print(images, names, scores, preferred)
+
+
+def _models(pairs: list[str]) -> dict[str, str]:
+    models = {}
+    for pair in pairs:
+        metric, equals, ref = pair.partition("=")
+        if not (metric and equals and ref):
+            raise InvalidInput("model", f"{pair!r} is not METRIC=REF.", hint="For example: --model clip=openai/clip-vit-large-patch14")
+        models[metric] = ref
+    return models
+
+
+def _list(scorers: Scorers, as_json: bool) -> None:
+    """Every metric with its range, direction and version, or what it lacks."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from services.scoring.loading import KNOWN
+
+    rows: list[Mapping[str, Any]] = []
+    for name in KNOWN:
+        try:
+            rows.append(asdict(scorers.load([name])[0].metric))
+        except (MissingWeights, BrokenWeights) as error:
+            rows.append({"name": name, "missing": str(error)})
+    if as_json:
+        typer.echo(json.dumps({"metrics": rows}))
+        return
+    table = Table("metric", "range", "better", "version")
+    for row in rows:
+        if "missing" in row:
+            table.add_row(row["name"], "", "", row["missing"])
+        else:
+            better = "higher" if row["higher_is_better"] else "lower"
+            table.add_row(row["name"], f"{row['low']:g} to {row['high']:g}", better, row["version"])
+    Console().print(table)
 
 
 def _print(images: list[Path], names: list[str], scores: list[dict[str, float]], preferred: dict[str, float]) -> None:
