@@ -218,11 +218,11 @@ def read_prompt_sets(spec: RunSpec) -> PromptSets:
     Raises:
         InvalidInput: a file is missing or too short, or a prompt is in two sets that must not share any.
     """
-    heldout = _read(spec.evaluate.file, spec.evaluate.count, "evaluate")
-    ceiling = _read(spec.evaluate.ceiling, spec.evaluate.count, "evaluate.ceiling") if spec.evaluate.ceiling else ()
+    heldout = read_prompts(spec.evaluate.file, spec.evaluate.count, "evaluate")
+    ceiling = read_prompts(spec.evaluate.ceiling, spec.evaluate.count, "evaluate.ceiling") if spec.evaluate.ceiling else ()
     sets = PromptSets(
-        _read(spec.prompts.file, spec.prompts.count, "prompts"),
-        _read(spec.tune.file, spec.tune.count, "tune") if spec.tune else (),
+        read_prompts(spec.prompts.file, spec.prompts.count, "prompts"),
+        read_prompts(spec.tune.file, spec.tune.count, "tune") if spec.tune else (),
         heldout,
         ceiling,
     )
@@ -233,8 +233,12 @@ def read_prompt_sets(spec: RunSpec) -> PromptSets:
     return sets
 
 
-def _read(file: Path, count: int, field: str) -> tuple[str, ...]:
-    """The first ``count`` prompts of a file; empty lines and lines that begin with # do not count."""
+def read_prompts(file: Path, count: int, field: str) -> tuple[str, ...]:
+    """The first ``count`` prompts of a file; empty lines and lines that begin with # do not count.
+
+    Raises:
+        InvalidInput: named after ``field``: no such file, not text, or too short.
+    """
     if not file.is_file():
         raise InvalidInput(f"{field}.file", f"there is no file {file}.", hint="Give a text file with one prompt a line.")
     try:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from sfumato.types import Image, Region
 
 
+# The edges of the regions, in their order; black is read on all of them.
+COLOURS = ("#ff3b30", "#34c759", "#0a84ff", "#ffcc00", "#bf5af2", "#ff9500")
+
+
 class Choice(StrEnum):
     """Who answers."""
 
@@ -76,10 +80,9 @@ def drawn(picture: Image, regions: Sequence[Region], least: int = 512) -> Image:
     page = Pillow.new("RGB", (width * scale, height * scale + line * len(regions) + (4 if regions else 0)), "white")
     page.paste(Pillow.fromarray(picture.repeat(scale, 0).repeat(scale, 1)), (0, 0))
     pen = ImageDraw.Draw(page)
-    colours = ("#ff3b30", "#34c759", "#0a84ff", "#ffcc00", "#bf5af2", "#ff9500")
     for number, region in enumerate(regions):
         x1, y1, x2, y2 = (value * scale for value in region.box)
-        colour = colours[number % len(colours)]
+        colour = COLOURS[number % len(COLOURS)]
         pen.rectangle((x1, y1, x2 - 1, y2 - 1), outline=colour, width=max(2, scale // 4))
         pen.rectangle((x1, y1, x1 + 12, y1 + line), fill=colour)
         pen.text((x1 + 3, y1 + 1), str(number + 1), fill="black")

@@ -7,8 +7,11 @@ from pathlib import Path
 
 from sfumato.errors import InvalidInput, MissingWeights
 
-# What is never fetched: weights in pickles, and other frameworks' copies of the same weights.
-UNWANTED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5", "*.onnx", "*.gguf")
+# What a model is made of: its folders, where it is a pipeline, or the files that lie beside its configuration. FLUX.1-dev, for one,
+# has all of its weights a second time in one file there, which nobody here reads.
+WANTED = ("*/*", "*.json", "*.txt", "*.jinja", "*.model", "model*.safetensors", "attention.safetensors")
+# What is never fetched: weights in pickles, other frameworks' copies of the same weights, and copies in another precision.
+UNWANTED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5", "*.onnx", "*.onnx_data", "*.gguf", "*.fp16.*", "*.non_ema.*")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -23,7 +26,7 @@ def cached(reference: str) -> Path | None:
     Raises:
         InvalidInput: it is neither a folder nor a name on the hub.
     """
-    if Path(reference).is_dir():
+    if reference and Path(reference).is_dir():
         return Path(reference).resolve()
     if not is_hub_name(reference):
         raise InvalidInput("model", f"{reference!r} is neither a folder nor a name on the hub.", hint="Write OWNER/NAME, or a path.")
@@ -50,9 +53,11 @@ def located(reference: str) -> Path:
 
 def _snapshot(reference: str, *, local: bool) -> Path | None:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(reference, local_files_only=local, ignore_patterns=list(UNWANTED)))
+        return Path(snapshot_download(reference, local_files_only=local, allow_patterns=list(WANTED), ignore_patterns=list(UNWANTED)))
+    except HFValidationError as error:
+        raise InvalidInput("model", f"{reference!r} cannot be a name on the hub.", hint="Write OWNER/NAME, or a path.") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError):
         return None

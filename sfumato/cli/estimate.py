@@ -1,0 +1,325 @@
+"""``sfumato run SPEC --plan``: what a run needs, does and costs, found out without starting or fetching anything."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.estimate import FORWARD, TYPICAL_REGIONS, Memory, StageWork, Work, count_work, memory
+from orchestrator.spec import RunSpec, load_spec, read_prompt_sets, read_prompts
+from sfumato.errors import InvalidInput, MissingWeights
+from sfumato.runtime.hub import cached, is_hub_name
+from sfumato.runtime.settings import Settings
+from sfumato.runtime.sizes import CONVERTED, KNOWN, ModelSize, measured
+from sfumato.vista import weights
+
+PUBLISHED = {
+    "aesthetic": "sac+logos+ava1-l14-linearMSE.pth of github.com/christophschuhmann/improved-aesthetic-predictor",
+    "hpsv2": "HPS_v2.1_compressed.pt of xswu/HPSv2 on the hub",
+    "mps": "MPS_overall_checkpoint.pth of github.com/Kwai-Kolors/MPS",
+}
+"""The files that must be converted before they can be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One of the run's models: what it is for, what the spec calls it, where it is, how large, and what is to be done about it."""
+
+    part: str
+    reference: str
+    where: str
+    size: ModelSize | None
+    todo: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptFile:
+    """One of the run's sets of prompts: what the spec calls it, its file, and how many of it are used."""
+
+    field: str
+    file: Path
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """All that is known of a run before it begins; ``half`` and ``single`` are its memory at 16 and at 32 bits a number."""
+
+    spec: RunSpec
+    prompts: list[PromptFile]
+    models: list[Part]
+    work: list[StageWork]
+    half: list[Memory]
+    single: list[Memory]
+    todo: list[str]
+
+
+def show_plan(path: Path, settings: Settings, *, as_json: bool) -> None:
+    """Print what the run of a spec would be.
+
+    Raises:
+        InvalidInput: the spec, its prompts or a model it names cannot be used.
+        MissingWeights, BrokenWeights: a model that is here is not whole.
+    """
+    outlook = look_ahead(path, settings)
+    if as_json:
+        typer.echo(json.dumps(_as_json(outlook), indent=1))
+    else:
+        _print(outlook, Console(highlight=False))
+
+
+def look_ahead(path: Path, settings: Settings) -> Outlook:
+    """Check a spec and count what its run would take; no weights are loaded, no network is asked."""
+    from services.grounding.profiles import profile_named
+
+    spec = load_spec(path)
+    profile = profile_named(spec.ground.profile)
+    profile.strategy(spec.ground.strategy)
+    prompts = _prompt_files(spec)
+    models = _models(spec, path.parent, (settings.weights or weights.ROOT).resolve())
+    painter = models[0].size
+    rows = 2 if painter is not None and painter.classifier_free and spec.paint.guidance > 1 else 1
+    widest = min(FORWARD, spec.batch * (rows + TYPICAL_REGIONS))
+    sizes = {part.part.removeprefix("score."): part.size for part in models}
+    half, single = (
+        memory(spec, sizes, precision=precision, rows=widest, context=profile.context, together=profile.together) for precision in (2, 4)
+    )
+    todo = [*_missing(prompts), *(part.todo for part in models if part.todo)]
+    if spec.ground.backend == "vllm" and not settings.vlm_url and importlib.util.find_spec("vllm") is None:
+        todo.append("vLLM is not installed here: pip install 'sfumato[vlm-cuda]' (or 'sfumato[vlm]' without CUDA), or set SFUMATO_VLM_URL.")
+    return Outlook(spec, prompts, models, count_work(spec, rows=rows), half, single, todo)
+
+
+def _prompt_files(spec: RunSpec) -> list[PromptFile]:
+    """The sets of prompts; those that are here are checked."""
+    sets = [("prompts", spec.prompts.file, spec.prompts.count), ("evaluate", spec.evaluate.file, spec.evaluate.count)]
+    if spec.evaluate.ceiling:
+        sets.append(("evaluate.ceiling", spec.evaluate.ceiling, spec.evaluate.count))
+    if spec.tune:
+        sets.append(("tune", spec.tune.file, spec.tune.count))
+    if all(file.is_file() for _, file, _ in sets):
+        read_prompt_sets(spec)
+        return [PromptFile(*row) for row in sets]
+    found = []
+    for field, file, count in sets:
+        if file.is_file():
+            read_prompts(file, count, field)
+        found.append(PromptFile(field, file, count))
+    return found
+
+
+def _missing(prompts: list[PromptFile]) -> list[str]:
+    """What to do about missing files of prompts: the commands in the README of their folder, where there is one."""
+    todo = []
+    for folder in dict.fromkeys(row.file.parent for row in prompts if not row.file.is_file()):
+        absent = [row for row in prompts if row.file.parent == folder and not row.file.is_file()]
+        words = "; ".join(f"{row.field}.file: {row.file} is missing, {row.count} prompts, one a line" for row in absent)
+        readme = folder / "README.md"
+        commands = re.search(r"```\w*\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL) if readme.is_file() else None
+        todo.append(f"{words}. From {readme}:\n{commands[1].rstrip()}" if commands else f"{words}.")
+    return todo
+
+
+def _models(spec: RunSpec, here: Path, root: Path) -> list[Part]:
+    """Every model of the run, the generator first; ``here`` is the spec's folder."""
+    generator = _part("model", spec.model, here, root / "generator" if spec.model == "vista" else None)
+    if generator.where in ("folder", "hub cache"):
+        _check_family(Path(spec.model) if Path(spec.model).is_dir() else cached(spec.model))
+    seeing = _part("ground.model", spec.ground.model, here, root / "understanding" if spec.ground.model == "vista" else None)
+    parts = [Part("generator", *_rest(generator)), Part("understanding", *_rest(seeing))]
+    if spec.score.models:
+        from services.scoring.loading import check_metrics
+
+        check_metrics(spec.score.metrics, spec.score.models)
+    for metric in sorted({"clip", *spec.score.metrics}):
+        parts.append(_scorer(metric, spec, here, root))
+    return parts
+
+
+def _rest(part: Part) -> tuple[str, str, ModelSize | None, str]:
+    return part.reference, part.where, part.size, part.todo
+
+
+def _scorer(metric: str, spec: RunSpec, here: Path, root: Path) -> Part:
+    """A metric's weights: those the spec names, Vista's, or a package's."""
+    name = f"score.{metric}"
+    if metric == "nudenet":
+        absent = importlib.util.find_spec("nudenet") is None
+        todo = "The package nudenet is not installed: pip install 'sfumato[scoring]'." if absent else ""
+        return Part(name, "nudenet", "absent" if absent else "package", ModelSize({}), todo)
+    reference = spec.score.models.get(metric)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    if reference is not None:
+        return _part(name, reference, here, None, metric)
+    if metric == "hpsv2":
+        return Part(name, "", "absent", ModelSize({"model": CONVERTED[metric]}), _conversion(metric, here / "weights" / metric))
+    return _part(name, "vista", here, root / metric)
+
+
+def _part(name: str, reference: str, here: Path, shipped: Path | None, metric: str = "") -> Part:
+    """Where a model is: in the package, in a folder, in the hub's cache, still on the hub, or still to be converted.
+
+    Raises:
+        InvalidInput: it is none of these.
+    """
+    if shipped is not None:
+        folder = weights.locate(shipped.name, shipped.parent)
+        return Part(name, reference, "package", measured(folder))
+    if Path(reference).is_dir():
+        return Part(name, reference, "folder", measured(Path(reference)))
+    if is_hub_name(reference):
+        return _on_hub(name, reference)
+    if metric in CONVERTED:
+        return Part(name, reference, "absent", ModelSize({"model": CONVERTED[metric]}), _conversion(metric, here / reference))
+    raise InvalidInput(name, f"{reference!r} is neither a folder nor a name on the hub.", hint="Write OWNER/NAME, or a path.")
+
+
+def _on_hub(name: str, reference: str) -> Part:
+    """A model by its name on the hub, of which some may be here."""
+    folder = cached(reference)
+    if folder is not None:
+        return Part(name, reference, "hub cache", measured(folder))
+    size = KNOWN.get(reference)
+    amount = f"{_gigabytes(size.total * size.file_bytes)}" if size else "its size is not known before"
+    todo = f"{reference} would be fetched from the hub by the run ({amount})."
+    if size and size.gated:
+        todo += f" Before that, accept its licence at huggingface.co/{reference} and log in: hf auth login"
+    return Part(name, reference, "hub", size, todo)
+
+
+def _conversion(metric: str, folder: Path) -> str:
+    source = PUBLISHED[metric]
+    return f"score.{metric}: fetch {source}, then: sfumato convert {source.split()[0]} {folder} --as {metric}"
+
+
+def _check_family(folder: Path | None) -> None:
+    """Refuse a pipeline that no family knows.
+
+    Raises:
+        InvalidInput: its class is unknown.
+        MissingWeights: the folder holds no pipeline.
+    """
+    from sfumato.diffusion.families import FAMILIES, SUPPORTED
+
+    index = folder / "model_index.json" if folder is not None else None
+    if index is None or not index.is_file():
+        raise MissingWeights(f"{folder} holds no diffusers pipeline.", hint="Give the folder that contains model_index.json.")
+    name = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+    if name not in {pipeline.__name__ for pipeline in FAMILIES}:
+        raise InvalidInput("model", f"{folder} holds a {name}, which is of no supported family.", hint=f"Supported: {SUPPORTED}.")
+
+
+def _as_json(outlook: Outlook) -> dict[str, Any]:
+    iterations = outlook.spec.stop.max_iterations
+    models = [
+        {
+            "part": part.part,
+            "reference": part.reference,
+            "where": part.where,
+            "parameters": None if part.size is None else part.size.total,
+            "todo": part.todo,
+        }
+        for part in outlook.models
+    ]
+    stages = [
+        {
+            "stage": work.stage,
+            "service": work.service,
+            "once": asdict(work.once),
+            "iteration": asdict(work.each),
+            "run": asdict(work.total(iterations)),
+        }
+        for work in outlook.work
+    ]
+    memory_rows = [
+        {
+            "service": half.service,
+            "bytes_16_bit": {"weights": half.weights, "work": half.work},
+            "bytes_32_bit": {"weights": single.weights, "work": single.work},
+        }
+        for half, single in zip(outlook.half, outlook.single, strict=True)
+    ]
+    return {
+        "name": outlook.spec.name,
+        "iterations_at_most": iterations,
+        "regions_a_picture": TYPICAL_REGIONS,
+        "prompts": [{**asdict(row), "file": str(row.file), "here": row.file.is_file()} for row in outlook.prompts],
+        "models": models,
+        "stages": stages,
+        "run": asdict(sum((work.total(iterations) for work in outlook.work), Work())),
+        "memory": memory_rows,
+        "todo": outlook.todo,
+    }
+
+
+def _print(outlook: Outlook, console: Console) -> None:
+    console.print(f"[bold]{outlook.spec.name}[/bold]: the plan; nothing is started, nothing fetched")
+    _print_models(outlook, console)
+    _print_work(outlook, console)
+    _print_memory(outlook, console)
+    for number, todo in enumerate(outlook.todo, 1):
+        if number == 1:
+            console.print("[bold]To do first[/bold]")
+        console.print(f"{number}. {todo}", markup=False, soft_wrap=True)
+
+
+def _print_models(outlook: Outlook, console: Console) -> None:
+    table = Table("model", "named", "where", title="Models and prompts", title_justify="left")
+    table.add_column("parameters", justify="right")
+    where = {"package": "installed", "hub": "would be fetched", "absent": "to be made first", "hub cache": "in the hub's cache"}
+    for part in outlook.models:
+        count = "not known" if part.size is None else _count(part.size.total) if part.size.total else ""
+        table.add_row(part.part, part.reference, where.get(part.where, part.where), count)
+    for row in outlook.prompts:
+        table.add_row(row.field, f"{row.count} of {row.file}", "here" if row.file.is_file() else "missing", "")
+    console.print(table)
+
+
+def _print_work(outlook: Outlook, console: Console) -> None:
+    iterations = outlook.spec.stop.max_iterations
+    title = f"Work of an iteration, and of {iterations} at most; forwards of the denoiser at {TYPICAL_REGIONS} regions a picture"
+    table = Table("stage", "service", title=title, title_justify="left")
+    for column in ("tasks", "in all", "forwards", "in all", "asked or scored"):
+        table.add_column(column, justify="right")
+    for work in outlook.work:
+        table.add_row(work.stage, work.service, *_cells(work.each, work.total(iterations)))
+    each, total = (sum(part, Work()) for part in zip(*((work.each, work.total(iterations)) for work in outlook.work), strict=True))
+    table.add_section()
+    table.add_row("all", "", *_cells(each, total))
+    console.print(table)
+
+
+def _cells(each: Work, total: Work) -> list[str]:
+    asked = total.questions + total.pictures if not (total.questions and total.pictures) else 0
+    return [f"{number:,}" if number else "" for number in (each.tasks, total.tasks, each.forwards, total.forwards, asked)]
+
+
+def _print_memory(outlook: Outlook, console: Console) -> None:
+    table = Table("service", title="Memory of a worker, about: weights + work", title_justify="left")
+    for column in ("at 16 bits", "at 32 bits"):
+        table.add_column(column, justify="right")
+    for half, single in zip(outlook.half, outlook.single, strict=True):
+        table.add_row(half.service, _memory(half), _memory(single))
+    console.print(table)
+
+
+def _memory(row: Memory) -> str:
+    if row.weights is None:
+        return "not known"
+    work = "?" if row.work is None else _gigabytes(row.work)
+    return f"{_gigabytes(row.weights)} + {work}" if row.work != 0 else _gigabytes(row.weights)
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e9:.1f} B" if parameters >= 1e9 else f"{parameters / 1e6:.1f} M"

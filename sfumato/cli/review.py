@@ -1,0 +1,297 @@
+"""``sfumato review``: a person looks at the pairs that a run wants to train on, and says which are really better."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from orchestrator.recipes.artaug import Plan, Sample, State
+    from sfumato.runtime.artifacts import ArtifactStore
+    from sfumato.runtime.tasks import Manifest, Task
+    from sfumato.types import Image
+
+
+def review(
+    run: Annotated[str, typer.Argument(help="The run's id.", metavar="RUN_ID")],
+    accept: Annotated[list[str] | None, typer.Option(metavar="ID", help="Accept the pair whose id begins so (repeatable).")] = None,
+    reject: Annotated[list[str] | None, typer.Option(metavar="ID", help="Reject the pair whose id begins so (repeatable).")] = None,
+    reason: Annotated[str, typer.Option(help="Why, for --reject.")] = "",
+    pictures: Annotated[Path | None, typer.Option(help="Write the pairs as PNG files into this folder, for a viewer.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the waiting pairs as JSON and ask nothing.")] = False,
+    runs: Annotated[Path | None, typer.Option(help="Where runs lie (default: runs/, or SFUMATO_RUNS).")] = None,
+) -> None:
+    """Look at the pairs of a run that waits for a person (filter.review: human): before and after, side by side.
+
+    y accepts, n rejects and asks why, s leaves a pair for later, q ends. Every answer is kept at once.
+
+    Examples: sfumato review ID; sfumato review ID --pictures /tmp/pairs; sfumato review ID --reject 3f2a --reason "two moons"
+    """
+    from rich.console import Console
+
+    from sfumato.cli.planning import find_run
+    from sfumato.runtime.artifacts import ArtifactStore
+    from sfumato.runtime.settings import Settings
+
+    settings = Settings() if runs is None else Settings(runs=runs)
+    folder = find_run(run, settings)
+    artifacts = ArtifactStore(settings.artifacts_url)
+    pairs = waiting_pairs(_plan(folder), folder.name, artifacts)
+    for pair, accepted in _chosen(pairs, accept or (), reject or ()):
+        answer(pair.task, artifacts, accepted, "" if accepted else reason)
+        pairs.remove(pair)
+    files = _written(pairs, artifacts, pictures) if pictures else {}
+    if as_json:
+        typer.echo(json.dumps([_entry(pair, files) for pair in pairs], indent=1))
+        return
+    console = Console(highlight=False)
+    if not (accept or reject):
+        pairs = _Review(console, artifacts, files).ask(pairs)
+    if pairs:
+        console.print(f"{len(pairs)} pairs still wait: sfumato review {folder.name}", soft_wrap=True)
+    else:
+        console.print(f"No pair waits for a person. Let the run go on: sfumato run --resume {folder.name}", soft_wrap=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """What a person is asked about: the task that waits for the answer, and the sample it is about."""
+
+    task: Task
+    sample: Sample
+    iteration: int
+
+
+def waiting_pairs(plan: Plan, name: str, artifacts: ArtifactStore) -> list[Pair]:
+    """The pairs that wait for a person, in the order of the prompts; none where all of them are answered.
+
+    The run is gone through once more over what it has stored; nothing is computed.
+
+    Raises:
+        InvalidInput: the run does not ask people.
+        SfumatoError: it has not come so far yet.
+    """
+    from orchestrator.engine import Engine, Progress, Waiting
+    from orchestrator.recipes import artaug
+    from sfumato.errors import InvalidInput, SfumatoError
+
+    policy = plan.spec.filter.review
+    if "human" not in policy:
+        hint = "Write filter.review: human (or vlm+human) in the spec and run that."
+        raise InvalidInput("run", f"{name} asks nobody: its review is {policy!r}.", hint=hint)
+    states: list[State] = []
+    answered = False
+
+    def watch(event: Progress) -> None:
+        nonlocal answered
+        states.append(event.state)  # pyright: ignore[reportArgumentType]
+        del states[:-1]
+        if event.done == event.total and event.stage in ("show", "finish"):
+            answered = event.stage == "show" and event.total > 0
+
+    try:
+        Engine(plan, plan.spec.batch, _Standstill(), artifacts, watch).run(artaug.STAGES, artaug.start(plan))
+    except Waiting as waiting:
+        state = states[-1]
+        samples = {(s.before.picture, s.after.picture): s for s in state.samples if s.before and s.after}
+        return [Pair(task, samples[_names(task)], len(state.iterations) + 1) for task in waiting.tasks]
+    except _NotDone:
+        if not answered:
+            hint = f"Let it go on: sfumato run --resume {name}"
+            raise SfumatoError(f"The run {name} has not come to the review yet.", hint=hint) from None
+    return []
+
+
+def answer(task: Task, artifacts: ArtifactStore, accepted: bool, reason: str = "") -> Manifest:
+    """Store what a person says of a pair; an answer that is there already stays."""
+    from sfumato.runtime.tasks import Output, perform
+    from sfumato.runtime.versions import libraries
+
+    return perform(task, lambda _, __: Output([{"accepted": accepted, "reason": reason}]), artifacts, libraries())
+
+
+class _NotDone(Exception):
+    """The run has work to do before anybody is asked."""
+
+
+class _Standstill:
+    """A transport that takes no task: what is not in the store already is the end of the way."""
+
+    def prepare(self, services: Iterable[str]) -> None:
+        raise _NotDone
+
+    def submit(self, task: Task, urgency: int = 0) -> None:
+        raise _NotDone
+
+    def next(self) -> Manifest:
+        raise _NotDone
+
+    def release(self, service: str) -> None:
+        """Nothing was started."""
+
+
+class _Review:
+    """The conversation in the terminal."""
+
+    def __init__(self, console: Console, artifacts: ArtifactStore, files: dict[str, Path]) -> None:
+        self.console, self.artifacts, self.files = console, artifacts, files
+
+    def ask(self, pairs: Sequence[Pair]) -> list[Pair]:
+        """Show one pair after the other; those that are left."""
+        left = list(pairs)
+        for number, pair in enumerate(pairs, 1):
+            self.console.rule(f"{number} of {len(pairs)}")
+            self._show(pair)
+            said = self._answer()
+            if said is None:
+                break
+            if said == "skip":
+                continue
+            accepted, reason = said
+            stored = answer(pair.task, self.artifacts, accepted, reason).values[0]
+            if stored != {"accepted": accepted, "reason": reason}:
+                self._say("Somebody answered this one meanwhile; that stands.")
+            left.remove(pair)
+        return left
+
+    def _show(self, pair: Pair) -> None:
+        from sfumato.cli.pictures import COLOURS, side_by_side
+
+        sample = pair.sample
+        self._say(sample.prompt, "bold")
+        if sample.asked != sample.prompt:
+            self._say(f"asked: {sample.asked}", "dim")
+        if pair.task.id in self.files:
+            self._say(f"before | after: {self.files[pair.task.id]}")
+        elif self.console.color_system is None:
+            self._say("No colours here, so no pictures: sfumato review ID --pictures FOLDER writes them.", "dim")
+        else:
+            room = self.console.height - len(sample.regions) - 8
+            self.console.print(side_by_side(*self._pictures(pair), sample.regions, self.console.width, max(room, 8)))
+        for number, region in enumerate(sample.regions):
+            self._say(f"■ {region.prompt}", COLOURS[number % len(COLOURS)])
+        self._say(_scores(sample))
+
+    def _pictures(self, pair: Pair) -> tuple[Image, Image]:
+        return _decoded(pair, self.artifacts)
+
+    def _answer(self) -> tuple[bool, str] | str | None:
+        """(accepted, reason), "skip", or None to end."""
+        while True:
+            said = self._line("Is the right one clearly better? y / n [why] / s skip / q quit: ")
+            if said is None:
+                return None
+            word, _, reason = said.partition(" ")
+            match word.lower():
+                case "y" | "yes":
+                    return True, ""
+                case "n" | "no":
+                    return False, reason.strip() or self._line("Why (Enter for no reason)? ") or ""
+                case "s" | "skip":
+                    return "skip"
+                case "q" | "quit":
+                    return None
+            self._say("y accepts, n rejects ('n' and a reason, or just n), s leaves it for later, q ends.")
+
+    def _line(self, question: str) -> str | None:
+        """A line from the person, None at the end of the input."""
+        try:
+            return self.console.input(question, markup=False).strip()
+        except EOFError:
+            self.console.print()
+            return None
+
+    def _say(self, words: str, style: str = "") -> None:
+        self.console.print(words, style=style or None, markup=False, soft_wrap=True)
+
+
+def _plan(folder: Path) -> Plan:
+    """The run's plan from its record alone: to look at pictures, nobody needs the models."""
+    from orchestrator.recipes.artaug import Model, Plan
+    from orchestrator.spec import PromptSets, RunSpec
+    from sfumato.cli.planning import read_record
+
+    record = read_record(folder)
+    sets = PromptSets(**{name: tuple(prompts) for name, prompts in record.prompts.items()})
+    return Plan(RunSpec.model_validate(record.spec), sets, {part: Model(**model) for part, model in record.models.items()})
+
+
+def _chosen(pairs: Sequence[Pair], accept: Sequence[str], reject: Sequence[str]) -> list[tuple[Pair, bool]]:
+    """The pairs that are named, each with what is said of it.
+
+    Raises:
+        InvalidInput: nothing, or more than one, has such an id; or one is named twice.
+    """
+    from sfumato.errors import InvalidInput
+
+    chosen = []
+    for field, prefixes in (("accept", accept), ("reject", reject)):
+        for prefix in prefixes:
+            found = [pair for pair in pairs if prefix and pair.task.id.startswith(prefix)]
+            if len(found) != 1:
+                what = "more than one waiting pair has" if found else "no waiting pair has"
+                raise InvalidInput(field, f"{what} an id that begins with {prefix!r}.", hint="The ids: sfumato review ID --json")
+            chosen.append((found[0], field == "accept"))
+    named = [pair.task.id for pair, _ in chosen]
+    twice = [name for name in named if named.count(name) > 1]
+    if twice:
+        raise InvalidInput("accept", f"the pair {twice[0][:12]} is named twice.")
+    return chosen
+
+
+def _written(pairs: Sequence[Pair], artifacts: ArtifactStore, folder: Path) -> dict[str, Path]:
+    """A PNG for every pair: the left picture with its boxes and advice, and the right one."""
+    from sfumato.cli.pictures import pair_picture
+    from sfumato.errors import InvalidInput
+    from sfumato.runtime.images import write_png
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput("pictures", f"{folder} cannot be made ({error.strerror}).") from error
+    files = {pair.task.id: folder / f"{number:03d}-{pair.task.id[:12]}.png" for number, pair in enumerate(pairs, 1)}
+    for pair in pairs:
+        write_png(pair_picture(*_decoded(pair, artifacts), pair.sample.regions), files[pair.task.id], "pictures")
+    return files
+
+
+def _decoded(pair: Pair, artifacts: ArtifactStore) -> tuple[Image, Image]:
+    from sfumato.runtime.images import decode_image
+
+    before, after = (decode_image(artifacts.get(name)) for name in _names(pair.task))
+    return before, after
+
+
+def _names(task: Task) -> tuple[str, str]:
+    return task.items[0]["a"], task.items[0]["b"]
+
+
+def _entry(pair: Pair, files: dict[str, Path]) -> dict[str, Any]:
+    """A waiting pair, for scripts."""
+    sample = pair.sample
+    before, after = _names(pair.task)
+    entry: dict[str, Any] = {
+        "id": pair.task.id,
+        "iteration": pair.iteration,
+        "prompt": sample.prompt,
+        "asked": sample.asked,
+        "seed": sample.seed,
+        "before": before,
+        "after": after,
+        "regions": [{"bbox": list(region.box), "prompt": region.prompt} for region in sample.regions],
+        "scores_before": dict(sample.scores_before or {}),
+        "scores_after": dict(sample.scores_after or {}),
+    }
+    return entry | ({"picture": str(files[pair.task.id])} if pair.task.id in files else {})
+
+
+def _scores(sample: Sample) -> str:
+    before, after = sample.scores_before or {}, sample.scores_after or {}
+    return "   ".join(f"{name} {before[name]:.2f} -> {after[name]:.2f} ({after[name] - before[name]:+.2f})" for name in before)
