@@ -101,8 +101,8 @@ def finish_ladder(judge: Mapping[str, Mapping[str, float | None]], names: Mappin
                 value = judge.get(name, {}).get(key)
                 if value is not None:
                     axes.scatter([value], [y], s=size, color=colour, zorder=3, linewidths=1.2, edgecolors="white")
-                    text, below = name.removeprefix("iteration "), name not in steps
-                    axes.annotate(text, (value, y), (0, -17 if below else 9), textcoords="offset points", ha="center", fontsize=9, color=colour)
+                    text, shift = name.removeprefix("iteration "), 9 if name in steps else -17
+                    axes.annotate(text, (value, y), (0, shift), textcoords="offset points", ha="center", fontsize=9, color=colour)
         axes.set_yticks(range(len(names)), [names[key] for key in reversed(tuple(names))])
         axes.set_ylim(-0.55, len(names) - 0.5)
         axes.set_xlim(-0.03, 1.03)

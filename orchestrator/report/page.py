@@ -78,28 +78,27 @@ def _tiles(evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
     if tuned is None:
         return []
     tiles = [
-        {
-            "name": "Aesthetic",
-            "value": _signed(_difference(tuned["aesthetic"], base["aesthetic"]), 2),
-            "more": f"{_number(base['aesthetic'], 2)} → {_number(tuned['aesthetic'], 2)} of 10",
-            "paper": "+0.46",
-        },
-        {"name": "PickScore", "value": _number(tuned["pickscore"], 1, " %"), "more": "preferred to the base model", "paper": "57.8\N{NO-BREAK SPACE}%"},
-        {"name": "MPS", "value": _number(tuned["mps"], 1, " %"), "more": "preferred to the base model", "paper": "52.5\N{NO-BREAK SPACE}%"},
-        {
-            "name": "CLIP",
-            "value": _signed(_difference(tuned["clip"], base["clip"]), 2),
-            "more": f"{_number(base['clip'], 2)} → {_number(tuned['clip'], 2)}",
-            "paper": "+0.05",
-        },
+        _tile(
+            "Aesthetic",
+            _signed(_difference(tuned["aesthetic"], base["aesthetic"])),
+            f"{_number(base['aesthetic'])} → {_number(tuned['aesthetic'])} of 10",
+            "+0.46",
+        ),
+        _tile("PickScore", _number(tuned["pickscore"], 1, " %"), "preferred to the base model", _number(57.78, 1, " %")),
+        _tile("MPS", _number(tuned["mps"], 1, " %"), "preferred to the base model", _number(52.48, 1, " %")),
+        _tile("CLIP", _signed(_difference(tuned["clip"], base["clip"])), f"{_number(base['clip'])} → {_number(tuned['clip'])}", "+0.05"),
     ]
     for key, name in (("finish", "Finish, by the judge"), ("finish_objects", "Finish, objects only")):
         part = evaluation["finish_gain"][key]
         if part is not None:
             way = f"{_number(base[key], 2)} → {_number(tuned[key], 2)}"
             more = f"of the way to the ceiling: {way} of {_number(evaluation['ceiling'][key], 2)}"
-            tiles.append({"name": name, "value": _number(100 * part, 0, " %"), "more": more, "paper": ""})
+            tiles.append(_tile(name, _number(100 * part, 0, " %"), more, ""))
     return tiles
+
+
+def _tile(name: str, value: str, more: str, paper: str) -> dict[str, str]:
+    return {"name": name, "value": value, "more": more, "paper": paper}
 
 
 # --- the paper's tables, filled with this run ---

@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from orchestrator.recipes.artaug import HeldOut, State
 from orchestrator.summary import preference, summarise
@@ -131,13 +132,13 @@ def test_only_wall_seconds_may_differ_and_no_folder_is_named() -> None:
     assert one["spec"]["evaluate"]["file"] == "held.txt"
 
 
-ANY = st.floats(allow_nan=True, allow_infinity=True, width=64)
+ANY = st.floats(-1e300, 1e300) | st.sampled_from((math.nan, math.inf, -math.inf))
 
 
 @settings(max_examples=60, deadline=None)
 @given(
     values=st.lists(ANY, min_size=8, max_size=8),
-    judged=st.none() | st.dictionaries(st.sampled_from(sorted(states.JUDGED)), st.dictionaries(st.sampled_from(("finish", "matched")), ANY)),
+    judged=st.none() | st.dictionaries(st.sampled_from(sorted(states.JUDGED)), st.dictionaries(st.sampled_from(("finish", "x")), ANY)),
     build=st.sampled_from((states.finished, states.at_once, states.no_gain, states.without_advice)),
 )
 def test_every_number_is_finite_or_null(values: list[float], judged: Any, build: Any) -> None:
@@ -147,7 +148,7 @@ def test_every_number_is_finite_or_null(values: list[float], judged: Any, build:
     samples = tuple(replace(one, cosine=values[0], scores_after=rows[0] if one.after else None) for one in first.samples)
     changed = replace(first, samples=samples)
     if changed.trial is not None:
-        trial = replace(changed.trial, compression={"error": values[1]}, heldout=HeldOut(("a", "b"), rows) if changed.trial.heldout else None)
-        changed = replace(changed, trial=trial)
+        heldout = HeldOut(("a", "b"), rows) if changed.trial.heldout else None
+        changed = replace(changed, trial=replace(changed.trial, compression={"error": values[1]}, heldout=heldout))
     state = replace(state, base=HeldOut(("a", "b"), rows), iterations=(changed, *state.iterations[1:]))
     json.dumps(_summary(state, judged), sort_keys=True, allow_nan=False)
