@@ -42,7 +42,7 @@ def figure4(iterations: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
         return [None if row[key] is None else scale * row[key] for row in iterations]
 
     return [
-        {"title": title, "svg": curves(steps, rows)}
+        {"title": title, "svg": curves(steps, rows, from_zero="%" in title)}
         for title, rows in (
             ("Aesthetic", {"X": series("aesthetic_before"), "X′": series("aesthetic_after")}),
             ("CLIP", {"X": series("clip_before"), "X′": series("clip_after")}),
@@ -68,8 +68,8 @@ def heldout_curves(figures: Mapping[str, Any]) -> list[dict[str, str]]:
     return charts
 
 
-def curves(steps: Sequence[int], rows: Mapping[str, Sequence[float | None]]) -> str:
-    """Lines over iterations, each named at its end; what was not measured is left out."""
+def curves(steps: Sequence[int], rows: Mapping[str, Sequence[float | None]], *, from_zero: bool = False) -> str:
+    """Lines over iterations, named where there are several; what was not measured is left out."""
 
     def draw(axes: Any) -> None:
         colours = [COOL, ACCENT] if len(rows) > 1 else [ACCENT]
@@ -79,6 +79,8 @@ def curves(steps: Sequence[int], rows: Mapping[str, Sequence[float | None]]) -> 
         axes.set_xticks(list(steps))
         axes.set_xlim(min(steps) - 0.35, max(steps) + 0.35)
         axes.margins(y=0.18)
+        if from_zero:
+            axes.set_ylim(bottom=0)
         axes.set_xlabel("iteration")
         axes.grid(axis="x", visible=False)
         if len(rows) > 1:

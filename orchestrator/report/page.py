@@ -44,7 +44,7 @@ def render(plan: Plan, state: State, artifacts: ArtifactStore, figures: Mapping[
     environment = Environment(
         loader=PackageLoader("orchestrator"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": _number, "signed": _signed, "clock": _clock}
+    environment.filters |= {"number": _number, "signed": _signed, "short": _short, "clock": _clock}
     iterations = figures["iterations"]
     return environment.get_template("report/page.html.j2").render(
         figures=figures,
@@ -175,6 +175,10 @@ def _tried(state: State, figures: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _number(value: float | None, digits: int = 2, unit: str = "") -> str:
     return "–" if value is None else f"{value:.{digits}f}{unit}".replace("-", "−").replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def _short(value: float | None) -> str:
+    return "–" if value is None else f"{value:g}"
 
 
 def _signed(value: float | None, digits: int = 2) -> str:
