@@ -12,9 +12,6 @@ from torch import Tensor
 
 from sfumato.errors import BrokenWeights
 
-# Seconds of work between two checkpoints; where writing one is slow, ten times as long as that takes.
-INTERVAL = 20.0
-SHARE = 10
 # Between the name of a fit and that of a tensor in it; in no module's name.
 MARK = "|"
 ANEW = "Delete it: the training starts anew."
@@ -23,7 +20,10 @@ State = Mapping[str, Tensor]
 
 
 class Checkpoint(Protocol):
-    """Keeps one blob for one training; who gives it deletes it when the training is stored."""
+    """Keeps one blob for one training; who gives it deletes it when the training is done."""
+
+    # Seconds of work between two saves; where one takes more than a second, so many times as long.
+    interval: float
 
     def load(self) -> bytes | None:
         """What was saved last, or None."""
@@ -41,20 +41,20 @@ class Journal:
     finished fits here passes through them without computing.
     """
 
-    def __init__(self, checkpoint: Checkpoint | None, interval: float = INTERVAL) -> None:
+    def __init__(self, checkpoint: Checkpoint | None) -> None:
         """Read the checkpoint, if there is one.
 
         Raises:
             BrokenWeights: it is not one of ours, or damaged.
         """
-        self._checkpoint, self._interval = checkpoint, interval
+        self._checkpoint = checkpoint
         self._fits: dict[str, State] = {}
         data = None if checkpoint is None else checkpoint.load()
         for key, tensor in ({} if data is None else _decode(data)).items():
             fit, _, name = key.partition(MARK)
             # Cloned: what is read lies unaligned in the blob, and products of unaligned numbers round otherwise.
             self._fits[fit] = {**self._fits.get(fit, {}), name: tensor.clone()}
-        self._due = time.monotonic() + interval
+        self._due = time.monotonic() + (0.0 if checkpoint is None else checkpoint.interval)
 
     def recall(self, fit: str) -> State | None:
         """Where the fit stood, or None if it never began."""
@@ -68,7 +68,7 @@ class Journal:
             tensors = {f"{name}{MARK}{key}": t.contiguous().cpu() for name, held in self._fits.items() for key, t in held.items()}
             self._checkpoint.save(save(tensors))
             ended = time.monotonic()
-            self._due = ended + max(self._interval, SHARE * (ended - started))
+            self._due = ended + self._checkpoint.interval * max(1.0, ended - started)
 
     def finish(self, fit: str, state: State) -> None:
         """Keep the end of a fit for the next checkpoint."""

@@ -9,7 +9,7 @@ RANKS = (4, 8, 16)
 # (t, epsilon) draws of a probe: fixed for a pair and a fit, the levels at the middles of equal quantiles.
 PROBES = 8
 # A fit has learnt its picture when what is left of the untrained probe loss is no more than this.
-LEARNT = 0.8
+LEARNT = 0.5
 # It has stopped learning when its last quarter brought no more than this share of all it brought.
 SETTLED = 0.15
 

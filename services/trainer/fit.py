@@ -202,7 +202,9 @@ class Fit:
         )
         under = None if self._under is None else self._under.pick(self.alive)
         self._use(self.phi.like(state, under))
-        self._generators = [torch.Generator().set_state(row) for row in state.get("generators", torch.empty(0))]
+        self._generators = [torch.Generator() for _ in self.alive]
+        for generator, row in zip(self._generators, state.get("generators", ()), strict=False):  # a finished fit keeps none
+            generator.set_state(row.clone())  # a view with an offset crashes PyTorch
         if "adam_steps" in state:
             moments = {
                 number: {"step": state["adam_steps"].clone(), "exp_avg": state[f"first.{key}"], "exp_avg_sq": state[f"second.{key}"]}

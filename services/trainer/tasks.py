@@ -84,12 +84,13 @@ def fuse(task: Task, artifacts: ArtifactStore) -> Output:
 HANDLERS = {"trainer.train": train, "trainer.average": average, "trainer.fuse": fuse}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StoredCheckpoint:
     """A training's checkpoint in the artifact store, under its task's id."""
 
     artifacts: ArtifactStore
     task_id: str
+    interval: float = 20.0
 
     @property
     def key(self) -> str:
