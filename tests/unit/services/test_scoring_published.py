@@ -96,7 +96,7 @@ def test_the_aesthetic_head_stands_on_the_named_clip_and_shares_its_one_look(tmp
     convert(tmp_path / "sac+logos+ava1-l14-linearMSE.pth", tmp_path / "head", "aesthetic")
     models = {"clip": str(tmp_path / "clip"), "aesthetic": str(tmp_path / "head")}
     with torch.no_grad():
-        seen = clip_model().get_image_features(pixel_values=pixels()).pooler_output  # pyright: ignore
+        seen: Any = clip_model().get_image_features(pixel_values=pixels()).pooler_output  # pyright: ignore
         expected = head(seen / seen.norm(dim=-1, keepdim=True))
     assert scores("aesthetic", models) == pytest.approx(expected.tolist(), abs=1e-4)
 
@@ -174,11 +174,11 @@ def test_shapes_alone_tell_the_published_clip() -> None:
     sight = {"hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 16, "num_hidden_layers": 32, "hidden_act": "gelu"}
     published = CLIPConfig(text_config=text, vision_config=sight | {"patch_size": 14, "image_size": 224}, projection_dim=1024)
     with torch.device("meta"):
-        told: Any = clip_config(CLIPModel(published).state_dict())
-    assert told.projection_dim == 1024
-    for mine, theirs in ((told.text_config, published.text_config), (told.vision_config, published.vision_config)):
-        different = {key for key, value in theirs.to_dict().items() if mine.to_dict()[key] != value}
-        assert different <= {"pad_token_id"}
+        told = clip_config(CLIPModel(published).state_dict()).to_dict()
+    expected = published.to_dict()
+    assert told["projection_dim"] == 1024
+    for part in ("text_config", "vision_config"):
+        assert {key for key, value in expected[part].items() if told[part][key] != value} <= {"pad_token_id"}
 
 
 # --- files that are not what they should be ---
