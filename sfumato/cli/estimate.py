@@ -130,15 +130,14 @@ def _missing(prompts: list[PromptFile]) -> list[str]:
 
 def _models(spec: RunSpec, here: Path, root: Path) -> list[Part]:
     """Every model of the run, the generator first; ``here`` is the spec's folder."""
+    _check_family(spec.model)
     generator = _part("model", spec.model, here, root / "generator" if spec.model == "vista" else None)
-    if generator.where in ("folder", "hub cache"):
-        _check_family(Path(spec.model) if Path(spec.model).is_dir() else cached(spec.model))
     seeing = _part("ground.model", spec.ground.model, here, root / "understanding" if spec.ground.model == "vista" else None)
     parts = [Part("generator", *_rest(generator)), Part("understanding", *_rest(seeing))]
     if spec.score.models:
         from services.scoring.loading import check_metrics
 
-        check_metrics(spec.score.metrics, spec.score.models)
+        check_metrics(spec.score.metrics, {str(metric): model for metric, model in spec.score.models.items()})
     for metric in sorted({"clip", *spec.score.metrics}):
         parts.append(_scorer(metric, spec, here, root))
     return parts
@@ -199,17 +198,21 @@ def _conversion(metric: str, folder: Path) -> str:
     return f"score.{metric}: fetch {source}, then: sfumato convert {source.split()[0]} {folder} --as {metric}"
 
 
-def _check_family(folder: Path | None) -> None:
-    """Refuse a pipeline that no family knows.
+def _check_family(reference: str) -> None:
+    """Refuse a pipeline that is here and that no family knows.
 
     Raises:
         InvalidInput: its class is unknown.
         MissingWeights: the folder holds no pipeline.
     """
+    here = reference != "vista" and (Path(reference).is_dir() or is_hub_name(reference))
+    folder = cached(reference) if here else None
+    if folder is None:
+        return
     from sfumato.diffusion.families import FAMILIES, SUPPORTED
 
-    index = folder / "model_index.json" if folder is not None else None
-    if index is None or not index.is_file():
+    index = folder / "model_index.json"
+    if not index.is_file():
         raise MissingWeights(f"{folder} holds no diffusers pipeline.", hint="Give the folder that contains model_index.json.")
     name = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
     if name not in {pipeline.__name__ for pipeline in FAMILIES}:

@@ -36,12 +36,12 @@ def _blocks(picture: Image, columns: int, lines: int, regions: Sequence[Region])
     small = resize(picture, across, down).copy()
     for number, region in enumerate(regions):
         _outline(small, region, across / width, down / height, COLOURS[number % len(COLOURS)])
-    text = Text(no_wrap=True, end="")
+    rows = []
     for row in range(0, down, 2):
+        rows.append(Text())
         for upper, lower in zip(small[row], small[row + 1], strict=True):
-            text.append(UPPER, Style(color=Color.from_rgb(*upper), bgcolor=Color.from_rgb(*lower)))
-        text.append("\n")
-    return text
+            rows[-1].append(UPPER, Style(color=Color.from_rgb(*upper), bgcolor=Color.from_rgb(*lower)))
+    return Text("\n", no_wrap=True).join(rows)
 
 
 def _outline(picture: Image, region: Region, across: float, down: float, colour: str) -> None:

@@ -152,7 +152,7 @@ class _Review:
             said = self._answer()
             if said is None:
                 break
-            if said == "skip":
+            if isinstance(said, str):
                 continue
             accepted, reason = said
             stored = answer(pair.task, self.artifacts, accepted, reason).values[0]
