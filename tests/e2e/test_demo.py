@@ -24,7 +24,11 @@ train: {{pairs: 2, steps_before: 6, steps_after: 6, together: 1}}
 fuse: {{alpha: [1.0, 2.0], rank: 8, clip_loss: 100}}
 stop: {{max_iterations: 2, min_pairs: 1}}
 tune: {{file: {root}/configs/prompts/vista-tune.txt, count: 4, seed: 500000}}
-evaluate: {{file: {root}/configs/prompts/vista-held-out.txt, ceiling: {root}/configs/prompts/vista-held-out-aesthetic.txt, count: 4, seed: 900000}}
+evaluate:
+  file: {root}/configs/prompts/vista-held-out.txt
+  ceiling: {root}/configs/prompts/vista-held-out-aesthetic.txt
+  count: 4
+  seed: 900000
 compare: true
 """
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
