@@ -125,8 +125,8 @@ class RunProgress:
         if path is self._first:
             write_png(picture, self._first)
         if path is self._first or self._shown is None:
-            what = "first pair" if path is self._first else "latest pair"
-            self._say(f"{what}: {path}  ({sample.prompt})")
+            what = f"first pair: {path}  (from now on, {self._latest.name} beside it)" if path is self._first else f"latest pair: {path}"
+            self._say(f"{what}  {sample.prompt}")
         self._shown = sample
 
     def _drawn(self, sample: Sample) -> Image:
