@@ -159,18 +159,17 @@ def _train_pack(
         rows = [row for row, index in enumerate(first.alive) if rank == _ranks(settings)[-1] or first.probes(index).converged()]
         chosen = [todo[first.alive[row]] for row in rows]
         history = {number: first.losses[first.alive[row]] for row, number in zip(rows, chosen, strict=True)}
-        last = first
+        kept = [(number, first.phi, row) for number, row in zip(chosen, rows, strict=True)]
         if not naive and chosen:
-            last = Fit(problem, [lines[number].after for number in chosen], rank, settings.steps_after, first.phi.pick(rows))
-            last.run(journal, f"{name}, rank {rank}, second")
-            results |= {number: _diverged(lines[number].pair, fate) for number, fate in zip(chosen, last.fates, strict=True) if fate}
-            probes |= {chosen[index]: (*probes[chosen[index]], last.probes(index)) for index in last.alive}
-            history |= {chosen[index]: history[chosen[index]] + last.losses[index] for index in last.alive}
-        for row, index in enumerate(last.alive):
-            number = todo[index] if naive else chosen[index]
-            if number in history:
-                adapter = _adapter(last.phi, row, lines[number].pair, settings)
-                results[number] = TrainedPair(adapter, rank, tuple(history[number]), probes[number])
+            second = Fit(problem, [lines[number].after for number in chosen], rank, settings.steps_after, first.phi.pick(rows))
+            second.run(journal, f"{name}, rank {rank}, second")
+            results |= {number: _diverged(lines[number].pair, fate) for number, fate in zip(chosen, second.fates, strict=True) if fate}
+            probes |= {chosen[index]: (*probes[chosen[index]], second.probes(index)) for index in second.alive}
+            history |= {chosen[index]: history[chosen[index]] + second.losses[index] for index in second.alive}
+            kept = [(chosen[index], second.phi, row) for row, index in enumerate(second.alive)]
+        for number, phi, row in kept:
+            adapter = _adapter(phi, row, lines[number].pair, settings)
+            results[number] = TrainedPair(adapter, rank, tuple(history[number]), probes[number])
     return [results[number] for number in range(len(lines))]
 
 
