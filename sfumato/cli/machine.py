@@ -21,7 +21,7 @@ def local_services(plan: Plan, folder: Path, settings: Settings) -> dict[str, Lo
         from sfumato.cli.companion import BackgroundVlm
         from sfumato.cli.vlm import served_model
 
-        model = served_model(plan.spec.ground.profile, Path(plan.models["understanding"].path))
+        model = served_model(plan.spec.ground.profile, plan.models["understanding"].path, settings.vlm_gpus)
         companion = BackgroundVlm(model, folder / "vllm.log", settings.threads)
         server = companion.environment
     return {

@@ -25,6 +25,8 @@ class Settings(BaseSettings):
     threads: int = Field(default=1, ge=1, le=256)
     # An OpenAI-compatible VLM server that already runs; empty: a run starts its own.
     vlm_url: str = ""
+    # GPUs over which a server that is started here spreads a large model.
+    vlm_gpus: int = Field(default=1, ge=1, le=64)
     # Its key, where it wants one; never shown. A server that is started here asks for the same.
     vlm_api_key: SecretStr = SecretStr("")
     # Seconds a question to it may take: a large model writes a long answer for a minute or two.

@@ -127,7 +127,7 @@ CONVERTED: Mapping[str, int] = {
     # LAION's linear head on CLIP ViT-L/14: 768 -> 1024 -> 128 -> 64 -> 16 -> 1 (improved-aesthetic-predictor, sac+logos+ava1-l14).
     "aesthetic": 768 * 1024 + 1024 + 1024 * 128 + 128 + 128 * 64 + 64 + 64 * 16 + 16 + 16 + 1,
     # MPS: a CLIP ViT-H/14 and one cross attention of width 1024 on it (MPS, trainer/models/cross_modeling.py).
-    "mps": 986_109_441 + 8_401_922,
+    "mps": 986_109_441 + 118_497_280,
     # HPS v2.1: a CLIP ViT-H/14.
     "hpsv2": 986_109_441,
 }

@@ -147,8 +147,11 @@ def rate(plan: Plan, state: State) -> list[Task]:
     """Aesthetic and CLIP score of all of them."""
     if plan.spec.tune is None or state.trial is None:
         return []
-    rows = [(prompt, picture) for c in state.trial.candidates for prompt, picture in zip(plan.prompts.tune, c.pictures, strict=True)]
-    return [score(plan, "choose", part, ("aesthetic", "clip")) for part in chunks(rows, plan.spec.batch)]
+    return [
+        score(plan, "choose", part, ("aesthetic", "clip"))
+        for candidate in state.trial.candidates
+        for part in chunks(list(zip(plan.prompts.tune, candidate.pictures, strict=True)), plan.spec.batch)
+    ]
 
 
 def choose(plan: Plan, state: State, done: list[Manifest]) -> State:
