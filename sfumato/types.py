@@ -26,7 +26,11 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """One picture to paint. Sizes in pixels; ``guidance_scale`` is the model's embedded or classifier-free guidance."""
+    """One picture to paint. Sizes in pixels; ``guidance_scale`` is the model's embedded or classifier-free guidance.
+
+    The regions act in the first ``regional_steps`` of the schedule (1: all of it, as in the paper). ``soft_edges`` is the width in
+    pixels over which a region's edges fade (0: binary masks, as in the paper; next to nothing: the bare coverage of latent cells).
+    """
 
     prompt: str
     seed: int
@@ -35,3 +39,5 @@ class GenerateRequest:
     steps: int = 20
     guidance_scale: float = 1.0
     regions: tuple[Region, ...] = ()
+    regional_steps: float = 1.0
+    soft_edges: float = 0.0

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 
+from sfumato.diffusion.budget import RowBudget
 from sfumato.diffusion.families import family_of
 from sfumato.diffusion.limits import ModelLimits
 from sfumato.diffusion.loading import load_pipeline
@@ -25,9 +26,14 @@ __all__ = ["GeneratorEngine", "GeneratorSettings", "Picture", "load_generator"]
 
 @dataclass(frozen=True, slots=True)
 class GeneratorSettings:
-    """How the generator uses its machine; ``max_batch`` rows (pictures and region branches) go through one forward."""
+    """How the generator uses its machine.
+
+    At most ``max_batch`` rows (pictures, unconditional and region branches) go through one forward, fewer where they would need
+    more than ``memory`` bytes beside the weights; ``None`` is no limit. The count comes from shapes, never from what is free.
+    """
 
     max_batch: int = 16
+    memory: int | None = None
 
 
 class GeneratorEngine:
@@ -37,6 +43,7 @@ class GeneratorEngine:
         self.pipeline = pipeline
         self.settings = settings or GeneratorSettings()
         self._family = family_of(pipeline)
+        self._budget = RowBudget(self._family, self.settings.max_batch, self.settings.memory)
         self._fuser = Fuser(self._family.denoiser)
         self._lock = threading.Lock()
 
@@ -58,7 +65,7 @@ class GeneratorEngine:
             InvalidInput: naming the field of the first request the model cannot serve; nothing was painted then.
         """
         with self._lock:
-            return paint(self._family, requests, max_batch=self.settings.max_batch, on_step=on_step)
+            return paint(self._family, requests, self._budget, on_step)
 
     def set_adapter(self, adapter: Adapter | None, scale: float = 1.0) -> None:
         """From the next picture on, paint with ``theta + scale * adapter``, fused from the pristine weights.

@@ -19,7 +19,8 @@ from sfumato.types import GenerateRequest, Region
 def paint(task: Task, artifacts: ArtifactStore) -> Output:
     """Paint every item; files ``<i>.png`` and ``<i>.safetensors`` (``latents``), no values.
 
-    ``params.adapter`` is the SHA-256 of a LoRA that is fused first, or empty for the base model.
+    ``params.adapter`` is the SHA-256 of a LoRA that is fused first, or empty for the base model. ``params.regional_steps`` and
+    ``params.soft_edges`` may be left out; see `GenerateRequest`.
     """
     engine = _engine(task.model_path)
     params = task.params
@@ -33,6 +34,8 @@ def paint(task: Task, artifacts: ArtifactStore) -> Output:
             steps=params["steps"],
             guidance_scale=params["guidance"],
             regions=tuple(Region(region["prompt"], tuple(region["box"])) for region in item["regions"]),
+            regional_steps=params.get("regional_steps", 1.0),
+            soft_edges=params.get("soft_edges", 0.0),
         )
         for item in task.items
     ]

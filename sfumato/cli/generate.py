@@ -22,6 +22,8 @@ def generate(
     width: Annotated[int | None, typer.Option(help="Pixels (default: the model's).")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels (default: the model's).")] = None,
     regions: Annotated[str, typer.Option(help='Advice as JSON or a file of it: [{"bbox": [x1, y1, x2, y2], "prompt": "..."}].')] = "",
+    regional_steps: Annotated[float, typer.Option(help="The share of the steps, from the first, in which the advice acts.")] = 1.0,
+    soft_edges: Annotated[float, typer.Option(help="Pixels over which the edges of advice fade; 0 is a hard edge.")] = 0.0,
     model: Annotated[str, typer.Option(help="vista, or the folder of a diffusers pipeline.")] = "vista",
     adapter: Annotated[Path | None, typer.Option(help="A LoRA to fuse first, such as runs/ID/adapter.safetensors.")] = None,
     scale: Annotated[float, typer.Option(help="The LoRA's weight.")] = 1.0,
@@ -56,6 +58,8 @@ def generate(
         steps=limits.default_steps if steps is None else steps,
         guidance_scale=limits.default_guidance if guidance is None else guidance,
         regions=advice,
+        regional_steps=regional_steps,
+        soft_edges=soft_edges,
     )
     if adapter is not None:
         engine.set_adapter(load(adapter), scale)
@@ -110,6 +114,8 @@ def _parameters(request: GenerateRequest, model: str) -> dict[str, Any]:
         "steps": request.steps,
         "guidance": request.guidance_scale,
         "regions": [{"bbox": list(region.box), "prompt": region.prompt} for region in request.regions],
+        "regional_steps": request.regional_steps,
+        "soft_edges": request.soft_edges,
         "model": model,
     }
 

@@ -36,7 +36,7 @@ def check_request(request: GenerateRequest, limits: ModelLimits, count_tokens: C
 
     Raises:
         InvalidInput: naming the field: ``prompt``, ``width``, ``height``, ``steps``, ``guidance_scale``, ``seed``,
-            ``regions``, ``regions[i].prompt`` or ``regions[i].box``.
+            ``regional_steps``, ``soft_edges``, ``regions``, ``regions[i].prompt`` or ``regions[i].box``.
     """
     _check_prompt("prompt", request.prompt, limits, count_tokens)
     _check_size("width", request.width, limits)
@@ -49,6 +49,10 @@ def check_request(request: GenerateRequest, limits: ModelLimits, count_tokens: C
         raise InvalidInput("guidance_scale", f"{request.guidance_scale:g} {allowed}.")
     if not 0 <= request.seed <= MAX_SEED:
         raise InvalidInput("seed", f"{request.seed} is not in 0..2^63-1.")
+    if not 0 <= request.regional_steps <= 1:
+        raise InvalidInput("regional_steps", f"{request.regional_steps:g} is not in 0..1.", hint="It is a share of the schedule.")
+    if not 0 <= request.soft_edges <= max(request.width, request.height):
+        raise InvalidInput("soft_edges", f"{request.soft_edges:g} is not in 0..{max(request.width, request.height)} pixels.")
     if len(request.regions) > limits.max_regions:
         raise InvalidInput("regions", f"{len(request.regions)} are more than the {limits.max_regions} allowed.")
     for index, region in enumerate(request.regions):

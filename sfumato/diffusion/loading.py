@@ -8,14 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline, FluxPipeline
+from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
+from sfumato.diffusion.families import FAMILIES, SUPPORTED
 from sfumato.errors import BrokenWeights, MissingWeights
 
-CLASSES: dict[str, type[DiffusionPipeline]] = {"FluxPipeline": FluxPipeline}
+CLASSES = {pipeline.__name__: pipeline for pipeline in FAMILIES}
 
 
 def load_pipeline(path: Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> DiffusionPipeline:
@@ -28,17 +29,17 @@ def load_pipeline(path: Path, *, dtype: torch.dtype = torch.float32, device: str
     index = Path(path) / "model_index.json"
     if not index.is_file():
         raise MissingWeights(f"{path} holds no diffusers pipeline.", hint="Give the folder that contains model_index.json.")
+    name, absent = _read_index(index)
     try:
-        name = json.loads(index.read_text())["_class_name"]
-        if name not in CLASSES:
-            raise BrokenWeights(f"{path} holds a {name}, which is not supported.", hint=f"Supported: {', '.join(CLASSES)}.")
         _check_files(Path(path))
         with _quiet():
-            pipeline = CLASSES[name].from_pretrained(path, dtype=dtype, local_files_only=True, use_safetensors=True)
-    except (json.JSONDecodeError, KeyError, SafetensorError) as error:
-        raise BrokenWeights(f"{path} cannot be read: {error}.", hint="Fetch the model again.") from error
+            pipeline = CLASSES[name].from_pretrained(path, dtype=dtype, local_files_only=True, use_safetensors=True, **absent)
+    except BrokenWeights:
+        raise
     except OSError as error:
         raise MissingWeights(f"{path} is not complete: {error}.", hint="Fetch the model again.") from error
+    except Exception as error:  # the libraries raise nearly anything on a damaged file
+        raise BrokenWeights(f"{path} cannot be read: {error}.", hint="Fetch the model again.") from error
     pipeline.set_progress_bar_config(disable=True)
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
@@ -46,8 +47,25 @@ def load_pipeline(path: Path, *, dtype: torch.dtype = torch.float32, device: str
     return pipeline.to(device)
 
 
+def _read_index(index: Path) -> tuple[str, dict[str, None]]:
+    """The pipeline's class, one of `CLASSES`, and the parts it was saved without (SD3's T5), which must be said again."""
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+        name = content["_class_name"]
+    except (ValueError, TypeError, LookupError) as error:
+        raise BrokenWeights(f"{index} is no index of a diffusers pipeline.", hint="Fetch the model again.") from error
+    if name not in list(CLASSES):
+        raise BrokenWeights(f"{index.parent} holds a {name}, which is not supported.", hint=f"Supported: {SUPPORTED}.")
+    return name, {part: None for part, origin in content.items() if origin == [None, None]}
+
+
 def _check_files(folder: Path) -> None:
-    """Read every weight file's header, so that a damaged file is not taken for a missing one."""
+    """Read every configuration and every weight file's header, so that a damaged file is not taken for a missing one."""
+    for file in sorted(folder.glob("*/*.json")):
+        try:
+            json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise BrokenWeights(f"{file} is damaged: {error}.", hint="Fetch the model again.") from error
     for file in sorted(folder.rglob("*.safetensors")):
         try:
             with safe_open(file, framework="pt"):

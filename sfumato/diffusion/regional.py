@@ -1,14 +1,16 @@
 """Regional averaging (ArtAug section 3.1) as a hook on the denoiser of an unmodified pipeline.
 
-At every step, element by element in latent space::
+At every step, element by element in latent space, on whatever the model predicts (noise or velocity)::
 
-    velocity = (v(P) + sum_i v(P_i) * M_i) / (1 + sum_i M_i)
+    prediction = (f(P) + sum_i f(P_i) * M_i) / (1 + sum_i M_i)
 
-The branches of all samples of a batch go through the denoiser together: one forward where the paper counts n + 1.
+The branches of all samples of a batch go through the denoiser together: one forward where the paper counts n + 1. With
+classifier-free guidance the prompt's prediction is mixed, and the one unconditional branch is shared.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -26,55 +28,68 @@ HOOK = "sfumato_regional_average"
 
 @dataclass(frozen=True, slots=True)
 class Branches:
-    """The region branches of one batch of ``samples`` pictures.
+    """The region branches of one batch of ``samples`` pictures; shapes in the layout of the family's latents.
 
-    ``owner[r]`` is the sample that branch ``r`` belongs to; ``conditions`` holds the text arguments of the denoiser's forward,
-    ``[branches, ...]``; ``masks`` is ``[branches, tokens, channels]``; ``prompt_weight`` is ``[samples, tokens, channels]``:
-    one, plus the masks of regions that repeat the sample's own prompt.
+    ``owner[r]`` is the sample that branch ``r`` belongs to, ``until[r]`` the share of the schedule in which it acts;
+    ``conditions`` holds the text arguments of the denoiser's forward, ``[branches, ...]``; ``masks`` is ``[branches, ...]``;
+    ``prompt_weight`` is ``[samples, ...]``: one, plus the masks of regions that repeat the sample's own prompt.
     """
 
     owner: tuple[int, ...]
+    until: tuple[float, ...]
     conditions: dict[str, Tensor]
     masks: Tensor
     prompt_weight: Tensor
 
-    def average(self, prompt: Tensor, regions: Tensor) -> Tensor:
-        """The formula above for ``prompt`` ``[samples, tokens, channels]`` and ``regions`` ``[branches, tokens, channels]``."""
-        total = self.prompt_weight.to(prompt.device).clone()
-        mixed = prompt.float() * total
-        masks = self.masks.to(prompt.device)
-        for branch, sample in enumerate(self.owner):  # a fixed order, unlike index_add on a GPU
-            mixed[sample] += regions[branch].float() * masks[branch]
-            total[sample] += masks[branch]
-        return (mixed / total).to(prompt.dtype)
+    def active(self, progress: float) -> list[int]:
+        """The branches that act when ``progress`` of the schedule is done."""
+        return [branch for branch, until in enumerate(self.until) if progress < until]
+
+    def average(self, prompt: Tensor, regions: Tensor, active: Sequence[int]) -> Tensor:
+        """The formula above for ``prompt`` ``[samples, ...]`` and the predictions ``regions`` of the ``active`` branches.
+
+        A sample without an active branch keeps its prompt's prediction bit for bit.
+        """
+        precision = torch.promote_types(prompt.dtype, torch.float32)
+        mixed = prompt.clone()
+        for sample in sorted({self.owner[branch] for branch in active}):
+            below = self.prompt_weight[sample].to(prompt.device, precision)
+            above = prompt[sample].to(precision) * below
+            for row, branch in enumerate(active):  # a fixed order, unlike index_add on a GPU
+                if self.owner[branch] == sample:
+                    mask = self.masks[branch].to(prompt.device, precision)
+                    above = above + regions[row].to(precision) * mask
+                    below = below + mask
+            mixed[sample] = (above / below).to(prompt.dtype)
+        return mixed
 
 
 def plan_branches(requests: Sequence[GenerateRequest], family: Family) -> Branches | None:
-    """Encode the region prompts of a batch once and lay out its branches; ``None`` when there is no region at all.
+    """Encode the region prompts of a batch once and lay out its branches; ``None`` when it needs none.
 
-    Regions of one picture that share a prompt share a branch, and those that repeat its own prompt need none: the formula
-    is linear in the masks, so this saves forwards and changes nothing.
+    Regions of one picture that share a prompt share a branch, and those that repeat its own prompt only weigh it more: the
+    formula is linear in the masks, so this saves forwards and changes nothing.
     """
-    shape = family.mask((0, 0, requests[0].width, requests[0].height), requests[0].width, requests[0].height).shape
-    weight = torch.ones(len(requests), *shape)
+    width, height = requests[0].width, requests[0].height
+    weight = torch.ones(len(requests), *family.mask((0, 0, width, height), width, height).shape)
     masks: dict[tuple[int, str], Tensor] = {}
     for sample, request in enumerate(requests):
-        for region in request.regions:
-            mask = family.mask(region.box, request.width, request.height)
+        for region in request.regions if request.regional_steps > 0 else ():
+            mask = family.mask(region.box, width, height, request.soft_edges)
             if region.prompt == request.prompt:
                 weight[sample] += mask
             else:
                 key = (sample, region.prompt)
                 masks[key] = masks[key] + mask if key in masks else mask
-    if not masks and bool((weight == 1).all()):
+    if not masks:
         return None
     texts = sorted({prompt for _, prompt in masks})
     rows = torch.tensor([texts.index(prompt) for _, prompt in masks], dtype=torch.long)
-    encoded = family.encode(texts) if texts else {}
     return Branches(
         owner=tuple(sample for sample, _ in masks),
-        conditions={name: tensor[rows.to(tensor.device)] for name, tensor in encoded.items()},
-        masks=torch.stack(list(masks.values())) if masks else torch.zeros(0, *shape),
+        until=tuple(requests[sample].regional_steps for sample, _ in masks),
+        conditions={name: tensor[rows.to(tensor.device)] for name, tensor in family.encode(texts).items()},
+        masks=torch.stack(list(masks.values())),
         prompt_weight=weight,
     )
 
@@ -82,64 +97,93 @@ def plan_branches(requests: Sequence[GenerateRequest], family: Family) -> Branch
 class RegionalAverage(ModelHook):
     """Replaces the denoiser's forward by the forwards of all branches and their average.
 
-    ``per_sample`` names the forward's arguments with a row per sample; at most ``max_batch`` rows go in one forward.
+    Rows are, in this order: the unconditional ones if there is classifier-free guidance, one for each of ``samples``, one for each
+    active branch. At most ``max_rows`` go through the denoiser at once. ``per_sample`` names the forward's arguments with a row per
+    sample, latents first; a dictionary among the arguments (SDXL's added conditions) is looked into.
     """
 
-    def __init__(self, branches: Branches, per_sample: Sequence[str], max_batch: int) -> None:
+    def __init__(self, branches: Branches | None, samples: int, per_sample: Sequence[str], max_rows: int) -> None:
         super().__init__()
-        self.branches = branches
+        self.branches, self.samples, self.max_rows = branches, samples, max_rows
         self.per_sample = tuple(per_sample)
-        self.max_batch = max_batch
+        # The share of the schedule that is done, told by whoever watches the pipeline's steps.
+        self.progress = 0.0
 
-    def new_forward(self, module: nn.Module, **kwargs: Any) -> Any:
-        """Forward all rows (first every sample's own prompt, then the branches), average, return as the denoiser does."""
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Forward all rows, average those of the prompts, answer as the denoiser does."""
         forward: Any = self.fn_ref.original_forward
-        branches = self.branches
-        if not branches.owner:
-            output = forward(**kwargs)
-            return self._replace(output, branches.average(output[0], output[0][:0]))
-        rows = self._rows(kwargs)
-        samples = kwargs["hidden_states"].shape[0]
-        count = samples + len(branches.owner)
+        arguments = dict(inspect.signature(type(module).forward).bind(module, *args, **kwargs).arguments)
+        del arguments["self"]
+        active = [] if self.branches is None else self.branches.active(self.progress)
+        # Skip-layer guidance (SD3) asks for the prompt's prediction by a weaker model: not an own branch, nothing to mix.
+        if arguments.get("skip_layers") is not None:
+            return forward(**arguments)
+        flat, nested = _flatten(arguments)
+        count = len(flat[self.per_sample[0]])
+        if not active and count <= self.max_rows:
+            return forward(**arguments)
+        rows = self._rows(flat, count, active)
         outputs = []
-        for start in range(0, count, self.max_batch):
-            part = {name: tensor[start : start + self.max_batch] for name, tensor in rows.items()}
-            with self._cache_context(module, start, count):
-                outputs.append(forward(**{**kwargs, **part}))
-        velocity = torch.cat([output[0] for output in outputs])
-        return self._replace(outputs[0], branches.average(velocity[:samples], velocity[samples:]))
+        for start in range(0, count + len(active), self.max_rows):
+            part = {name: tensor[start : start + self.max_rows] for name, tensor in rows.items()}
+            with _cache_context(module, f"regional_{start}"):
+                outputs.append(forward(**_unflatten(flat | part, nested)))
+        prediction = torch.cat([output[0] for output in outputs])
+        if self.branches is not None and active:
+            first = count - self.samples  # the unconditional rows stay as they are
+            mixed = self.branches.average(prediction[first:count], prediction[count:], active)
+            prediction = torch.cat([prediction[:first], mixed])
+        return (prediction,) if isinstance(outputs[0], tuple) else type(outputs[0])(sample=prediction)
 
-    def _rows(self, kwargs: dict[str, Any]) -> dict[str, Tensor]:
-        """Every argument that differs between rows: per-sample ones repeated for the branches, texts put after the prompts'."""
-        rows = {}
-        for name in self.per_sample:
-            value = kwargs.get(name)
-            if value is not None:
-                owner = torch.tensor(self.branches.owner, device=value.device)
-                rows[name] = torch.cat([value, value[owner]])
-        for name, text in self.branches.conditions.items():
-            rows[name] = torch.cat([kwargs[name], text.to(kwargs[name])])
+    def _rows(self, flat: dict[str, Any], count: int, active: Sequence[int]) -> dict[str, Tensor]:
+        """Every argument with a row per sample; below it the branches' rows: their own texts, the rest repeated from their samples."""
+        rows = {name: flat[name] for name in self.per_sample if isinstance(flat.get(name), Tensor) and flat[name].ndim > 0}
+        if self.branches is None or not active:
+            return rows
+        owners = torch.tensor([count - self.samples + self.branches.owner[branch] for branch in active])
+        chosen = torch.tensor(active)
+        for name, value in rows.items():
+            text = self.branches.conditions.get(name)
+            below = value[owners.to(value.device)] if text is None else text[chosen.to(text.device)].to(value)
+            rows[name] = torch.cat([value, below])
         return rows
 
-    def _cache_context(self, module: nn.Module, start: int, count: int) -> Any:
-        """Caches between steps (diffusers' feature caches) must not mix chunks: each gets a context of its own."""
-        context = getattr(module, "cache_context", None)
-        return nullcontext() if context is None or count <= self.max_batch else context(f"regional_{start}")
 
-    @staticmethod
-    def _replace(output: Any, velocity: Tensor) -> Any:
-        return (velocity,) if isinstance(output, tuple) else type(output)(sample=velocity)
+def _flatten(arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, tuple[str, ...]]]:
+    """Arguments with the entries of dictionaries beside them, and which entries came from which dictionary."""
+    nested = {name: tuple(value) for name, value in arguments.items() if isinstance(value, dict)}
+    flat = {name: value for name, value in arguments.items() if name not in nested}
+    for name in nested:
+        flat |= arguments[name]
+    return flat, nested
+
+
+def _unflatten(flat: dict[str, Any], nested: dict[str, tuple[str, ...]]) -> dict[str, Any]:
+    """The inverse of `_flatten`."""
+    inner = {entry for entries in nested.values() for entry in entries}
+    arguments = {name: value for name, value in flat.items() if name not in inner}
+    return arguments | {name: {entry: flat[entry] for entry in entries} for name, entries in nested.items()}
+
+
+def _cache_context(module: nn.Module, name: str) -> Any:
+    """Caches between steps (diffusers' feature caches) must not mix chunks, nor steps with and without advice."""
+    context = getattr(module, "cache_context", None)
+    return nullcontext() if context is None else context(name)
 
 
 @contextmanager
-def regional_average(family: Family, branches: Branches | None, max_batch: int) -> Iterator[None]:
-    """While open, the family's denoiser answers with the regional average. Without branches nothing is touched."""
-    if branches is None:
-        yield
+def regional_average(family: Family, branches: Branches | None, samples: int, rows: int, max_rows: int) -> Iterator[RegionalAverage | None]:
+    """While open, the family's denoiser answers with the regional average, at most ``max_rows`` rows a forward.
+
+    ``rows`` is what the pipeline itself will ask for at once. Where there are no branches and that fits, nothing is touched.
+    """
+    if branches is None and rows <= max_rows:
+        yield None
         return
     registry = HookRegistry.check_if_exists_or_initialize(family.denoiser)
-    registry.register_hook(RegionalAverage(branches, family.per_sample, max_batch), HOOK)
+    hook = RegionalAverage(branches, samples, family.per_sample, max_rows)
+    registry.register_hook(hook, HOOK)
     try:
-        yield
+        yield hook
     finally:
         registry.remove_hook(HOOK, recurse=False)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from sfumato.diffusion.budget import RowBudget
 from sfumato.diffusion.families.family import Family
 from sfumato.diffusion.limits import check_request
 from sfumato.diffusion.regional import plan_branches, regional_average
@@ -15,7 +16,7 @@ from sfumato.types import GenerateRequest, Image
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:
-    """A painted picture, the packed latents ``[tokens, channels]`` it was decoded from, and its seed."""
+    """A painted picture, the latents (in the family's layout) it was decoded from, and its seed."""
 
     image: Image
     latents: Tensor
@@ -25,8 +26,7 @@ class Picture:
 def paint(
     family: Family,
     requests: Sequence[GenerateRequest],
-    *,
-    max_batch: int,
+    budget: RowBudget,
     on_step: Callable[[int, int], None] | None = None,
 ) -> list[Picture]:
     """Paint every request, in order; those that differ only in prompt, seed and regions share forwards.
@@ -34,7 +34,7 @@ def paint(
     Args:
         family: the model.
         requests: any mixture of sizes, steps, guidance and numbers of regions.
-        max_batch: rows (pictures and region branches) in one forward at most.
+        budget: rows (pictures, unconditional and region branches) in one forward at most.
         on_step: told ``(steps done, steps in all)`` over all batches.
 
     Raises:
@@ -42,31 +42,61 @@ def paint(
     """
     for request in requests:
         check_request(request, family.limits, family.count_tokens)
-    batches = cut_batches(requests, max_batch)
-    total = sum(requests[batch[0]].steps for batch in batches)
-    done = 0
-
-    def step_ended() -> None:
-        nonlocal done
-        done += 1
-        if on_step is not None:
-            on_step(done, total)
-
+    batches = cut_batches(requests, lambda first: budget.rows(first.width, first.height) // family.rows_per_sample(first.guidance_scale))
+    progress = _Progress(sum(requests[batch[0]].steps for batch in batches), on_step)
     pictures: dict[int, Picture] = {}
     for batch in batches:
         members = [requests[index] for index in batch]
-        branches = plan_branches(members, family)
-        with regional_average(family, branches, max_batch):
-            latents = family.paint(members, step_ended)
-        images = family.decode(latents, members[0].width, members[0].height)
-        for index, member, image, final in zip(batch, members, images, latents, strict=True):
-            pictures[index] = Picture(image=image, latents=final.detach().cpu(), seed=member.seed)
+        latents = _denoise(family, members, budget, progress)
+        for index, image, final in zip(batch, _decode(family, latents, members[0], budget), latents, strict=True):
+            pictures[index] = Picture(image=image, latents=final.detach().cpu(), seed=requests[index].seed)
     return [pictures[index] for index in range(len(requests))]
 
 
-def cut_batches(requests: Sequence[GenerateRequest], max_batch: int) -> list[list[int]]:
-    """Indices of the requests that share one pipeline call: same size, steps and guidance, at most ``max_batch``."""
+def cut_batches(requests: Sequence[GenerateRequest], most: Callable[[GenerateRequest], int]) -> list[list[int]]:
+    """Indices of the requests that share one pipeline call: same size, steps and guidance, at most ``most(one of them)``."""
     groups: dict[tuple[int, int, int, float], list[int]] = {}
     for index, request in enumerate(requests):
         groups.setdefault((request.width, request.height, request.steps, request.guidance_scale), []).append(index)
-    return [group[start : start + max_batch] for group in groups.values() for start in range(0, len(group), max_batch)]
+    batches = []
+    for group in groups.values():
+        size = max(1, most(requests[group[0]]))
+        batches += [group[start : start + size] for start in range(0, len(group), size)]
+    return batches
+
+
+class _Progress:
+    """Steps over all batches; schedulers may take more of them than were asked for, ``on_step`` is told those asked for."""
+
+    def __init__(self, total: int, on_step: Callable[[int, int], None] | None) -> None:
+        self.total, self.on_step = total, on_step
+        self.before = self.told = 0
+
+    def step_ended(self, done: int, count: int, steps: int) -> None:
+        """``done`` of the scheduler's ``count`` steps of a batch that asked for ``steps``."""
+        now = self.before + done * steps // count
+        if now > self.told and self.on_step is not None:
+            self.on_step(now, self.total)
+        self.told = now
+        if done == count:
+            self.before = now
+
+
+def _denoise(family: Family, members: Sequence[GenerateRequest], budget: RowBudget, progress: _Progress) -> Tensor:
+    """Final latents ``[members, ...]`` of one batch."""
+    first = members[0]
+    rows = len(members) * family.rows_per_sample(first.guidance_scale)
+    branches = plan_branches(members, family)
+    with regional_average(family, branches, len(members), rows, budget.rows(first.width, first.height)) as hook:
+
+        def step_ended(done: int, count: int) -> None:
+            if hook is not None:
+                hook.progress = done / count
+            progress.step_ended(done, count, first.steps)
+
+        return family.paint(members, step_ended)
+
+
+def _decode(family: Family, latents: Tensor, size: GenerateRequest, budget: RowBudget) -> list[Image]:
+    parts = latents.split(budget.pictures(size.width, size.height))
+    return [image for part in parts for image in family.decode(part, size.width, size.height)]

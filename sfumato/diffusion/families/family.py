@@ -24,7 +24,7 @@ class Family(Protocol):
     lora_targets: ClassVar[str]
     # What diffusers' LoRA keys call the denoiser: "transformer" or "unet".
     lora_prefix: ClassVar[str]
-    # The arguments of the denoiser's forward that carry a row per sample and no text; the latents come first.
+    # The arguments of the denoiser's forward with a row per sample; the latents come first.
     per_sample: ClassVar[tuple[str, ...]]
 
     @property
@@ -55,12 +55,19 @@ class Family(Protocol):
         """The prompts as the denoiser's forward takes them: argument name to ``[prompts, ...]``."""
         ...
 
-    def mask(self, box: Box, width: int, height: int) -> Tensor:
-        """One where ``box`` (pixels) touches a latent cell, in the layout of one sample's latents."""
+    def mask(self, box: Box, width: int, height: int, soft: float = 0.0) -> Tensor:
+        """M_i in the layout of one sample's latents: one where ``box`` (pixels) touches a latent cell; `cell_mask` has the rest."""
         ...
 
-    def paint(self, requests: Sequence[GenerateRequest], on_step: Callable[[], None] | None = None) -> Tensor:
-        """Call the pipeline for requests of one size, number of steps and guidance; final latents ``[batch, ...]``."""
+    def rows_per_sample(self, guidance: float) -> int:
+        """Rows of a plain forward for each sample: two with classifier-free guidance, the unconditional ones first; else one."""
+        ...
+
+    def paint(self, requests: Sequence[GenerateRequest], on_step: Callable[[int, int], None] | None = None) -> Tensor:
+        """Call the pipeline for requests of one size, number of steps and guidance; final latents ``[batch, ...]``.
+
+        ``on_step`` is told ``(steps done, steps of the scheduler)``; some schedulers take a step or more beyond those asked for.
+        """
         ...
 
     def decode(self, latents: Tensor, width: int, height: int) -> list[Image]:

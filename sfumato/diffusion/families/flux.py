@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
-import numpy as np
 import torch
 from diffusers import FluxPipeline
 from torch import Tensor, nn
 
+from sfumato.diffusion.families.calling import call_pipeline, size_range, to_cells, to_images
 from sfumato.diffusion.limits import ModelLimits
+from sfumato.diffusion.masks import cell_mask
 from sfumato.diffusion.objective import FlowMatching
 from sfumato.types import Box, GenerateRequest, Image
 
 T5_TOKENS = 512
-SMALL = 256
 
 
 class FluxFamily:
@@ -24,7 +24,7 @@ class FluxFamily:
     Latents are FLUX's packed tokens ``[batch, tokens, channels]``: 2x2 latent cells a token, ``channels = 4 * vae channels``.
     """
 
-    per_sample: ClassVar[tuple[str, ...]] = ("hidden_states", "timestep", "guidance")
+    per_sample: ClassVar[tuple[str, ...]] = ("hidden_states", "timestep", "guidance", "encoder_hidden_states", "pooled_projections")
     lora_prefix: ClassVar[str] = "transformer"
     # Attention, MLP and modulation.
     lora_targets: ClassVar[str] = (
@@ -44,18 +44,15 @@ class FluxFamily:
         return self.pipeline.transformer
 
     def _limits(self) -> ModelLimits:
-        """Derived from the model's own files: the tokenizer's length, the autoencoder's training size, guidance embeds.
-
-        A small model is held to the one size it was trained at; a large one may go from a quarter to twice of it.
-        """
+        """Derived from the model's own files: the tokenizer's length, the autoencoder's training size, guidance embeds."""
         pipe = self.pipeline
         native = int(pipe.vae.config.sample_size)
-        fixed = native < SMALL
+        smallest, largest = size_range(native)
         embeds = bool(pipe.transformer.config.guidance_embeds)
         return ModelLimits(
             grid=pipe.vae_scale_factor * 2,
-            min_size=native if fixed else max(SMALL, native // 4),
-            max_size=native if fixed else 2 * native,
+            min_size=smallest,
+            max_size=largest,
             prompt_tokens=min(T5_TOKENS, int(pipe.tokenizer_2.model_max_length)),
             max_steps=200,
             guidance=(0.0, 20.0) if embeds else (1.0, 1.0),
@@ -75,44 +72,20 @@ class FluxFamily:
         sequence, pooled, _ = self.pipeline.encode_prompt(list(prompts), max_sequence_length=self.limits.prompt_tokens)
         return {"encoder_hidden_states": cast(Tensor, sequence), "pooled_projections": cast(Tensor, pooled)}
 
-    def mask(self, box: Box, width: int, height: int) -> Tensor:
-        """One where ``box`` (pixels) touches a latent cell, packed as latents are: ``[tokens, channels]``.
-
-        Rounded outwards, so a box of one pixel still covers one cell.
-        """
-        scale = self.pipeline.vae_scale_factor
+    def mask(self, box: Box, width: int, height: int, soft: float = 0.0) -> Tensor:
+        """Packed as latents are, ``[tokens, channels]``; see `cell_mask`."""
         channels = self.pipeline.transformer.config.in_channels // 4
-        rows, columns = height // scale, width // scale
-        x1, y1, x2, y2 = box
-        cells = torch.zeros(1, channels, rows, columns)
-        cells[..., y1 // scale : -(-y2 // scale), x1 // scale : -(-x2 // scale)] = 1
-        return FluxPipeline._pack_latents(cells, 1, channels, rows, columns)[0]
+        cells = cell_mask(box, width, height, self.pipeline.vae_scale_factor, soft)
+        return FluxPipeline._pack_latents(cells.repeat(1, channels, 1, 1), 1, channels, *cells.shape)[0]
+
+    def rows_per_sample(self, guidance: float) -> int:
+        """One: guidance is embedded or distilled away."""
+        return 1
 
     @torch.no_grad()
-    def paint(self, requests: Sequence[GenerateRequest], on_step: Callable[[], None] | None = None) -> Tensor:
-        """Call the pipeline for requests of one size, number of steps and guidance; final latents ``[batch, tokens, channels]``.
-
-        Every sample's noise comes from its own generator on the CPU, so it depends on its seed alone.
-        """
-        first = requests[0]
-
-        def step_ended(*arguments: Any) -> Any:
-            if on_step is not None:
-                on_step()
-            return arguments[-1]  # the loop's tensors, unchanged
-
-        return self.pipeline(
-            prompt=[request.prompt for request in requests],
-            width=first.width,
-            height=first.height,
-            num_inference_steps=first.steps,
-            guidance_scale=first.guidance_scale,
-            max_sequence_length=self.limits.prompt_tokens,
-            generator=[torch.Generator().manual_seed(request.seed) for request in requests],
-            output_type="latent",
-            callback_on_step_end=step_ended,
-            return_dict=False,
-        )[0]
+    def paint(self, requests: Sequence[GenerateRequest], on_step: Callable[[int, int], None] | None = None) -> Tensor:
+        """See `Family.paint`."""
+        return call_pipeline(self.pipeline, requests, on_step, max_sequence_length=self.limits.prompt_tokens)
 
     @torch.no_grad()
     def decode(self, latents: Tensor, width: int, height: int) -> list[Image]:
@@ -120,15 +93,13 @@ class FluxFamily:
         pipe = self.pipeline
         cells = FluxPipeline._unpack_latents(latents, height, width, pipe.vae_scale_factor)
         cells = (cells / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor).to(pipe.vae.device, pipe.vae.dtype)
-        pictures = pipe.image_processor.postprocess(pipe.vae.decode(cells, return_dict=False)[0], output_type="pil")
-        return [np.asarray(picture, dtype=np.uint8) for picture in cast(list[Any], pictures)]
+        return to_images(pipe, pipe.vae.decode(cells, return_dict=False)[0])
 
     @torch.no_grad()
     def encode_pictures(self, images: Sequence[Image]) -> Tensor:
         """Pictures of one size to the packed latents ``[batch, tokens, channels]`` that `decode` takes (the posterior's mode)."""
-        pipe = self.pipeline
-        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(pipe.vae.device, pipe.vae.dtype) / 127.5 - 1
-        cells = (pipe.vae.encode(pixels).latent_dist.mode() - pipe.vae.config.shift_factor) * pipe.vae.config.scaling_factor
+        config = self.pipeline.vae.config
+        cells = (to_cells(self.pipeline, images) - config.shift_factor) * config.scaling_factor
         return FluxPipeline._pack_latents(cells, *cells.shape)
 
     def predict(

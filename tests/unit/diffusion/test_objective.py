@@ -28,7 +28,8 @@ UNIFORM = (torch.arange(ROWS) + 0.5) / ROWS
 @pytest.mark.parametrize("shape", [(4, 8, 8), (16, 16)])
 def test_diffusion_adds_noise_and_aims_as_the_scheduler_does(shape: tuple[int, ...], rescale: bool) -> None:
     latents, noise = draw(*shape)
-    for kind, cls in (("epsilon", Epsilon), ("v_prediction", VPrediction)):
+    kinds: list[tuple[Any, type]] = [("epsilon", Epsilon), ("v_prediction", VPrediction)]
+    for kind, cls in kinds:
         scheduler: Any = DDIMScheduler(prediction_type=kind, rescale_betas_zero_snr=rescale, **DDPM)
         objective = objective_of(scheduler)
         assert type(objective) is cls

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sfumato.diffusion.budget import RowBudget
 from sfumato.diffusion.families import FluxFamily
 from sfumato.diffusion.regional import HOOK, Branches, plan_branches, regional_average
 from sfumato.diffusion.sampling import cut_batches, paint
@@ -79,7 +80,7 @@ def paper(pipeline: FluxPipeline, wanted: GenerateRequest) -> Tensor:
 
 
 def test_without_regions_the_picture_is_the_plain_pipelines_bit_for_bit(family: FluxFamily) -> None:
-    picture = paint(family, [request(7)], max_batch=8)[0]
+    picture = paint(family, [request(7)], RowBudget(family, 8))[0]
     assert torch.equal(picture.latents, plain(family.pipeline, request(7)))
     assert np.array_equal(picture.image, np.asarray(plain(family.pipeline, request(7), "pil")))
 
@@ -87,20 +88,22 @@ def test_without_regions_the_picture_is_the_plain_pipelines_bit_for_bit(family: 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_it_equals_the_papers_loop(family: FluxFamily, count: int) -> None:
     wanted = request(11, *REGIONS[:count])
-    torch.testing.assert_close(paint(family, [wanted], max_batch=8)[0].latents, paper(family.pipeline, wanted), rtol=1e-4, atol=1e-4)
+    latents = paint(family, [wanted], RowBudget(family, 8))[0].latents
+    torch.testing.assert_close(latents, paper(family.pipeline, wanted), rtol=1e-4, atol=1e-4)
 
 
 def test_a_region_changes_the_picture(family: FluxFamily) -> None:
-    assert (paint(family, [request(11, *REGIONS)], max_batch=8)[0].latents - plain(family.pipeline, request(11))).abs().max() > 0.01
+    latents = paint(family, [request(11, *REGIONS)], RowBudget(family, 8))[0].latents
+    assert (latents - plain(family.pipeline, request(11))).abs().max() > 0.01
 
 
 def test_a_full_mask_of_the_same_prompt_changes_rounding_only(family: FluxFamily) -> None:
     whole = Region(PROMPT, (0, 0, tiny.SIZE, tiny.SIZE))
     expected = plain(family.pipeline, request(5))
-    torch.testing.assert_close(paint(family, [request(5, whole)], max_batch=8)[0].latents, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(paint(family, [request(5, whole)], RowBudget(family, 8))[0].latents, expected, rtol=1e-5, atol=1e-5)
     text = family.encode([PROMPT])  # and the same through a branch of its own, without the shortcut for repeated prompts
-    branches = Branches(owner=(0,), conditions=text, masks=torch.ones(1, 16, 16), prompt_weight=torch.ones(1, 16, 16))
-    with regional_average(family, branches, 8):
+    branches = Branches(owner=(0,), until=(1.0,), conditions=text, masks=torch.ones(1, 16, 16), prompt_weight=torch.ones(1, 16, 16))
+    with regional_average(family, branches, 1, 1, 8):
         latents = family.paint([request(5)])
     torch.testing.assert_close(latents[0], expected, rtol=1e-4, atol=1e-4)
 
@@ -110,15 +113,15 @@ def test_repeated_prompts_cost_no_forward_and_change_nothing(family: FluxFamily)
     branches = plan_branches([twice], family)
     assert branches is not None
     assert branches.owner == (0, 0)
-    torch.testing.assert_close(paint(family, [twice], max_batch=8)[0].latents, paper(family.pipeline, twice), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(paint(family, [twice], RowBudget(family, 8))[0].latents, paper(family.pipeline, twice), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("max_batch", [1, 2, 5, 64])
 def test_a_mixed_batch_gives_every_sample_what_it_gets_alone(family: FluxFamily, max_batch: int) -> None:
     wanted = [request(1), request(2, *REGIONS), request(3, REGIONS[1]), request(4, prompt="a red house")]
-    together = paint(family, wanted, max_batch=max_batch)
+    together = paint(family, wanted, RowBudget(family, max_batch))
     for picture, alone in zip(together, wanted, strict=True):
-        expected = paint(family, [alone], max_batch=64)[0]
+        expected = paint(family, [alone], RowBudget(family, 64))[0]
         torch.testing.assert_close(picture.latents, expected.latents, rtol=1e-4, atol=1e-4)
         assert picture.seed == alone.seed
 
@@ -126,15 +129,15 @@ def test_a_mixed_batch_gives_every_sample_what_it_gets_alone(family: FluxFamily,
 def test_embedded_guidance_reaches_every_branch() -> None:
     family = FluxFamily(tiny.flux(guidance_embeds=True))
     wanted = [GenerateRequest(PROMPT, s, 32, 32, 2, g, REGIONS[:2]) for s, g in ((1, 3.5), (2, 3.5), (1, 1.0))]
-    weak, other, strong = paint(family, [wanted[2], wanted[1], wanted[0]], max_batch=8)
+    weak, other, strong = paint(family, [wanted[2], wanted[1], wanted[0]], RowBudget(family, 8))
     assert (weak.latents - strong.latents).abs().max() > 1e-3
-    torch.testing.assert_close(paint(family, wanted[:1], max_batch=2)[0].latents, strong.latents, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(paint(family, wanted[:1], RowBudget(family, 2))[0].latents, strong.latents, rtol=1e-4, atol=1e-4)
     assert other.seed == 2
 
 
 def test_the_pipeline_is_left_as_it_was(family: FluxFamily) -> None:
     before = plain(family.pipeline, request(9))
-    paint(family, [request(9, *REGIONS)], max_batch=2)
+    paint(family, [request(9, *REGIONS)], RowBudget(family, 2))
     assert HOOK not in hooks(family)
     assert torch.equal(plain(family.pipeline, request(9)), before)
 
@@ -144,7 +147,7 @@ def test_the_hook_goes_also_when_painting_fails(family: FluxFamily) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        paint(family, [request(9, *REGIONS)], max_batch=8, on_step=stop)
+        paint(family, [request(9, *REGIONS)], RowBudget(family, 8), on_step=stop)
     assert HOOK not in hooks(family)
 
 
@@ -162,12 +165,12 @@ def test_masks_are_the_touched_cells(family: FluxFamily, a: int, b: int, c: int,
 
 def test_batches_keep_sizes_steps_and_guidance_apart() -> None:
     wanted = [request(0), request(1, steps=5), request(2), request(3), request(4, steps=5)]
-    assert cut_batches(wanted, 2) == [[0, 2], [3], [1, 4]]
+    assert cut_batches(wanted, lambda first: 2) == [[0, 2], [3], [1, 4]]
 
 
 @torch.no_grad()
 def test_encoded_pictures_are_what_decode_takes(family: FluxFamily) -> None:
-    picture = paint(family, [request(2)], max_batch=8)[0].image
+    picture = paint(family, [request(2)], RowBudget(family, 8))[0].image
     latents = family.encode_pictures([picture, picture])
     assert latents.shape == (2, 16, 16)
     vae = family.pipeline.vae

@@ -8,10 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load
 
 from services.generator.engine import GeneratorEngine, GeneratorSettings, load_generator
+from services.generator.tasks import HANDLERS
 from sfumato.errors import BrokenWeights, InvalidInput, MissingWeights
 from sfumato.lora.adapter import Adapter
+from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.images import encode_png
+from sfumato.runtime.tasks import Task
 from sfumato.types import GenerateRequest, Region
 from tests.unit.diffusion import tiny
 
@@ -38,6 +43,12 @@ def engine() -> GeneratorEngine:
         ("guidance_scale", {"guidance_scale": float("nan")}),
         ("seed", {"seed": -1}),
         ("seed", {"seed": 2**63}),
+        ("regional_steps", {"regional_steps": -0.1}),
+        ("regional_steps", {"regional_steps": 1.01}),
+        ("regional_steps", {"regional_steps": float("nan")}),
+        ("soft_edges", {"soft_edges": -1.0}),
+        ("soft_edges", {"soft_edges": 32.5}),
+        ("soft_edges", {"soft_edges": float("inf")}),
         ("regions[1].box", {"regions": (Region("moon", (0, 0, 4, 4)), Region("moon", (0, 0, 33, 4)))}),
         ("regions[0].box", {"regions": (Region("moon", (4, 0, 4, 4)),)}),
         ("regions[0].box", {"regions": (Region("moon", (-1, 0, 4, 4)),)}),
@@ -127,3 +138,26 @@ def test_missing_and_broken_models_are_named(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text('{"_class_name": "OtherPipeline"}')
     with pytest.raises(BrokenWeights):
         load_generator(tmp_path)
+
+
+def test_a_memory_budget_changes_rounding_only(engine: GeneratorEngine) -> None:
+    wanted = [replace(GOOD, seed=seed, regions=(Region("glowing moon", (0, 0, 20, 9)),) * seed) for seed in range(3)]
+    short = GeneratorEngine(engine.pipeline, GeneratorSettings(memory=1))
+    for one, other in zip(engine.generate(wanted), short.generate(wanted), strict=True):
+        torch.testing.assert_close(one.latents, other.latents, rtol=1e-4, atol=1e-4)
+
+
+def test_a_task_paints_what_the_engine_paints_and_may_leave_the_new_settings_out(engine: GeneratorEngine, tmp_path: Path) -> None:
+    engine.pipeline.save_pretrained(tmp_path / "model")
+    loaded = load_generator(tmp_path / "model")  # weights read from a file lie otherwise in memory than made ones: other last digits
+    store = ArtifactStore(str(tmp_path / "store"))
+    items = ({"prompt": "a red house", "seed": 7, "regions": [{"prompt": "glowing moon", "box": [0, 0, 20, 9]}]},)
+    params = {"width": 32, "height": 32, "steps": 2, "guidance": 1.0, "adapter": ""}
+    wanted = replace(GOOD, regions=(Region("glowing moon", (0, 0, 20, 9)),))
+    for more in ({}, {"regional_steps": 0.5, "soft_edges": 3.0}):
+        task = Task(stage="g", kind="generator.paint", items=items, params=params | more, model="m", model_path=str(tmp_path / "model"))
+        output = HANDLERS[task.kind](task, store)
+        picture = loaded.generate([replace(wanted, **more)])[0]
+        assert output.values == [None]
+        assert output.files["0.png"] == encode_png(picture.image)
+        assert torch.equal(load(output.files["0.safetensors"])["latents"], picture.latents)
