@@ -110,7 +110,7 @@ class Fit:
         late = max(1, 3 * self._steps // 4)
         while self.alive and self._done < self._steps:
             self._step()
-            for _ in range((self._done == late) + (self._done == self._steps)):
+            for _ in range((self._done == late) + (self._done == self._steps) if self.alive else 0):
                 self._probe()
             journal.note(name, self._state)
         self._drop({k: Fate.WEIGHTS_NOT_FINITE for k, finite in zip(self.alive, self.phi.finite(), strict=True) if not finite})

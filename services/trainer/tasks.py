@@ -20,7 +20,7 @@ from sfumato.lora.files import verify
 from sfumato.lora.fuse import Fuser
 from sfumato.runtime.adapters import decode_adapter, encode_adapter
 from sfumato.runtime.artifacts import ArtifactStore
-from sfumato.runtime.device import pick_device
+from sfumato.runtime.device import pick_device, precision_named
 from sfumato.runtime.tasks import Output, Task
 
 
@@ -28,13 +28,14 @@ def train(task: Task, artifacts: ArtifactStore) -> Output:
     """Train the pairs of the items together; files ``<i>.safetensors`` of those that did not diverge.
 
     ``params`` are the fields of `TrainSettings`, ``width``, ``height`` and ``adapter``: the SHA-256 of the LoRA that earlier
-    iterations made (theta so far is the model with it fused), or empty for the base model. Values, one per item: ``losses`` of
+    iterations made (theta so far is the model with it fused), or empty for the base model; ``precision`` of the base weights may be
+    left out, ``float32`` then. Values, one per item: ``losses`` of
     every step, ``diverged`` (empty, or the reason), the ``rank`` of the adapter, and ``probes``: of every fit that was made, the
     loss on fixed draws at its start, after three quarters and at its end. A worker that is killed goes on from a checkpoint.
     """
     params = dict(task.params)
     width, height, digest = params.pop("width"), params.pop("height"), params.pop("adapter")
-    worker = _worker(task.model_path)
+    worker = _worker(task.model_path, params.pop("precision", "float32"))
     worker.fuser.fuse(decode_adapter(artifacts.get(digest)) if digest else None)
 
     def latents(digest: str) -> Any:
@@ -77,7 +78,7 @@ def fuse(task: Task, artifacts: ArtifactStore) -> Output:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "adapter.safetensors"
         path.write_bytes(encode_adapter(stacked))
-        difference = verify(path, cast(FluxPipeline, _worker(task.model_path).pipeline), stacked)
+        difference = verify(path, cast(FluxPipeline, _worker(task.model_path, task.params.get("precision", "float32")).pipeline), stacked)
     return Output({"difference": difference}, {"adapter.safetensors": encode_adapter(stacked)})
 
 
@@ -119,6 +120,6 @@ class _Worker:
 
 
 @lru_cache(maxsize=1)
-def _worker(path: str) -> _Worker:
-    pipeline = load_pipeline(Path(path), device=pick_device())
+def _worker(path: str, precision: str) -> _Worker:
+    pipeline = load_pipeline(Path(path), dtype=precision_named(precision), device=pick_device())
     return _Worker(pipeline, Fuser(family_of(pipeline).denoiser))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from diffusers import FluxPipeline
 from peft import LoraConfig
 
+from services.trainer import fit
+from services.trainer.convergence import ProbeLosses
 from services.trainer.engine import Pair, TrainedPair, TrainSettings, train_pair, train_pairs
 from sfumato.diffusion.families import FluxFamily
 from sfumato.errors import Diverged, InvalidInput
@@ -47,16 +50,17 @@ def draws(seed: int, stream: int, settings: TrainSettings, steps: int) -> list[t
 
 def peft_reference(pipeline: FluxPipeline, wanted: Pair, settings: TrainSettings) -> tuple[dict[str, torch.Tensor], list[float]]:
     """Section 3.3 written out with PEFT adapters on a copy of the transformer."""
+    assert isinstance(settings.rank, int)
     model = copy.deepcopy(pipeline.transformer)
     text = FluxFamily(pipeline).encode([wanted.prompt] * settings.batch)
     positions = torch.tensor([[0.0, y, x] for y in range(4) for x in range(4)])
-    losses = []
-    for stream, (name, latents, steps) in enumerate(
-        [("phi1", wanted.before, settings.steps_before), ("phi2", wanted.after, settings.steps_after)]
-    ):
+    losses, names = [], []
+    fits = [(0, "phi1", wanted.before, settings.steps_before), (1, "phi2", wanted.after, settings.steps_after)]
+    for stream, name, latents, steps in fits if settings.objective == "differential" else fits[1:]:
+        names.append(name)
         config = LoraConfig(r=settings.rank, lora_alpha=settings.rank, target_modules=FluxFamily.lora_targets)
         model.add_adapter(config, name)
-        model.set_adapters(["phi1", "phi2"][: stream + 1])
+        model.set_adapters(names)
         start = torch.Generator().manual_seed(wanted.seed * 4 + stream * 2)
         learn = []
         for key, parameter in model.named_parameters():
@@ -81,9 +85,11 @@ def peft_reference(pipeline: FluxPipeline, wanted: Pair, settings: TrainSettings
     return updates, losses
 
 
-def test_it_equals_the_papers_two_fits_written_with_peft(pipeline: FluxPipeline) -> None:
-    trained = train_alone(pipeline, pair(3))
-    updates, losses = peft_reference(pipeline, pair(3), SHORT)
+@pytest.mark.parametrize("objective", ["differential", "naive"])
+def test_it_equals_the_papers_fits_written_with_peft(pipeline: FluxPipeline, objective: Any) -> None:
+    settings = replace(SHORT, objective=objective)
+    trained = train_alone(pipeline, pair(3), settings)
+    updates, losses = peft_reference(pipeline, pair(3), settings)
     assert trained.losses == pytest.approx(losses, rel=1e-4)
     assert set(updates) == set(trained.adapter.factors)
     for name, update in updates.items():
@@ -173,3 +179,76 @@ def test_no_pairs_and_mixed_sizes_are_refused(pipeline: FluxPipeline) -> None:
         train_pairs(pipeline, [], SHORT)
     with pytest.raises(InvalidInput):
         train_pairs(pipeline, [pair(1), replace(pair(2), width=64, height=16)], SHORT)
+
+
+def test_pairs_whose_loss_explodes_are_dropped_and_the_others_are_as_if_alone(
+    pipeline: FluxPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a rule so strict that a step's bad draw breaks it, pairs go at different steps."""
+    settings = replace(SHORT, steps_before=8, steps_after=8)
+    pairs = [pair(seed) for seed in range(6)]
+    expected = train_pairs(pipeline, pairs, settings)
+    monkeypatch.setattr(fit, "EXPLODED", 1.165)
+    monkeypatch.setattr(fit, "PATIENCE", 1)
+    results = train_pairs(pipeline, pairs, settings)
+    assert {type(result) for result in results} == {Diverged, TrainedPair}
+    for result, free in zip(results, expected, strict=True):
+        assert isinstance(free, TrainedPair)
+        if isinstance(result, Diverged):
+            assert "its loss stayed above 1.165 times its start for 1 steps" in str(result)
+        else:
+            assert result.losses == pytest.approx(free.losses, rel=1e-4)
+            for name in free.adapter.factors:
+                assert (delta(result.adapter, name) - delta(free.adapter, name)).norm() / delta(free.adapter, name).norm() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("start", "late", "end", "converged"),
+    [
+        (1.0, 0.42, 0.4, True),
+        (1.0, 0.62, 0.6, False),  # too much is left
+        (1.0, 0.55, 0.4, False),  # it still falls
+        (1.0, 0.39, 0.4, True),
+        (1.0, 1.5, 2.0, False),
+    ],
+)
+def test_a_fit_has_converged_when_it_learnt_the_picture_and_has_no_more_to_learn(
+    start: float, late: float, end: float, converged: bool
+) -> None:
+    assert ProbeLosses(start, late, end).converged() is converged
+
+
+def test_the_smallest_rank_that_converges_is_taken_and_the_pair_is_as_if_trained_at_it_alone(pipeline: FluxPipeline) -> None:
+    settings = replace(SHORT, rank="auto", batch=4, steps_before=60, steps_after=4, learning_rate=1e-2)
+    scales = (1.0, 3.0, 0.2)
+    pairs = [replace(pair(seed), before=scale * pair(seed).before) for seed, scale in enumerate(scales)]
+    results = train_pairs(pipeline, pairs, settings)
+    ranks = set()
+    for result, one in zip(results, pairs, strict=True):
+        assert isinstance(result, TrainedPair)
+        ranks.add(result.rank)
+        tried = (4, 8, 16)[: (4, 8, 16).index(result.rank) + 1]
+        assert [probe.converged() for probe in result.probes[:-2]] == [False] * (len(tried) - 1)
+        assert result.probes[-2].converged() or result.rank == 16
+        fixed = train_alone(pipeline, one, replace(settings, rank=result.rank))
+        assert result.losses == pytest.approx(fixed.losses, rel=1e-2)
+        assert set(result.adapter.ranks.values()) == {result.rank}
+    assert len(ranks) > 1
+
+
+def test_a_memory_budget_cuts_the_pairs_into_packs_with_the_same_result(pipeline: FluxPipeline) -> None:
+    pairs = [pair(seed) for seed in range(3)]
+    with pytest.raises(InvalidInput, match="one pair of rank 2 needs") as caught:
+        train_pairs(pipeline, pairs, replace(SHORT, memory=1))
+    needed = int(str(caught.value).split(" needs ")[1].split()[0])
+    rows: list[int] = []
+    hook = pipeline.transformer.register_forward_pre_hook(lambda _, __, inputs: rows.append(len(inputs["hidden_states"])), with_kwargs=True)
+    packed = train_pairs(pipeline, pairs, replace(SHORT, memory=2 * needed + 1))
+    hook.remove()
+    assert max(rows) == 2 * SHORT.batch
+    assert min(rows[-SHORT.steps_after :]) <= SHORT.batch
+    for result, free in zip(packed, train_pairs(pipeline, pairs, SHORT), strict=True):
+        assert isinstance(result, TrainedPair) and isinstance(free, TrainedPair)
+        assert result.losses == pytest.approx(free.losses, rel=1e-4)
+    with pytest.raises(InvalidInput, match="memory"):
+        train_pairs(pipeline, pairs, replace(SHORT, batch=2 * SHORT.batch, memory=needed))
