@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
 
 from services.trainer.engine import Pair, TrainSettings, train_pairs
 from sfumato.diffusion.families import family_of
@@ -39,6 +38,8 @@ def pairs(pipeline: Any, count: int) -> list[Pair]:
 
 def train_with_peft(pipeline: Any, pair: Pair, settings: TrainSettings) -> None:
     """Section 3.3 as one would write it with PEFT: an adapter on X, then another on X' over it."""
+    from peft import LoraConfig  # not before sfumato: peft imports transformers
+
     assert isinstance(settings.rank, int)
     family = family_of(pipeline)
     denoiser, objective, batch = pipeline.transformer, family.objective, settings.batch
