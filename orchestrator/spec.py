@@ -138,6 +138,8 @@ class RunSpec(_Strict):
     recipe: Literal["artaug"] = "artaug"
     # "vista", the folder of a diffusers pipeline (relative to the spec), or its name on the hub.
     model: str = "vista"
+    # The generator's weights while they paint and are trained on; a LoRA is always trained in float32.
+    precision: Literal["float32", "bfloat16"] = "float32"
     # Samples in one task: fixed here, so that the bytes of a result do not depend on who did what when.
     batch: int = Field(default=8, ge=1, le=256)
     prompts: Prompts

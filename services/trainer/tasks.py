@@ -29,9 +29,9 @@ def train(task: Task, artifacts: ArtifactStore) -> Output:
 
     ``params`` are the fields of `TrainSettings`, ``width``, ``height`` and ``adapter``: the SHA-256 of the LoRA that earlier
     iterations made (theta so far is the model with it fused), or empty for the base model; ``precision`` of the base weights may be
-    left out, ``float32`` then. Values, one per item: ``losses`` of
-    every step, ``diverged`` (empty, or the reason), the ``rank`` of the adapter, and ``probes``: of every fit that was made, the
-    loss on fixed draws at its start, after three quarters and at its end. A worker that is killed goes on from a checkpoint.
+    left out, ``float32`` then. Values, one per item: ``losses`` of every step, ``diverged`` (empty, or the reason), the ``rank`` of
+    the adapter, and ``probes``: of every fit that was made, the loss on fixed draws at its start, after three quarters and at its
+    end. A worker that is killed goes on from a checkpoint.
     """
     params = dict(task.params)
     width, height, digest = params.pop("width"), params.pop("height"), params.pop("adapter")

@@ -19,7 +19,7 @@ def paint(plan: Plan, stage: str, rows: Sequence[tuple[str, int, tuple[Region, .
         {"prompt": prompt, "seed": seed, "regions": [{"prompt": region.prompt, "box": list(region.box)} for region in regions]}
         for prompt, seed, regions in rows
     )
-    params = plan.spec.paint.model_dump() | {"adapter": adapter}
+    params = plan.spec.paint.model_dump() | {"adapter": adapter, "precision": plan.spec.precision}
     return Task(stage=stage, kind="generator.paint", items=items, params=params, model=model.version, model_path=model.path)
 
 
@@ -50,7 +50,7 @@ def asking(plan: Plan, stage: str, verb: str, items: tuple[Any, ...], **params: 
 
 def training(plan: Plan, stage: str, verb: str, items: tuple[Any, ...], params: dict[str, Any]) -> Task:
     """A task for the trainer."""
-    model = plan.models["generator"]
+    model, params = plan.models["generator"], params | {"precision": plan.spec.precision}
     return Task(stage=stage, kind=f"trainer.{verb}", items=items, params=params, model=model.version, model_path=model.path)
 
 

@@ -64,6 +64,19 @@ def test_training_goes_on_from_the_adapter_of_earlier_iterations_and_leaves_no_t
     assert base.values[0]["rank"] == 2
 
 
+def test_a_base_model_in_half_precision_is_trained_on_in_single_precision(store: ArtifactStore, model: str) -> None:
+    work = item(store, 1)
+    half, single = (
+        perform(store, model, "trainer.train", [work], SETTINGS | {"adapter": "", "precision": precision})
+        for precision in ("bfloat16", "float32")
+    )
+    first = [output.values[0]["losses"][0] for output in (half, single)]  # the later ones see what rounding does to the training
+    assert first[0] == pytest.approx(first[1], rel=0.02)
+    assert first[0] != first[1]
+    (a, b), *_ = decode_adapter(half.files["0.safetensors"]).factors.values()
+    assert a.dtype == b.dtype == torch.float32
+
+
 def test_a_pair_that_diverges_has_a_reason_and_no_file(store: ArtifactStore, model: str) -> None:
     wild = item(store, 2) | {"before": store.put(save({"latents": torch.full((16, 16), 1e30)}))}
     output = perform(store, model, "trainer.train", [wild, item(store, 3)], SETTINGS | {"adapter": ""})
