@@ -35,7 +35,7 @@ REASONS = {
     TOO_FEW: "too few pairs survived filter and review",
     DIVERGED: "every training diverged",
     NO_GAIN: "no strength of the last adapter was better on the tuning prompts than going without it",
-    ENOUGH: "as many as the spec allows",
+    ENOUGH: "the spec allows no more iterations",
 }
 
 
@@ -174,7 +174,7 @@ def _tried(state: State, figures: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _number(value: float | None, digits: int = 2, unit: str = "") -> str:
-    return "–" if value is None else f"{value:.{digits}f}{unit}".replace("-", "−").replace(" ", "\N{NO-BREAK SPACE}")
+    return "–" if value is None else f"{round(value, digits) + 0.0:.{digits}f}{unit}".replace("-", "−").replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _short(value: float | None) -> str:
