@@ -66,7 +66,10 @@ def test_a_second_run_reuses_everything(tmp_path: Path) -> None:
 
 
 def test_a_loop_goes_round_on_the_state_of_its_last_round_and_reuses_it(tmp_path: Path) -> None:
-    stages = (Loop((STAGES[0], STAGES[2]), lambda _, state: state.total < 100),)
+    def small(_: None, state: Numbers) -> bool:
+        return state.total < 100
+
+    stages = (Loop((STAGES[0], STAGES[2]), small),)
     first, _ = _run(tmp_path, stages)
     assert first.samples == tuple(4 * n for n in range(7))  # doubled twice; the sum is of twice that
     assert first.total == 168
