@@ -91,7 +91,7 @@ def _execute(plan: Plan, folder: Path, settings: Settings) -> None:
             engine = Engine(plan, plan.spec.batch, transport, artifacts, progress.show)
             state = engine.run(artaug.STAGES, artaug.start(plan))
             busy = transport.busy_share()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         console.print(f"stopped; what is finished is kept. Go on with: sfumato run --resume {folder.name}")
         raise
     except Waiting as waiting:

@@ -51,10 +51,10 @@ def _disturbed(number: signal.Signals, after: str, *arguments: str) -> tuple[int
     while not any(after in line for path in folder.glob("*/metrics.jsonl") for line in path.read_text().splitlines()):
         assert process.poll() is None, process.stderr and process.stderr.read()
         time.sleep(0.1)
-    if number is signal.SIGINT:
-        process.send_signal(number)
-    else:
+    if number is signal.SIGKILL:
         os.killpg(process.pid, number)  # the workers too, as when a machine goes down
+    else:
+        process.send_signal(number)
     assert process.stderr is not None
     said = process.stderr.read()
     return process.wait(60), said
@@ -79,6 +79,9 @@ def test_a_run_that_was_stopped_and_killed_ends_in_the_same_bytes_as_an_undistur
     status, said = _disturbed(signal.SIGINT, '"regenerate"', str(spec), "--runs", two)
     assert status == 130
     assert f"sfumato run --resume {first.name}" in said
+    status, said = _disturbed(signal.SIGTERM, '"filter"', "--resume", first.name, "--runs", two)
+    assert status == 143
+    assert "what is finished is kept" in said
     status, _ = _disturbed(signal.SIGKILL, '"train"', "--resume", first.name, "--runs", two)
     assert status == -signal.SIGKILL
     second = _run("--resume", first.name, "--runs", two)
