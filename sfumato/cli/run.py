@@ -100,7 +100,8 @@ def _execute(plan: Plan, folder: Path, settings: Settings) -> None:
     _deliver(state, artifacts, folder)
     write_report(plan, state, artifacts, _judged(plan, state, artifacts), journal.seconds(), folder)
     write_record(plan, folder, finished=True)
-    console.print(f"{state.stop_reason} after {len(state.iterations)} iterations; {busy:.1%} of the time was in the services", soft_wrap=True)
+    told = f"{state.stop_reason} after {len(state.iterations)} iterations; {busy:.1%} of the time was in the services"
+    console.print(told, soft_wrap=True)
 
 
 def _deliver(state: State, artifacts: ArtifactStore, folder: Path) -> None:
