@@ -1,8 +1,8 @@
 """What regional generation costs: against a plain picture, and against the paper's n + 1 sequential forwards.
 
 Run ``python benchmarks/regional.py [MODEL_FOLDER]`` (the shipped Vista generator without one). Pictures are painted in ``--repeats``
-rounds, every way once in each; seconds are medians over rounds, ratios are medians of each round's own ratio, so that whatever else a machine does
-strikes both sides. The sequential way is measured, not computed: the same engine with one row a forward.
+rounds, every way once in each; seconds are medians over rounds, ratios are medians of each round's own ratio, so that whatever else
+a machine does strikes both sides. The sequential way is measured, not computed: the same engine with one row a forward.
 """
 
 from __future__ import annotations
