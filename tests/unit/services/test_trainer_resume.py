@@ -60,7 +60,7 @@ def test_a_worker_killed_in_the_middle_of_phi_2_leaves_a_checkpoint_that_ends_in
     key = tasks.StoredCheckpoint(disturbed, task.id).key
     assert disturbed.read_key(key) is not None
     forwards = []
-    hook = tasks._worker(str(model)).pipeline.transformer.register_forward_hook(lambda *_: forwards.append(1))
+    hook = tasks._worker(str(model), "float32").pipeline.transformer.register_forward_hook(lambda *_: forwards.append(1))
     resumed = tasks.train(task, disturbed)
     hook.remove()
     expected = tasks.train(task, undisturbed)
