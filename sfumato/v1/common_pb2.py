@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from sfumato.v1 import validate_pb2 as buf_dot_validate_dot_validate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17sfumato/v1/common.proto\x12\nsfumato.v1\x1a\x1b\x62uf/validate/validate.proto\"b\n\x05Image\x12\x1c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x42\x0c\xbaH\tz\x07\x10\x01\x18\x80\x80\x80\x04H\x00\x12)\n\x08\x61rtifact\x18\x02 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$H\x00\x42\x10\n\x07\x63ontent\x12\x05\xbaH\x02\x08\x01\"\xd5\x01\n\x03\x42ox\x12\x14\n\x02x1\x18\x01 \x01(\rB\x08\xbaH\x05*\x03\x18\x80@\x12\x14\n\x02y1\x18\x02 \x01(\rB\x08\xbaH\x05*\x03\x18\x80@\x12\x14\n\x02x2\x18\x03 \x01(\rB\x08\xbaH\x05*\x03\x18\x80@\x12\x14\n\x02y2\x18\x04 \x01(\rB\x08\xbaH\x05*\x03\x18\x80@:v\xbaHs\x1a\x37\n\tbox.width\x12\x17x1 must be less than x2\x1a\x11this.x1 < this.x2\x1a\x38\n\nbox.height\x12\x17y1 must be less than y2\x1a\x11this.y1 < this.y2\"\x7f\n\x06Region\x12O\n\x06prompt\x18\x01 \x01(\tB?\xbaH<r\x03\x18\xa0\x1f\xba\x01\x34\n\ntext.blank\x12\x11must not be blank\x1a\x13this.matches(\'\\\\S\')\x12$\n\x03\x62ox\x18\x02 \x01(\x0b\x32\x0f.sfumato.v1.BoxB\x06\xbaH\x03\xc8\x01\x01\"n\n\nAdapterRef\x12\'\n\x08\x61rtifact\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\x12,\n\x06weight\x18\x02 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\x30@)\x00\x00\x00\x00\x00\x00\x30\xc0H\x00\x88\x01\x01\x42\t\n\x07_weight\"f\n\x08ModelRef\x12&\n\x04\x62\x61se\x18\x01 \x01(\tB\x18\xbaH\x15r\x10\x32\x0e^[0-9a-f]{64}$\xd8\x01\x01\x12\x32\n\x08\x61\x64\x61pters\x18\x02 \x03(\x0b\x32\x16.sfumato.v1.AdapterRefB\x08\xbaH\x05\x92\x01\x02\x10\x10*P\n\x08\x44\x65livery\x12\x18\n\x14\x44\x45LIVERY_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44\x45LIVERY_INLINE\x10\x01\x12\x15\n\x11\x44\x45LIVERY_ARTIFACT\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17sfumato/v1/common.proto\x12\nsfumato.v1\x1a\x1b\x62uf/validate/validate.proto\"b\n\x05Image\x12\x1c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x42\x0c\xbaH\tz\x07\x10\x01\x18\x80\x80\x80\x04H\x00\x12)\n\x08\x61rtifact\x18\x02 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$H\x00\x42\x10\n\x07\x63ontent\x12\x05\xbaH\x02\x08\x01\"\xd5\x01\n\x03\x42ox\x12\x14\n\x02x1\x18\x01 \x01(\rB\x08\xbaH\x05*\x03\x18\x80@\x12\x14\n\x02y1\x18\x02 \x01(\rB\x08\xbaH\x05*\x03\x18\x80@\x12\x14\n\x02x2\x18\x03 \x01(\rB\x08\xbaH\x05*\x03\x18\x80@\x12\x14\n\x02y2\x18\x04 \x01(\rB\x08\xbaH\x05*\x03\x18\x80@:v\xbaHs\x1a\x37\n\tbox.width\x12\x17x1 must be less than x2\x1a\x11this.x1 < this.x2\x1a\x38\n\nbox.height\x12\x17y1 must be less than y2\x1a\x11this.y1 < this.y2\"\x8e\x01\n\x06Region\x12^\n\x06prompt\x18\x01 \x01(\tBN\xbaHKr\x03\x18\xa0\x1f\xba\x01\x43\n\ntext.blank\x12\x11must not be blank\x1a\"this.matches(\'[^\\\\s\\\\p{Z}\\\\p{C}]\')\x12$\n\x03\x62ox\x18\x02 \x01(\x0b\x32\x0f.sfumato.v1.BoxB\x06\xbaH\x03\xc8\x01\x01\"n\n\nAdapterRef\x12\'\n\x08\x61rtifact\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\x12,\n\x06weight\x18\x02 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\x30@)\x00\x00\x00\x00\x00\x00\x30\xc0H\x00\x88\x01\x01\x42\t\n\x07_weight\"f\n\x08ModelRef\x12&\n\x04\x62\x61se\x18\x01 \x01(\tB\x18\xbaH\x15r\x10\x32\x0e^[0-9a-f]{64}$\xd8\x01\x01\x12\x32\n\x08\x61\x64\x61pters\x18\x02 \x03(\x0b\x32\x16.sfumato.v1.AdapterRefB\x08\xbaH\x05\x92\x01\x02\x10\x10*P\n\x08\x44\x65livery\x12\x18\n\x14\x44\x45LIVERY_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44\x45LIVERY_INLINE\x10\x01\x12\x15\n\x11\x44\x45LIVERY_ARTIFACT\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,7 +49,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BOX']._loaded_options = None
   _globals['_BOX']._serialized_options = b'\272Hs\0327\n\tbox.width\022\027x1 must be less than x2\032\021this.x1 < this.x2\0328\n\nbox.height\022\027y1 must be less than y2\032\021this.y1 < this.y2'
   _globals['_REGION'].fields_by_name['prompt']._loaded_options = None
-  _globals['_REGION'].fields_by_name['prompt']._serialized_options = b'\272H<r\003\030\240\037\272\0014\n\ntext.blank\022\021must not be blank\032\023this.matches(\'\\\\S\')'
+  _globals['_REGION'].fields_by_name['prompt']._serialized_options = b'\272HKr\003\030\240\037\272\001C\n\ntext.blank\022\021must not be blank\032\"this.matches(\'[^\\\\s\\\\p{Z}\\\\p{C}]\')'
   _globals['_REGION'].fields_by_name['box']._loaded_options = None
   _globals['_REGION'].fields_by_name['box']._serialized_options = b'\272H\003\310\001\001'
   _globals['_ADAPTERREF'].fields_by_name['artifact']._loaded_options = None
@@ -60,16 +60,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODELREF'].fields_by_name['base']._serialized_options = b'\272H\025r\0202\016^[0-9a-f]{64}$\330\001\001'
   _globals['_MODELREF'].fields_by_name['adapters']._loaded_options = None
   _globals['_MODELREF'].fields_by_name['adapters']._serialized_options = b'\272H\005\222\001\002\020\020'
-  _globals['_DELIVERY']._serialized_start=729
-  _globals['_DELIVERY']._serialized_end=809
+  _globals['_DELIVERY']._serialized_start=745
+  _globals['_DELIVERY']._serialized_end=825
   _globals['_IMAGE']._serialized_start=68
   _globals['_IMAGE']._serialized_end=166
   _globals['_BOX']._serialized_start=169
   _globals['_BOX']._serialized_end=382
-  _globals['_REGION']._serialized_start=384
-  _globals['_REGION']._serialized_end=511
-  _globals['_ADAPTERREF']._serialized_start=513
-  _globals['_ADAPTERREF']._serialized_end=623
-  _globals['_MODELREF']._serialized_start=625
-  _globals['_MODELREF']._serialized_end=727
+  _globals['_REGION']._serialized_start=385
+  _globals['_REGION']._serialized_end=527
+  _globals['_ADAPTERREF']._serialized_start=529
+  _globals['_ADAPTERREF']._serialized_end=639
+  _globals['_MODELREF']._serialized_start=641
+  _globals['_MODELREF']._serialized_end=743
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,7 @@ from sfumato.v1 import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from sfumato.v1 import common_pb2 as sfumato_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1asfumato/v1/grounding.proto\x12\nsfumato.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x17sfumato/v1/common.proto\"\xbc\x01\n\rGroundRequest\x12(\n\x05image\x18\x01 \x01(\x0b\x32\x11.sfumato.v1.ImageB\x06\xbaH\x03\xc8\x01\x01\x12O\n\x06prompt\x18\x02 \x01(\tB?\xbaH<r\x03\x18\xa0\x1f\xba\x01\x34\n\ntext.blank\x12\x11must not be blank\x1a\x13this.matches(\'\\\\S\')\x12\x30\n\x08strategy\x18\x03 \x01(\x0e\x32\x14.sfumato.v1.StrategyB\x08\xbaH\x05\x82\x01\x02\x10\x01\"B\n\x0eGroundResponse\x12#\n\x07regions\x18\x01 \x03(\x0b\x32\x12.sfumato.v1.Region\x12\x0b\n\x03raw\x18\x02 \x01(\t\"`\n\rRefineRequest\x12O\n\x06prompt\x18\x01 \x01(\tB?\xbaH<r\x03\x18\xa0\x1f\xba\x01\x34\n\ntext.blank\x12\x11must not be blank\x1a\x13this.matches(\'\\\\S\')\"-\n\x0eRefineResponse\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x0b\n\x03raw\x18\x02 \x01(\t\"\x89\x01\n\nAskRequest\x12(\n\x05image\x18\x01 \x01(\x0b\x32\x11.sfumato.v1.ImageB\x06\xbaH\x03\xc8\x01\x01\x12Q\n\x08question\x18\x02 \x01(\tB?\xbaH<r\x03\x18\xa0\x1f\xba\x01\x34\n\ntext.blank\x12\x11must not be blank\x1a\x13this.matches(\'\\\\S\')\"\x1a\n\x0b\x41skResponse\x12\x0b\n\x03yes\x18\x01 \x01(\x08\"\xcc\x01\n\x0e\x43ompareRequest\x12*\n\x07image_a\x18\x01 \x01(\x0b\x32\x11.sfumato.v1.ImageB\x06\xbaH\x03\xc8\x01\x01\x12*\n\x07image_b\x18\x02 \x01(\x0b\x32\x11.sfumato.v1.ImageB\x06\xbaH\x03\xc8\x01\x01\x12O\n\x06prompt\x18\x03 \x01(\tB?\xbaH<r\x03\x18\xa0\x1f\xba\x01\x34\n\ntext.blank\x12\x11must not be blank\x1a\x13this.matches(\'\\\\S\')\x12\x11\n\tone_order\x18\x04 \x01(\x08\"E\n\x0f\x43ompareResponse\x12\"\n\x06\x63hoice\x18\x01 \x01(\x0e\x32\x12.sfumato.v1.Choice\x12\x0e\n\x06reason\x18\x02 \x01(\t*W\n\x08Strategy\x12\x18\n\x14STRATEGY_UNSPECIFIED\x10\x00\x12\x18\n\x14STRATEGY_SINGLE_TURN\x10\x01\x12\x17\n\x13STRATEGY_THREE_TURN\x10\x02*L\n\x06\x43hoice\x12\x16\n\x12\x43HOICE_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x43HOICE_A\x10\x01\x12\x0c\n\x08\x43HOICE_B\x10\x02\x12\x0e\n\nCHOICE_TIE\x10\x03\x32\x90\x02\n\x10GroundingService\x12?\n\x06Ground\x12\x19.sfumato.v1.GroundRequest\x1a\x1a.sfumato.v1.GroundResponse\x12?\n\x06Refine\x12\x19.sfumato.v1.RefineRequest\x1a\x1a.sfumato.v1.RefineResponse\x12\x36\n\x03\x41sk\x12\x16.sfumato.v1.AskRequest\x1a\x17.sfumato.v1.AskResponse\x12\x42\n\x07\x43ompare\x12\x1a.sfumato.v1.CompareRequest\x1a\x1b.sfumato.v1.CompareResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1asfumato/v1/grounding.proto\x12\nsfumato.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x17sfumato/v1/common.proto\"\xcb\x01\n\rGroundRequest\x12(\n\x05image\x18\x01 \x01(\x0b\x32\x11.sfumato.v1.ImageB\x06\xbaH\x03\xc8\x01\x01\x12^\n\x06prompt\x18\x02 \x01(\tBN\xbaHKr\x03\x18\xa0\x1f\xba\x01\x43\n\ntext.blank\x12\x11must not be blank\x1a\"this.matches(\'[^\\\\s\\\\p{Z}\\\\p{C}]\')\x12\x30\n\x08strategy\x18\x03 \x01(\x0e\x32\x14.sfumato.v1.StrategyB\x08\xbaH\x05\x82\x01\x02\x10\x01\"B\n\x0eGroundResponse\x12#\n\x07regions\x18\x01 \x03(\x0b\x32\x12.sfumato.v1.Region\x12\x0b\n\x03raw\x18\x02 \x01(\t\"o\n\rRefineRequest\x12^\n\x06prompt\x18\x01 \x01(\tBN\xbaHKr\x03\x18\xa0\x1f\xba\x01\x43\n\ntext.blank\x12\x11must not be blank\x1a\"this.matches(\'[^\\\\s\\\\p{Z}\\\\p{C}]\')\"-\n\x0eRefineResponse\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x0b\n\x03raw\x18\x02 \x01(\t\"\x98\x01\n\nAskRequest\x12(\n\x05image\x18\x01 \x01(\x0b\x32\x11.sfumato.v1.ImageB\x06\xbaH\x03\xc8\x01\x01\x12`\n\x08question\x18\x02 \x01(\tBN\xbaHKr\x03\x18\xa0\x1f\xba\x01\x43\n\ntext.blank\x12\x11must not be blank\x1a\"this.matches(\'[^\\\\s\\\\p{Z}\\\\p{C}]\')\"\x1a\n\x0b\x41skResponse\x12\x0b\n\x03yes\x18\x01 \x01(\x08\"\xdb\x01\n\x0e\x43ompareRequest\x12*\n\x07image_a\x18\x01 \x01(\x0b\x32\x11.sfumato.v1.ImageB\x06\xbaH\x03\xc8\x01\x01\x12*\n\x07image_b\x18\x02 \x01(\x0b\x32\x11.sfumato.v1.ImageB\x06\xbaH\x03\xc8\x01\x01\x12^\n\x06prompt\x18\x03 \x01(\tBN\xbaHKr\x03\x18\xa0\x1f\xba\x01\x43\n\ntext.blank\x12\x11must not be blank\x1a\"this.matches(\'[^\\\\s\\\\p{Z}\\\\p{C}]\')\x12\x11\n\tone_order\x18\x04 \x01(\x08\"E\n\x0f\x43ompareResponse\x12\"\n\x06\x63hoice\x18\x01 \x01(\x0e\x32\x12.sfumato.v1.Choice\x12\x0e\n\x06reason\x18\x02 \x01(\t*W\n\x08Strategy\x12\x18\n\x14STRATEGY_UNSPECIFIED\x10\x00\x12\x18\n\x14STRATEGY_SINGLE_TURN\x10\x01\x12\x17\n\x13STRATEGY_THREE_TURN\x10\x02*L\n\x06\x43hoice\x12\x16\n\x12\x43HOICE_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x43HOICE_A\x10\x01\x12\x0c\n\x08\x43HOICE_B\x10\x02\x12\x0e\n\nCHOICE_TIE\x10\x03\x32\x90\x02\n\x10GroundingService\x12?\n\x06Ground\x12\x19.sfumato.v1.GroundRequest\x1a\x1a.sfumato.v1.GroundResponse\x12?\n\x06Refine\x12\x19.sfumato.v1.RefineRequest\x1a\x1a.sfumato.v1.RefineResponse\x12\x36\n\x03\x41sk\x12\x16.sfumato.v1.AskRequest\x1a\x17.sfumato.v1.AskResponse\x12\x42\n\x07\x43ompare\x12\x1a.sfumato.v1.CompareRequest\x1a\x1b.sfumato.v1.CompareResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,41 +36,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GROUNDREQUEST'].fields_by_name['image']._loaded_options = None
   _globals['_GROUNDREQUEST'].fields_by_name['image']._serialized_options = b'\272H\003\310\001\001'
   _globals['_GROUNDREQUEST'].fields_by_name['prompt']._loaded_options = None
-  _globals['_GROUNDREQUEST'].fields_by_name['prompt']._serialized_options = b'\272H<r\003\030\240\037\272\0014\n\ntext.blank\022\021must not be blank\032\023this.matches(\'\\\\S\')'
+  _globals['_GROUNDREQUEST'].fields_by_name['prompt']._serialized_options = b'\272HKr\003\030\240\037\272\001C\n\ntext.blank\022\021must not be blank\032\"this.matches(\'[^\\\\s\\\\p{Z}\\\\p{C}]\')'
   _globals['_GROUNDREQUEST'].fields_by_name['strategy']._loaded_options = None
   _globals['_GROUNDREQUEST'].fields_by_name['strategy']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_REFINEREQUEST'].fields_by_name['prompt']._loaded_options = None
-  _globals['_REFINEREQUEST'].fields_by_name['prompt']._serialized_options = b'\272H<r\003\030\240\037\272\0014\n\ntext.blank\022\021must not be blank\032\023this.matches(\'\\\\S\')'
+  _globals['_REFINEREQUEST'].fields_by_name['prompt']._serialized_options = b'\272HKr\003\030\240\037\272\001C\n\ntext.blank\022\021must not be blank\032\"this.matches(\'[^\\\\s\\\\p{Z}\\\\p{C}]\')'
   _globals['_ASKREQUEST'].fields_by_name['image']._loaded_options = None
   _globals['_ASKREQUEST'].fields_by_name['image']._serialized_options = b'\272H\003\310\001\001'
   _globals['_ASKREQUEST'].fields_by_name['question']._loaded_options = None
-  _globals['_ASKREQUEST'].fields_by_name['question']._serialized_options = b'\272H<r\003\030\240\037\272\0014\n\ntext.blank\022\021must not be blank\032\023this.matches(\'\\\\S\')'
+  _globals['_ASKREQUEST'].fields_by_name['question']._serialized_options = b'\272HKr\003\030\240\037\272\001C\n\ntext.blank\022\021must not be blank\032\"this.matches(\'[^\\\\s\\\\p{Z}\\\\p{C}]\')'
   _globals['_COMPAREREQUEST'].fields_by_name['image_a']._loaded_options = None
   _globals['_COMPAREREQUEST'].fields_by_name['image_a']._serialized_options = b'\272H\003\310\001\001'
   _globals['_COMPAREREQUEST'].fields_by_name['image_b']._loaded_options = None
   _globals['_COMPAREREQUEST'].fields_by_name['image_b']._serialized_options = b'\272H\003\310\001\001'
   _globals['_COMPAREREQUEST'].fields_by_name['prompt']._loaded_options = None
-  _globals['_COMPAREREQUEST'].fields_by_name['prompt']._serialized_options = b'\272H<r\003\030\240\037\272\0014\n\ntext.blank\022\021must not be blank\032\023this.matches(\'\\\\S\')'
-  _globals['_STRATEGY']._serialized_start=946
-  _globals['_STRATEGY']._serialized_end=1033
-  _globals['_CHOICE']._serialized_start=1035
-  _globals['_CHOICE']._serialized_end=1111
+  _globals['_COMPAREREQUEST'].fields_by_name['prompt']._serialized_options = b'\272HKr\003\030\240\037\272\001C\n\ntext.blank\022\021must not be blank\032\"this.matches(\'[^\\\\s\\\\p{Z}\\\\p{C}]\')'
+  _globals['_STRATEGY']._serialized_start=1006
+  _globals['_STRATEGY']._serialized_end=1093
+  _globals['_CHOICE']._serialized_start=1095
+  _globals['_CHOICE']._serialized_end=1171
   _globals['_GROUNDREQUEST']._serialized_start=97
-  _globals['_GROUNDREQUEST']._serialized_end=285
-  _globals['_GROUNDRESPONSE']._serialized_start=287
-  _globals['_GROUNDRESPONSE']._serialized_end=353
-  _globals['_REFINEREQUEST']._serialized_start=355
-  _globals['_REFINEREQUEST']._serialized_end=451
-  _globals['_REFINERESPONSE']._serialized_start=453
-  _globals['_REFINERESPONSE']._serialized_end=498
-  _globals['_ASKREQUEST']._serialized_start=501
-  _globals['_ASKREQUEST']._serialized_end=638
-  _globals['_ASKRESPONSE']._serialized_start=640
-  _globals['_ASKRESPONSE']._serialized_end=666
-  _globals['_COMPAREREQUEST']._serialized_start=669
-  _globals['_COMPAREREQUEST']._serialized_end=873
-  _globals['_COMPARERESPONSE']._serialized_start=875
-  _globals['_COMPARERESPONSE']._serialized_end=944
-  _globals['_GROUNDINGSERVICE']._serialized_start=1114
-  _globals['_GROUNDINGSERVICE']._serialized_end=1386
+  _globals['_GROUNDREQUEST']._serialized_end=300
+  _globals['_GROUNDRESPONSE']._serialized_start=302
+  _globals['_GROUNDRESPONSE']._serialized_end=368
+  _globals['_REFINEREQUEST']._serialized_start=370
+  _globals['_REFINEREQUEST']._serialized_end=481
+  _globals['_REFINERESPONSE']._serialized_start=483
+  _globals['_REFINERESPONSE']._serialized_end=528
+  _globals['_ASKREQUEST']._serialized_start=531
+  _globals['_ASKREQUEST']._serialized_end=683
+  _globals['_ASKRESPONSE']._serialized_start=685
+  _globals['_ASKRESPONSE']._serialized_end=711
+  _globals['_COMPAREREQUEST']._serialized_start=714
+  _globals['_COMPAREREQUEST']._serialized_end=933
+  _globals['_COMPARERESPONSE']._serialized_start=935
+  _globals['_COMPARERESPONSE']._serialized_end=1004
+  _globals['_GROUNDINGSERVICE']._serialized_start=1174
+  _globals['_GROUNDINGSERVICE']._serialized_end=1446
 # @@protoc_insertion_point(module_scope)

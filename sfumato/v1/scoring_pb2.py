@@ -26,7 +26,7 @@ from sfumato.v1 import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from sfumato.v1 import common_pb2 as sfumato_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18sfumato/v1/scoring.proto\x12\nsfumato.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x17sfumato/v1/common.proto\"z\n\x0cScoreRequest\x12\x30\n\x05items\x18\x01 \x03(\x0b\x32\x15.sfumato.v1.ScoreItemB\n\xbaH\x07\x92\x01\x04\x08\x01\x10@\x12\x38\n\x07metrics\x18\x02 \x03(\tB\'\xbaH$\x92\x01!\x10 \"\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{0,63}$\"\x86\x01\n\tScoreItem\x12(\n\x05image\x18\x01 \x01(\x0b\x32\x11.sfumato.v1.ImageB\x06\xbaH\x03\xc8\x01\x01\x12O\n\x06prompt\x18\x02 \x01(\tB?\xbaH<r\x03\x18\xd0\x0f\xba\x01\x34\n\ntext.blank\x12\x11must not be blank\x1a\x13this.matches(\'\\\\S\')\"3\n\rScoreResponse\x12\"\n\x06scores\x18\x01 \x03(\x0b\x32\x12.sfumato.v1.Scores\"g\n\x06Scores\x12.\n\x06values\x18\x01 \x03(\x0b\x32\x1e.sfumato.v1.Scores.ValuesEntry\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x14\n\x12ListMetricsRequest\":\n\x13ListMetricsResponse\x12#\n\x07metrics\x18\x01 \x03(\x0b\x32\x12.sfumato.v1.Metric\"\\\n\x06Metric\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03low\x18\x02 \x01(\x01\x12\x0c\n\x04high\x18\x03 \x01(\x01\x12\x18\n\x10higher_is_better\x18\x04 \x01(\x08\x12\x0f\n\x07version\x18\x05 \x01(\t2\x9e\x01\n\x0eScoringService\x12<\n\x05Score\x12\x18.sfumato.v1.ScoreRequest\x1a\x19.sfumato.v1.ScoreResponse\x12N\n\x0bListMetrics\x12\x1e.sfumato.v1.ListMetricsRequest\x1a\x1f.sfumato.v1.ListMetricsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18sfumato/v1/scoring.proto\x12\nsfumato.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x17sfumato/v1/common.proto\"z\n\x0cScoreRequest\x12\x30\n\x05items\x18\x01 \x03(\x0b\x32\x15.sfumato.v1.ScoreItemB\n\xbaH\x07\x92\x01\x04\x08\x01\x10@\x12\x38\n\x07metrics\x18\x02 \x03(\tB\'\xbaH$\x92\x01!\x10 \"\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{0,63}$\"\x95\x01\n\tScoreItem\x12(\n\x05image\x18\x01 \x01(\x0b\x32\x11.sfumato.v1.ImageB\x06\xbaH\x03\xc8\x01\x01\x12^\n\x06prompt\x18\x02 \x01(\tBN\xbaHKr\x03\x18\xd0\x0f\xba\x01\x43\n\ntext.blank\x12\x11must not be blank\x1a\"this.matches(\'[^\\\\s\\\\p{Z}\\\\p{C}]\')\"3\n\rScoreResponse\x12\"\n\x06scores\x18\x01 \x03(\x0b\x32\x12.sfumato.v1.Scores\"g\n\x06Scores\x12.\n\x06values\x18\x01 \x03(\x0b\x32\x1e.sfumato.v1.Scores.ValuesEntry\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x14\n\x12ListMetricsRequest\":\n\x13ListMetricsResponse\x12#\n\x07metrics\x18\x01 \x03(\x0b\x32\x12.sfumato.v1.Metric\"\\\n\x06Metric\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03low\x18\x02 \x01(\x01\x12\x0c\n\x04high\x18\x03 \x01(\x01\x12\x18\n\x10higher_is_better\x18\x04 \x01(\x08\x12\x0f\n\x07version\x18\x05 \x01(\t2\x9e\x01\n\x0eScoringService\x12<\n\x05Score\x12\x18.sfumato.v1.ScoreRequest\x1a\x19.sfumato.v1.ScoreResponse\x12N\n\x0bListMetrics\x12\x1e.sfumato.v1.ListMetricsRequest\x1a\x1f.sfumato.v1.ListMetricsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,25 +40,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SCOREITEM'].fields_by_name['image']._loaded_options = None
   _globals['_SCOREITEM'].fields_by_name['image']._serialized_options = b'\272H\003\310\001\001'
   _globals['_SCOREITEM'].fields_by_name['prompt']._loaded_options = None
-  _globals['_SCOREITEM'].fields_by_name['prompt']._serialized_options = b'\272H<r\003\030\320\017\272\0014\n\ntext.blank\022\021must not be blank\032\023this.matches(\'\\\\S\')'
+  _globals['_SCOREITEM'].fields_by_name['prompt']._serialized_options = b'\272HKr\003\030\320\017\272\001C\n\ntext.blank\022\021must not be blank\032\"this.matches(\'[^\\\\s\\\\p{Z}\\\\p{C}]\')'
   _globals['_SCORES_VALUESENTRY']._loaded_options = None
   _globals['_SCORES_VALUESENTRY']._serialized_options = b'8\001'
   _globals['_SCOREREQUEST']._serialized_start=94
   _globals['_SCOREREQUEST']._serialized_end=216
   _globals['_SCOREITEM']._serialized_start=219
-  _globals['_SCOREITEM']._serialized_end=353
-  _globals['_SCORERESPONSE']._serialized_start=355
-  _globals['_SCORERESPONSE']._serialized_end=406
-  _globals['_SCORES']._serialized_start=408
-  _globals['_SCORES']._serialized_end=511
-  _globals['_SCORES_VALUESENTRY']._serialized_start=466
-  _globals['_SCORES_VALUESENTRY']._serialized_end=511
-  _globals['_LISTMETRICSREQUEST']._serialized_start=513
-  _globals['_LISTMETRICSREQUEST']._serialized_end=533
-  _globals['_LISTMETRICSRESPONSE']._serialized_start=535
-  _globals['_LISTMETRICSRESPONSE']._serialized_end=593
-  _globals['_METRIC']._serialized_start=595
-  _globals['_METRIC']._serialized_end=687
-  _globals['_SCORINGSERVICE']._serialized_start=690
-  _globals['_SCORINGSERVICE']._serialized_end=848
+  _globals['_SCOREITEM']._serialized_end=368
+  _globals['_SCORERESPONSE']._serialized_start=370
+  _globals['_SCORERESPONSE']._serialized_end=421
+  _globals['_SCORES']._serialized_start=423
+  _globals['_SCORES']._serialized_end=526
+  _globals['_SCORES_VALUESENTRY']._serialized_start=481
+  _globals['_SCORES_VALUESENTRY']._serialized_end=526
+  _globals['_LISTMETRICSREQUEST']._serialized_start=528
+  _globals['_LISTMETRICSREQUEST']._serialized_end=548
+  _globals['_LISTMETRICSRESPONSE']._serialized_start=550
+  _globals['_LISTMETRICSRESPONSE']._serialized_end=608
+  _globals['_METRIC']._serialized_start=610
+  _globals['_METRIC']._serialized_end=702
+  _globals['_SCORINGSERVICE']._serialized_start=705
+  _globals['_SCORINGSERVICE']._serialized_end=863
 # @@protoc_insertion_point(module_scope)

@@ -8,6 +8,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import grpc
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
@@ -60,7 +61,8 @@ def told(error: grpc.RpcError) -> tuple[grpc.StatusCode, str, list[str]]:
     """Status, reason and fields of a refused call."""
     assert isinstance(error, grpc.Call)
     info, request = ErrorInfo(), BadRequest()
-    for key, value in error.trailing_metadata() or ():
+    metadata: Any = error.trailing_metadata() or ()  # grpc's types say less than it is
+    for key, value in metadata:
         if key == DETAILS:
             assert isinstance(value, bytes)
             for detail in Status.FromString(value).details:
