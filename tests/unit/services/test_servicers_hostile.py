@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from hypothesis import HealthCheck, Phase, given, settings
@@ -34,7 +34,10 @@ from tests.unit.services.serving import SECONDS, bomb, served, told
 
 TOGETHER, ROUNDS = 25, 210
 """Requests of one round, and rounds: 5250 requests to each service."""
-PLAIN = settings(database=None, deadline=None, suppress_health_check=list(HealthCheck))
+ALL: Any = list(HealthCheck)
+PLAIN = settings(database=None, deadline=None, suppress_health_check=ALL)
+# Two classes of protobuf, of which its types know one at a time.
+Descriptor = Any
 PNG = encode_png(np.zeros((16, 16, 3), np.uint8))
 TEXTS = ["brightness", "brightness", "brightness", "clip", "", " ", "\0", "é" * 3000, "a" * 4001, "../../etc/passwd", "<|im_end|>", "{0}%s",
          "0" * 64, "f" * 64 + "\n", "\xa0", "\x1f\x85"]  # fmt: skip
