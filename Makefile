@@ -7,7 +7,7 @@ SPEC ?= configs/artaug-vista.yaml
 BIN := .venv/bin
 PACKAGES := sfumato services orchestrator tests
 
-.PHONY: help setup demo test lint types contracts unit clean
+.PHONY: help setup demo test lint types contracts unit protos clean
 .DEFAULT_GOAL := help
 
 help:  ## say what can be made
@@ -40,6 +40,9 @@ contracts: setup  ## who may import whom
 
 unit: setup
 	$(BIN)/pytest
+
+protos: setup  ## generate sfumato/v1 from protos/
+	$(BIN)/python protos/generate.py
 
 clean:  ## remove the environment and caches (runs/ stays)
 	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache build dist

@@ -21,6 +21,14 @@ class InvalidInput(SfumatoError):
         self.field = field
 
 
+class NotFound(SfumatoError):
+    """What a user or a client names is not there: a run, a model, an alias (CLI exit 1, NOT_FOUND, HTTP 404)."""
+
+
+class Conflict(SfumatoError):
+    """Something moved since the caller looked at it; look again and decide anew (CLI exit 1, ABORTED, HTTP 409)."""
+
+
 class MissingWeights(SfumatoError):
     """A model's files are not where they should be (CLI exit 2, FAILED_PRECONDITION)."""
 
@@ -31,6 +39,10 @@ class BrokenWeights(SfumatoError):
 
 class Unavailable(SfumatoError):
     """Something this needs is not running or does not answer (CLI exit 1, UNAVAILABLE)."""
+
+
+class Busy(SfumatoError):
+    """As much work as is taken is waiting already; try again later (CLI exit 1, RESOURCE_EXHAUSTED, HTTP 429)."""
 
 
 class AnswerRejected(SfumatoError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from safetensors import SafetensorError
@@ -34,6 +35,17 @@ class Checkpoint(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of a fit: which fit, its steps done and in all, the pairs it still trains and their mean loss in it."""
+
+    fit: str
+    done: int
+    total: int
+    pairs: int
+    loss: float
+
+
 class Journal:
     """The fits of one training by name, finished or in work, each as the tensors it can be continued from.
 
@@ -41,13 +53,14 @@ class Journal:
     finished fits here passes through them without computing.
     """
 
-    def __init__(self, checkpoint: Checkpoint | None) -> None:
-        """Read the checkpoint, if there is one.
+    def __init__(self, checkpoint: Checkpoint | None, on_step: Callable[[Step], None] | None = None) -> None:
+        """Read the checkpoint, if there is one; ``on_step`` is told of every step.
 
         Raises:
             BrokenWeights: it is not one of ours, or damaged.
         """
         self._checkpoint = checkpoint
+        self._on_step = on_step
         self._fits: dict[str, State] = {}
         data = None if checkpoint is None else checkpoint.load()
         for key, tensor in ({} if data is None else _decode(data)).items():
@@ -59,6 +72,11 @@ class Journal:
     def recall(self, fit: str) -> State | None:
         """Where the fit stood, or None if it never began."""
         return self._fits.get(fit)
+
+    def tell(self, step: Step) -> None:
+        """A step of a fit was made; raises what who is told raises."""
+        if self._on_step is not None:
+            self._on_step(step)
 
     def note(self, fit: str, state: Callable[[], State]) -> None:
         """Save where the fit stands, if it is time to."""

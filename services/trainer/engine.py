@@ -6,7 +6,7 @@ what makes the model know this very picture goes with it, what made X' better th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -15,7 +15,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from services.trainer.checkpoint import Checkpoint, Journal
+from services.trainer.checkpoint import Checkpoint, Journal, Step
 from services.trainer.convergence import RANKS, ProbeLosses
 from services.trainer.fit import Fate, Fit, Problem, Subject
 from services.trainer.memory import pack_size
@@ -98,13 +98,18 @@ def train_pair(
 
 
 def train_pairs(
-    pipeline: DiffusionPipeline, pairs: Sequence[Pair], settings: TrainSettings, checkpoint: Checkpoint | None = None
+    pipeline: DiffusionPipeline,
+    pairs: Sequence[Pair],
+    settings: TrainSettings,
+    checkpoint: Checkpoint | None = None,
+    on_step: Callable[[Step], None] | None = None,
 ) -> list[TrainedPair | Diverged]:
     """Train one adapter for each pair, many pairs in the same forwards, each as if it were alone.
 
     Noise, times and starting values of a pair come from its own seed. A pair that diverges is returned as the reason and takes
     nobody with it. The pipeline's weights are not written and carry no adapter afterwards: call it as often as there is work.
-    With a ``checkpoint``, a call that was killed goes on where it was saved last and ends in the same bytes.
+    With a ``checkpoint``, a call that was killed goes on where it was saved last and ends in the same bytes. ``on_step`` is told of
+    every step; what it raises ends the training.
 
     Raises:
         InvalidInput: pairs of different sizes, latents of another shape than their size asks, settings out of range.
@@ -114,7 +119,7 @@ def train_pairs(
     _check(pairs, settings, family)
     first = pairs[0]
     problem = Problem(family, first.width, first.height, settings.guidance, settings.batch, settings.learning_rate)
-    journal = Journal(checkpoint)
+    journal = Journal(checkpoint, on_step)
     with _frozen(family.denoiser):
         texts = family.encode([pair.prompt for pair in pairs])
         lines = [_Line(pair, {name: text[k : k + 1] for name, text in texts.items()}, family) for k, pair in enumerate(pairs)]

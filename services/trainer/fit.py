@@ -10,7 +10,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from services.trainer.checkpoint import Journal, State
+from services.trainer.checkpoint import Journal, State, Step
 from services.trainer.convergence import PROBES, ProbeLosses
 from sfumato.diffusion.families import Family
 from sfumato.lora.packed import PackedLora
@@ -113,6 +113,8 @@ class Fit:
             for _ in range((self._done == late) + (self._done == self._steps) if self.alive else 0):
                 self._probe()
             journal.note(name, self._state)
+            losses = [self.losses[index][-1] for index in self.alive]
+            journal.tell(Step(name, self._done, self._steps, len(losses), sum(losses) / max(1, len(losses))))
         self._drop({k: Fate.WEIGHTS_NOT_FINITE for k, finite in zip(self.alive, self.phi.finite(), strict=True) if not finite})
         journal.finish(name, self._state(optimizer=False))
 

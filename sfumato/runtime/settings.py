@@ -8,6 +8,30 @@ from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
+class ServingSettings(BaseSettings):
+    """How a service answers over gRPC: ``SFUMATO_GRPC_*``."""
+
+    model_config = SettingsConfigDict(env_prefix="SFUMATO_GRPC_", frozen=True)
+
+    # Where it listens, as host:port; empty: this machine only, at the service's own port.
+    address: str = ""
+    # What clients must show as "authorization: Bearer TOKEN"; empty: nothing.
+    token: SecretStr = SecretStr("")
+    # PEM files of its certificate chain and key; without them it speaks in the clear.
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    # PEM file of the authorities that sign clients' certificates; with it, a client without one is turned away (mTLS).
+    tls_client_authority: Path | None = None
+    # Bytes of a message, either way.
+    max_message: int = Field(default=64 * 2**20, ge=2**20, le=2**30)
+    # Calls that may wait for an engine while it is at one.
+    waiting: int = Field(default=32, ge=0)
+    # Calls that may be open at once, of all services and kinds; each may hold a message.
+    max_calls: int = Field(default=256, ge=1)
+    # Seconds that calls have to end once the service is told to.
+    grace: float = Field(default=30.0, ge=0)
+
+
 class Settings(BaseSettings):
     """Read once where a program starts, and handed on as plain values."""
 

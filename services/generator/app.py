@@ -1,0 +1,55 @@
+"""The generator's program: ``python -m services.generator.app``; settings ``SFUMATO_GENERATOR_*``, ``SFUMATO_GRPC_*``, ``SFUMATO_*``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from services.generator.engine import GeneratorSettings, load_generator
+from services.generator.servicer import GeneratorServicer, ServedModel
+from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.device import pick_device, precision_named
+from sfumato.runtime.serving.lane import Lane
+from sfumato.runtime.serving.server import Service, run
+from sfumato.runtime.settings import ServingSettings, Settings
+from sfumato.runtime.versions import model_version
+from sfumato.v1.generator_pb2_grpc import add_GeneratorServiceServicer_to_server
+from sfumato.vista import weights
+
+ADDRESS = "127.0.0.1:7101"
+
+
+class PaintingSettings(BaseSettings):
+    """What this service paints with."""
+
+    model_config = SettingsConfigDict(env_prefix="SFUMATO_GENERATOR_", frozen=True)
+
+    # The folder of a diffusers pipeline; Vista's where absent.
+    model: Path | None = None
+    # Numbers of its weights: float32 or bfloat16.
+    precision: str = "float32"
+    # Rows (pictures, unconditional and region branches) of one forward at most.
+    max_batch: int = Field(default=16, ge=1)
+
+
+def services(serving: ServingSettings) -> Sequence[Service]:
+    """The generator's service on its engine."""
+    settings, painting = Settings(), PaintingSettings()
+
+    def load() -> ServedModel:
+        folder = painting.model or weights.locate("generator", settings.weights or weights.ROOT)
+        how = GeneratorSettings(max_batch=painting.max_batch)
+        engine = load_generator(folder, how, dtype=precision_named(painting.precision), device=pick_device())
+        return ServedModel(engine, model_version(folder))
+
+    lane = Lane(load, waiting=serving.waiting)
+    servicer = GeneratorServicer(lane, ArtifactStore(settings.artifacts_url))
+    return [Service("sfumato.v1.GeneratorService", partial(add_GeneratorServiceServicer_to_server, servicer), lane)]
+
+
+if __name__ == "__main__":
+    run(services, ADDRESS)

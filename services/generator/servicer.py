@@ -1,0 +1,128 @@
+"""The generator's service: messages to the engine and back, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from safetensors.torch import save
+
+from services.generator.engine import GeneratorEngine, Picture
+from sfumato.diffusion.limits import ModelLimits
+from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.serving.images import within, write_image
+from sfumato.runtime.serving.lane import Caller, Lane
+from sfumato.runtime.serving.models import adapter_of, check_base
+from sfumato.types import GenerateRequest, Region
+from sfumato.v1 import common_pb2, generator_pb2
+from sfumato.v1.generator_pb2_grpc import GeneratorServiceServicer
+
+
+@dataclass(slots=True, eq=False)
+class ServedModel:
+    """The engine, the version of its base, and the model that is fused into it, serialized."""
+
+    engine: GeneratorEngine
+    base: str
+    fused: bytes = b""
+
+
+class GeneratorServicer(GeneratorServiceServicer):
+    """See ``protos/sfumato/v1/generator.proto``."""
+
+    def __init__(self, lane: Lane[ServedModel], artifacts: ArtifactStore) -> None:
+        self._lane, self._artifacts = lane, artifacts
+
+    async def GetLimits(self, request: generator_pb2.GetLimitsRequest, context: Any) -> generator_pb2.GetLimitsResponse:
+        """What may be asked of the model, and its defaults."""
+        limits = self._lane.engine.engine.limits
+        return generator_pb2.GetLimitsResponse(
+            base=self._lane.engine.base,
+            grid=limits.grid,
+            min_size=limits.min_size,
+            max_size=limits.max_size,
+            prompt_tokens=limits.prompt_tokens,
+            max_steps=limits.max_steps,
+            min_guidance=limits.guidance[0],
+            max_guidance=limits.guidance[1],
+            max_regions=limits.max_regions,
+            default_size=limits.default_size,
+            default_steps=limits.default_steps,
+            default_guidance=limits.default_guidance,
+        )
+
+    async def Generate(self, request: generator_pb2.GenerateRequest, context: Any) -> generator_pb2.GenerateResponse:
+        """Paint one picture for each seed."""
+
+        def work(served: ServedModel, caller: Caller) -> list[generator_pb2.Picture]:
+            return self._painted(served, request, lambda done, total: caller.check())
+
+        return generator_pb2.GenerateResponse(pictures=await self._lane.call(work))
+
+    async def GenerateStream(
+        self, request: generator_pb2.GenerateStreamRequest, context: Any
+    ) -> AsyncIterator[generator_pb2.GenerateStreamResponse]:
+        """The same with the steps as they are done."""
+
+        def work(served: ServedModel, caller: Caller) -> generator_pb2.GenerateStreamResponse:
+            def step_ended(done: int, total: int) -> None:
+                caller.check()
+                caller.tell(generator_pb2.GenerateStreamResponse(progress=generator_pb2.StepProgress(done=done, total=total)))
+
+            pictures = generator_pb2.Pictures(pictures=self._painted(served, request, step_ended))
+            return generator_pb2.GenerateStreamResponse(pictures=pictures)
+
+        async for event in self._lane.stream(work):
+            yield event
+
+    def _painted(
+        self,
+        served: ServedModel,
+        request: generator_pb2.GenerateRequest | generator_pb2.GenerateStreamRequest,
+        step_ended: Callable[[int, int], None],
+    ) -> list[generator_pb2.Picture]:
+        """The pictures of a request, with its adapters fused; raises what `step_ended` raises."""
+        self._fuse(served, request.model)
+        with within("painting", seed="seeds"):
+            pictures = served.engine.generate(requests_of(request.painting, served.engine.limits), step_ended)
+        return [self._answer(picture, request.delivery) for picture in pictures]
+
+    def _fuse(self, served: ServedModel, model: common_pb2.ModelRef) -> None:
+        """Put the request's adapters into the weights, unless they are those that are there."""
+        check_base(model, served.base)
+        wanted = common_pb2.ModelRef(adapters=model.adapters).SerializeToString(deterministic=True)
+        if wanted != served.fused:
+            adapter = adapter_of(model, self._artifacts)
+            with within("model", adapter="adapters"):
+                served.engine.set_adapter(adapter)
+            served.fused = wanted
+
+    def _answer(self, picture: Picture, delivery: common_pb2.Delivery) -> generator_pb2.Picture:
+        latents = ""
+        if delivery == common_pb2.DELIVERY_ARTIFACT:
+            latents = self._artifacts.put(save({"latents": picture.latents.detach().float().cpu().contiguous()}))
+        image = write_image(picture.image, delivery, self._artifacts)
+        return generator_pb2.Picture(seed=picture.seed, image=image, latents=latents)
+
+
+def requests_of(painting: generator_pb2.Painting, limits: ModelLimits) -> list[GenerateRequest]:
+    """One request for each seed, the model's defaults filled in."""
+
+    def given(field: str, default: Any) -> Any:
+        return getattr(painting, field) if painting.HasField(field) else default  # pyright: ignore[reportArgumentType]
+
+    def request(seed: int) -> GenerateRequest:
+        return GenerateRequest(
+            prompt=painting.prompt,
+            seed=seed,
+            width=given("width", limits.default_size),
+            height=given("height", limits.default_size),
+            steps=given("steps", limits.default_steps),
+            guidance_scale=given("guidance_scale", limits.default_guidance),
+            regions=tuple(Region(r.prompt, (r.box.x1, r.box.y1, r.box.x2, r.box.y2)) for r in painting.regions),
+            regional_steps=given("regional_steps", 1.0),
+            soft_edges=given("soft_edges", 0.0),
+        )
+
+    return [request(seed) for seed in painting.seeds]

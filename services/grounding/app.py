@@ -1,0 +1,55 @@
+"""The grounding service's program: ``python -m services.grounding.app``; settings ``SFUMATO_GROUNDING_*`` and as of all services."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from services.grounding.engine import GroundingEngine
+from services.grounding.http_backend import START_IT, HttpBackend, model_served
+from services.grounding.profiles import Strategy, profile_named
+from services.grounding.servicer import GroundingServicer
+from sfumato.errors import Unavailable
+from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.serving.lane import Lane
+from sfumato.runtime.serving.server import Service, run
+from sfumato.runtime.settings import ServingSettings, Settings
+from sfumato.v1.grounding_pb2_grpc import add_GroundingServiceServicer_to_server
+
+ADDRESS = "127.0.0.1:7102"
+
+
+class QuestionSettings(BaseSettings):
+    """Which model this service asks, and how."""
+
+    model_config = SettingsConfigDict(env_prefix="SFUMATO_GROUNDING_", frozen=True)
+
+    # The conventions of the model behind SFUMATO_VLM_URL: vista, qwen2-vl, qwen2.5-vl or qwen3-vl.
+    profile: str = "vista"
+    # The name the server knows it by; the profile's where empty.
+    model: str = ""
+    # How advice is asked for where a request does not say: single-turn or three-turn.
+    strategy: str = Strategy.single_turn
+
+
+def services(serving: ServingSettings) -> Sequence[Service]:
+    """The grounding service on its engine."""
+    settings, asking = Settings(), QuestionSettings()
+
+    def load() -> GroundingEngine:
+        if not settings.vlm_url:
+            raise Unavailable("No VLM server is known.", hint=START_IT)
+        key, url = settings.vlm_api_key.get_secret_value(), settings.vlm_url
+        names = [name for name in (asking.profile, asking.model) if name]
+        backend = HttpBackend(url, model_served(url, names, api_key=key, wait=settings.vlm_wait), api_key=key, timeout=settings.vlm_timeout)
+        return GroundingEngine(backend, profile_named(asking.profile), asking.strategy)
+
+    lane = Lane(load, waiting=serving.waiting)
+    servicer = GroundingServicer(lane, ArtifactStore(settings.artifacts_url))
+    return [Service("sfumato.v1.GroundingService", partial(add_GroundingServiceServicer_to_server, servicer), lane)]
+
+
+if __name__ == "__main__":
+    run(services, ADDRESS)

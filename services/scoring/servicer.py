@@ -1,0 +1,37 @@
+"""The scoring service: messages to the engine and back, nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from services.scoring.engine import ScoringEngine
+from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.serving.images import read_image
+from sfumato.runtime.serving.lane import Caller, Lane
+from sfumato.v1.scoring_pb2 import ListMetricsRequest, ListMetricsResponse, Metric, ScoreRequest, ScoreResponse, Scores
+from sfumato.v1.scoring_pb2_grpc import ScoringServiceServicer
+
+
+class ScoringServicer(ScoringServiceServicer):
+    """See ``protos/sfumato/v1/scoring.proto``."""
+
+    def __init__(self, lane: Lane[ScoringEngine], artifacts: ArtifactStore) -> None:
+        self._lane, self._artifacts = lane, artifacts
+
+    async def Score(self, request: ScoreRequest, context: Any) -> ScoreResponse:
+        """Score a batch of pictures."""
+
+        def work(engine: ScoringEngine, caller: Caller) -> list[dict[str, float]]:
+            images = [read_image(item.image, f"items[{k}].image", self._artifacts) for k, item in enumerate(request.items)]
+            caller.check()
+            return engine.score(images, [item.prompt for item in request.items], list(request.metrics) or None)
+
+        return ScoreResponse(scores=[Scores(values=row) for row in await self._lane.call(work)])
+
+    async def ListMetrics(self, request: ListMetricsRequest, context: Any) -> ListMetricsResponse:
+        """What can be asked for."""
+        metrics = [
+            Metric(name=m.name, low=m.low, high=m.high, higher_is_better=m.higher_is_better, version=m.version)
+            for m in self._lane.engine.metrics
+        ]
+        return ListMetricsResponse(metrics=metrics)

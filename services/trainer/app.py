@@ -1,0 +1,53 @@
+"""The trainer's program: ``python -m services.trainer.app``; settings ``SFUMATO_TRAINER_*``, ``SFUMATO_GRPC_*``, ``SFUMATO_*``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from services.trainer.servicer import TrainedModel, TrainerServicer
+from sfumato.diffusion.families import family_of
+from sfumato.diffusion.loading import load_pipeline
+from sfumato.lora.fuse import Fuser
+from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.device import pick_device, precision_named
+from sfumato.runtime.serving.lane import Lane
+from sfumato.runtime.serving.server import Service, run
+from sfumato.runtime.settings import ServingSettings, Settings
+from sfumato.runtime.versions import model_version
+from sfumato.v1.trainer_pb2_grpc import add_TrainerServiceServicer_to_server
+from sfumato.vista import weights
+
+ADDRESS = "127.0.0.1:7104"
+
+
+class BaseModelSettings(BaseSettings):
+    """What this service trains adapters for."""
+
+    model_config = SettingsConfigDict(env_prefix="SFUMATO_TRAINER_", frozen=True)
+
+    # The folder of a diffusers pipeline; Vista's where absent.
+    model: Path | None = None
+    # Numbers of its weights: float32 or bfloat16.
+    precision: str = "float32"
+
+
+def services(serving: ServingSettings) -> Sequence[Service]:
+    """The trainer's service on its model."""
+    settings, base = Settings(), BaseModelSettings()
+
+    def load() -> TrainedModel:
+        folder = base.model or weights.locate("generator", settings.weights or weights.ROOT)
+        pipeline = load_pipeline(folder, dtype=precision_named(base.precision), device=pick_device())
+        return TrainedModel(pipeline, Fuser(family_of(pipeline).denoiser), model_version(folder))
+
+    lane = Lane(load, waiting=serving.waiting)
+    servicer = TrainerServicer(lane, ArtifactStore(settings.artifacts_url))
+    return [Service("sfumato.v1.TrainerService", partial(add_TrainerServiceServicer_to_server, servicer), lane)]
+
+
+if __name__ == "__main__":
+    run(services, ADDRESS)

@@ -1,0 +1,110 @@
+"""The trainer's service: messages to the engine and back, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from services.trainer.checkpoint import Step
+from services.trainer.engine import Pair, TrainedPair, TrainSettings, train_pairs
+from sfumato.diffusion.families import family_of
+from sfumato.errors import Diverged, InvalidInput
+from sfumato.lora.fuse import Fuser
+from sfumato.runtime.adapters import encode_adapter
+from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.serving.images import read_artifact, within
+from sfumato.runtime.serving.lane import Caller, Lane
+from sfumato.runtime.serving.models import adapter_of, check_base
+from sfumato.v1 import trainer_pb2
+from sfumato.v1.trainer_pb2_grpc import TrainerServiceServicer
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainedModel:
+    """The warm pipeline, what puts adapters into its weights and takes them out again, and the version of its base."""
+
+    pipeline: DiffusionPipeline
+    fuser: Fuser
+    base: str
+
+
+class TrainerServicer(TrainerServiceServicer):
+    """See ``protos/sfumato/v1/trainer.proto``."""
+
+    def __init__(self, lane: Lane[TrainedModel], artifacts: ArtifactStore) -> None:
+        self._lane, self._artifacts = lane, artifacts
+
+    async def Train(self, request: trainer_pb2.TrainRequest, context: Any) -> AsyncIterator[trainer_pb2.TrainResponse]:
+        """Train the pairs together; how far it is while it goes on, and the adapters last."""
+
+        def work(model: TrainedModel, caller: Caller) -> trainer_pb2.TrainResponse:
+            def on_step(step: Step) -> None:
+                caller.check()
+                told = trainer_pb2.TrainProgress(fit=step.fit, done=step.done, total=step.total, pairs=step.pairs, loss=step.loss)
+                caller.tell(trainer_pb2.TrainResponse(progress=told))
+
+            return trainer_pb2.TrainResponse(result=self._result(self._trained(model, request, on_step)))
+
+        async for event in self._lane.stream(work):
+            yield event
+
+    def _trained(self, model: TrainedModel, request: trainer_pb2.TrainRequest, on_step: Any) -> Sequence[TrainedPair | Diverged]:
+        check_base(request.model, model.base)
+        pairs, settings = self._pairs(model, request), settings_of(request)
+        adapter = adapter_of(request.model, self._artifacts)
+        with within("model", adapter="adapters"):
+            model.fuser.fuse(adapter)
+        return train_pairs(model.pipeline, pairs, settings, on_step=on_step)
+
+    def _pairs(self, model: TrainedModel, request: trainer_pb2.TrainRequest) -> list[Pair]:
+        size = family_of(model.pipeline).limits.default_size
+        width = request.width if request.HasField("width") else size
+        height = request.height if request.HasField("height") else size
+        return [
+            Pair(
+                pair.prompt,
+                self._latents(pair.before, f"pairs[{index}].before"),
+                self._latents(pair.after, f"pairs[{index}].after"),
+                pair.seed,
+                width,
+                height,
+            )
+            for index, pair in enumerate(request.pairs)
+        ]
+
+    def _latents(self, digest: str, field: str) -> Tensor:
+        try:
+            return load(read_artifact(digest, field, self._artifacts))["latents"]
+        except (SafetensorError, KeyError) as error:
+            raise InvalidInput(field, "is no file of latents.", hint="Name what Generate stored.") from error
+
+    def _result(self, outcomes: Sequence[TrainedPair | Diverged]) -> trainer_pb2.TrainResult:
+        pairs = []
+        for outcome in outcomes:
+            if isinstance(outcome, Diverged):
+                pairs.append(trainer_pb2.TrainedPair(diverged=str(outcome)))
+            else:
+                digest = self._artifacts.put(encode_adapter(outcome.adapter))
+                pairs.append(trainer_pb2.TrainedPair(adapter=digest, rank=outcome.rank, losses=outcome.losses))
+        return trainer_pb2.TrainResult(pairs=pairs)
+
+
+def settings_of(request: trainer_pb2.TrainRequest) -> TrainSettings:
+    """How the request wants its adapters trained."""
+    naive = request.WhichOneof("objective") == "naive"
+    return TrainSettings(
+        objective="naive" if naive else "differential",
+        rank=request.fixed_rank if request.WhichOneof("rank") == "fixed_rank" else "auto",
+        learning_rate=request.learning_rate,
+        batch=request.batch,
+        # A naive training has one fit only, which counts its steps as the second's.
+        steps_before=1 if naive else request.differential.steps_before,
+        steps_after=request.naive.steps if naive else request.differential.steps_after,
+        guidance=request.guidance if request.HasField("guidance") else 1.0,
+    )

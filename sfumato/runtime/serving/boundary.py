@@ -1,0 +1,128 @@
+"""The boundary around every call: who may call, which requests keep the contract's rules, and what callers are told of errors."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NoReturn, TypeAlias
+
+import grpc
+import grpc.aio
+import protovalidate
+from google.protobuf.message import DecodeError, Message
+
+from sfumato.runtime.serving.status import UNAUTHENTICATED, BrokenRules, Refusal, Violation, refusal
+
+OPEN = "/grpc.health.v1.Health/"
+"""Asked by those who start and stop the service, who have no token."""
+
+# grpc's types know the handlers of synchronous servers only.
+Handler: TypeAlias = Any
+Context: TypeAlias = Any
+
+
+class Boundary(grpc.aio.ServerInterceptor):
+    """Admits, checks and translates; servicers raise the errors of `sfumato.errors` and nothing else."""
+
+    def __init__(self, token: str = "") -> None:
+        """With a ``token``, calls without it are turned away."""
+        self._expected = f"Bearer {token}".encode() if token else b""
+
+    async def intercept_service(
+        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]], handler_call_details: grpc.HandlerCallDetails
+    ) -> Handler:
+        """The method's handler within the boundary."""
+        handler = await continuation(handler_call_details)
+        if handler is None or str(handler_call_details.method).startswith(OPEN):
+            return handler
+        if not self._admitted(handler_call_details):
+            return _refusing(handler, UNAUTHENTICATED)
+        # Calls with streams of requests are reflection's, which has neither rules nor errors of ours.
+        return handler if handler.request_streaming else _within(handler)
+
+    def _admitted(self, details: grpc.HandlerCallDetails) -> bool:
+        shown = dict(details.invocation_metadata or ()).get("authorization", "")
+        shown = shown if isinstance(shown, bytes) else shown.encode("utf-8", "replace")
+        return not self._expected or hmac.compare_digest(shown, self._expected)
+
+
+def check(request: Message) -> None:
+    """Hold a request against the rules of its contract.
+
+    Raises:
+        BrokenRules: with every field that breaks one.
+    """
+    found = protovalidate.collect_violations(request)
+    if found:
+        raise BrokenRules([Violation(_path(violation.proto.field), violation.proto.message or "is not valid") for violation in found])
+
+
+def _within(handler: Handler) -> Handler:
+    """The handler, its request parsed and checked here, its errors translated here."""
+    parse, serialize = handler.request_deserializer, handler.response_serializer
+
+    async def stream(data: bytes, context: Context) -> AsyncIterator[Any]:
+        try:
+            async for answer in handler.unary_stream(_read(parse, data), context):
+                yield answer
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            await _refuse(context, refusal(error))
+
+    async def single(data: bytes, context: Context) -> Any:
+        try:
+            return await handler.unary_unary(_read(parse, data), context)
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            await _refuse(context, refusal(error))
+
+    # Without a deserializer the bytes come as they are: gRPC's own answer to bytes that cannot be parsed names Python's classes.
+    if handler.response_streaming:
+        return grpc.unary_stream_rpc_method_handler(stream, None, serialize)
+    return grpc.unary_unary_rpc_method_handler(single, None, serialize)
+
+
+def _read(parse: Callable[[bytes], Message], data: bytes) -> Message:
+    try:
+        request = parse(data)
+    except DecodeError:
+        raise BrokenRules([Violation("", "these bytes are not this request's message")]) from None
+    check(request)
+    return request
+
+
+def _refusing(handler: Handler, told: Refusal) -> Handler:
+    """A handler of the same kind that refuses every call."""
+
+    async def single(request: Any, context: Context) -> Any:
+        await _refuse(context, told)
+
+    async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+        await _refuse(context, told)
+        yield
+
+    makers = {
+        (False, False): (grpc.unary_unary_rpc_method_handler, single),
+        (False, True): (grpc.unary_stream_rpc_method_handler, stream),
+        (True, False): (grpc.stream_unary_rpc_method_handler, single),
+        (True, True): (grpc.stream_stream_rpc_method_handler, stream),
+    }
+    make, behaviour = makers[bool(handler.request_streaming), bool(handler.response_streaming)]
+    return make(behaviour, None, None)
+
+
+async def _refuse(context: Context, told: Refusal) -> NoReturn:
+    await context.abort(told.code, told.message, told.metadata)
+    raise AssertionError("abort returned")
+
+
+def _path(field: Any) -> str:
+    """A violation's field path in words: ``painting.regions[2].box``."""
+    path = ""
+    for element in field.elements if field is not None else ():
+        path += f".{element.field_name}" if path else element.field_name
+        if element.subscript is not None:
+            path += f"[{element.subscript.value}]"
+    return path

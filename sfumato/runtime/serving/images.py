@@ -1,0 +1,60 @@
+"""Pictures of messages to arrays and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sfumato.errors import InvalidInput, NotFound
+from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.images import decode_image, encode_png
+from sfumato.types import Image
+from sfumato.v1 import common_pb2
+
+
+def read_image(image: common_pb2.Image, field: str, artifacts: ArtifactStore) -> Image:
+    """The picture a message carries or names, ``[height, width, 3]``; refused by its header before it is decoded.
+
+    Raises:
+        InvalidInput: named after ``field``: not a picture, damaged, over 20 MB or over 16 megapixels.
+        NotFound: there is no such artifact.
+        BrokenWeights: the artifact is damaged.
+    """
+    if image.WhichOneof("content") == "data":
+        return decode_image(image.data, f"{field}.data")
+    return decode_image(read_artifact(image.artifact, f"{field}.artifact", artifacts), f"{field}.artifact")
+
+
+def write_image(image: Image, delivery: common_pb2.Delivery, artifacts: ArtifactStore) -> common_pb2.Image:
+    """The picture as PNG, in the message or in the store."""
+    png = encode_png(image)
+    if delivery == common_pb2.DELIVERY_ARTIFACT:
+        return common_pb2.Image(artifact=artifacts.put(png))
+    return common_pb2.Image(data=png)
+
+
+def read_artifact(digest: str, field: str, artifacts: ArtifactStore) -> bytes:
+    """The bytes of an artifact that a request names.
+
+    Raises:
+        NotFound: there is none.
+        BrokenWeights: it is damaged.
+    """
+    if not artifacts.holds(digest):
+        raise NotFound(f"{field}: there is no artifact {digest}.", hint="Is it in the store that this service uses?")
+    return artifacts.get(digest)
+
+
+@contextmanager
+def within(prefix: str, **names: str) -> Iterator[None]:
+    """Name the fields of what an engine refuses by their place in the request.
+
+    ``width`` becomes ``painting.width`` within "painting"; ``names`` are those that the contract calls otherwise, such as
+    ``seed="seeds"``.
+    """
+    try:
+        yield
+    except InvalidInput as error:
+        told = error.message.removeprefix(f"{error.field}: ")
+        path = [prefix, names.get(error.field, error.field)]
+        raise InvalidInput(".".join(filter(None, path)), told, hint=error.hint) from error

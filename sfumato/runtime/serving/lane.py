@@ -1,0 +1,140 @@
+"""An engine's lane: its one thread, and the bounded line of calls before it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Generic, TypeVar
+
+from sfumato.errors import Busy, Unavailable
+
+Engine = TypeVar("Engine")
+Result = TypeVar("Result")
+
+
+class CallerGone(Exception):
+    """Nobody waits for this call any more: it was cancelled, its deadline passed, or the service is being ended."""
+
+
+class Caller:
+    """Who waits for a call, as the engine's thread sees it."""
+
+    def __init__(self, tell: Callable[[Any], object]) -> None:
+        self._gone = threading.Event()
+        self._tell = tell
+
+    def check(self) -> None:
+        """Raise `CallerGone` where nobody waits: call it between the steps of long work."""
+        if self._gone.is_set():
+            raise CallerGone
+
+    def tell(self, update: Any) -> None:
+        """Pass an update to the caller (see `Lane.stream`)."""
+        self._tell(update)
+
+    def leave(self) -> None:
+        """The caller is gone."""
+        self._gone.set()
+
+
+class Lane(Generic[Engine]):
+    """Calls go to the engine one at a time, in the order in which they came, all in the same thread.
+
+    A call whose caller goes away while it waits is never begun; one that is at work learns it from its `Caller`, and the engine is
+    free for the next one when it has left the thread, not before.
+    """
+
+    def __init__(self, load: Callable[[], Engine], *, waiting: int = 32) -> None:
+        """``load`` makes the engine, in its thread; ``waiting`` calls may wait while one is at work."""
+        self._load, self._waiting = load, waiting
+        self._engine: Engine | None = None
+        self._closed = False
+        self._inside = 0
+        self._free = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+
+    async def open(self) -> None:
+        """Load the engine; calls are answered from then on. Raises what loading raises."""
+        await self._free.acquire()
+        self._inside += 1
+        loading = asyncio.get_running_loop().run_in_executor(self._thread, self._load)
+        loading.add_done_callback(self._left)
+        self._engine = await asyncio.shield(loading)
+
+    def close(self) -> None:
+        """Take no more calls; those that were taken go on."""
+        self._closed = True
+
+    def end(self) -> None:
+        """Let the thread go; calls that have not begun will not."""
+        self._closed = True
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def busy(self) -> bool:
+        """Whether calls are waiting or at work, or the engine is being loaded."""
+        return self._inside > 0
+
+    @property
+    def engine(self) -> Engine:
+        """The engine, for what needs no turn in line.
+
+        Raises:
+            Unavailable: it is not loaded yet, or the service is being ended.
+        """
+        if self._closed:
+            raise Unavailable("This service is being ended.", hint="Ask another replica, or try again in a moment.")
+        if self._engine is None:
+            raise Unavailable("This service is still loading its model.", hint="Wait until its health is SERVING.")
+        return self._engine
+
+    async def call(self, work: Callable[[Engine, Caller], Result], tell: Callable[[Any], object] = lambda update: None) -> Result:
+        """``work`` on the engine, in its thread, when it is this call's turn.
+
+        Raises:
+            Unavailable: as `engine`.
+            Busy: too many calls are waiting.
+        """
+        engine, caller = self.engine, Caller(tell)
+        if self._inside > self._waiting:
+            raise Busy(f"{self._waiting} calls are waiting for this service already.", hint="Try again later, or ask another replica.")
+        self._inside += 1
+        try:
+            await self._free.acquire()
+        except asyncio.CancelledError:
+            self._inside -= 1
+            raise
+        working = asyncio.get_running_loop().run_in_executor(self._thread, work, engine, caller)
+        working.add_done_callback(self._left)
+        try:
+            return await asyncio.shield(working)
+        except asyncio.CancelledError:
+            caller.leave()
+            raise
+
+    async def stream(self, work: Callable[[Engine, Caller], Result]) -> AsyncIterator[Any]:
+        """What ``work`` tells its caller while it goes on, then its result. Raises: as `call`."""
+        loop, updates, end = asyncio.get_running_loop(), asyncio.Queue[Any](), object()
+        call = asyncio.create_task(self.call(work, lambda update: loop.call_soon_threadsafe(updates.put_nowait, update)))
+        call.add_done_callback(lambda _: updates.put_nowait(end))
+        call.add_done_callback(_seen)
+        try:
+            while (update := await updates.get()) is not end:
+                yield update
+            yield await call
+        finally:
+            call.cancel()
+
+    def _left(self, working: asyncio.Future[Any]) -> None:
+        """The engine is free again."""
+        self._inside -= 1
+        self._free.release()
+        _seen(working)
+
+
+def _seen(ended: asyncio.Future[Any]) -> None:
+    """Look at how it ended, for nobody may be left to do so, and asyncio would complain."""
+    if not ended.cancelled():
+        ended.exception()

@@ -1,0 +1,117 @@
+"""Which error is which gRPC status, with google.rpc's details: the one place where that is said."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import grpc
+from google.protobuf.any_pb2 import Any
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+
+from sfumato.errors import (
+    BrokenWeights,
+    Busy,
+    Conflict,
+    InvalidInput,
+    MissingWeights,
+    NotFound,
+    SfumatoError,
+    Unavailable,
+)
+
+log = logging.getLogger(__name__)
+
+DETAILS = "grpc-status-details-bin"
+DOMAIN = "sfumato"
+CODES: dict[type[SfumatoError], grpc.StatusCode] = {
+    InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
+    NotFound: grpc.StatusCode.NOT_FOUND,
+    Conflict: grpc.StatusCode.ABORTED,
+    Busy: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Unavailable: grpc.StatusCode.UNAVAILABLE,
+    MissingWeights: grpc.StatusCode.FAILED_PRECONDITION,
+    BrokenWeights: grpc.StatusCode.DATA_LOSS,
+}
+RETRY = Duration(seconds=1)
+"""After which a caller may try again what found the service busy or loading."""
+LONGEST, MOST = 1000, 8
+"""Bytes of a message and number of violations told: all of it is HTTP headers, of which a client takes 8 KiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A field of a request by its path, such as ``painting.regions[2].box``, and what is wrong with it."""
+
+    field: str
+    description: str
+
+
+class BrokenRules(Exception):
+    """A request that does not keep the rules of the contract."""
+
+    def __init__(self, violations: Sequence[Violation]) -> None:
+        super().__init__(f"{len(violations)} rules are broken")
+        self.violations = violations
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What a caller is told instead of an answer."""
+
+    code: grpc.StatusCode
+    message: str
+    details: tuple[Message, ...] = field(default=())
+
+    @property
+    def metadata(self) -> tuple[tuple[str, bytes], ...]:
+        """The details as trailing metadata: a serialized google.rpc.Status."""
+        packed = []
+        for detail in self.details:
+            packed.append(Any())
+            packed[-1].Pack(detail)
+        return ((DETAILS, Status(code=self.code.value[0], message=self.message, details=packed).SerializeToString()),)
+
+
+UNAUTHENTICATED = Refusal(grpc.StatusCode.UNAUTHENTICATED, "This service wants a token: send the metadata 'authorization: Bearer TOKEN'.")
+
+
+def refusal(error: Exception) -> Refusal:
+    """What to tell the caller of a call that ended in ``error``; of errors that are not ours, nothing but where to look."""
+    if isinstance(error, BrokenRules):
+        told = "; ".join(f"{violation.field}: {violation.description}" for violation in error.violations[:MOST])
+        return Refusal(grpc.StatusCode.INVALID_ARGUMENT, cut(told), (_bad_request(error.violations), _info("InvalidInput")))
+    if not isinstance(error, SfumatoError):
+        incident = secrets.token_hex(4)
+        log.error("Incident %s: a call failed.", incident, exc_info=error)
+        return Refusal(grpc.StatusCode.INTERNAL, f"The service failed; its log tells why under incident {incident}.", (_info("Internal"),))
+    code = next((code for kind, code in CODES.items() if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
+    details: list[Message] = [_info(type(error).__name__)]
+    if isinstance(error, InvalidInput):
+        description = str(error).removeprefix(f"{error.field}: ")
+        details.append(_bad_request([Violation(error.field, description)]))
+    if isinstance(error, Busy | Unavailable):
+        details.append(RetryInfo(retry_delay=RETRY))
+    return Refusal(code, cut(str(error)), tuple(details))
+
+
+def cut(text: str, most: int = LONGEST) -> str:
+    """The text, or as much of it as fits in so many bytes of UTF-8."""
+    data = text.encode("utf-8", "replace")
+    return data.decode() if len(data) <= most else data[: most - 3].decode("utf-8", "ignore") + "..."
+
+
+def _info(reason: str) -> ErrorInfo:
+    """The error's class in google.rpc's spelling: InvalidInput is INVALID_INPUT."""
+    return ErrorInfo(reason="".join(f"_{c}" if c.isupper() else c for c in reason).strip("_").upper(), domain=DOMAIN)
+
+
+def _bad_request(violations: Sequence[Violation]) -> BadRequest:
+    share = LONGEST // min(len(violations), MOST)
+    told = [BadRequest.FieldViolation(field=cut(v.field, 200), description=cut(v.description, share)) for v in violations[:MOST]]
+    return BadRequest(field_violations=told)

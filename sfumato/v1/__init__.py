@@ -1,0 +1,1 @@
+"""The contract in Python, generated from protos/ by protos/generate.py. Do not edit."""
