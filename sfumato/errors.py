@@ -21,6 +21,14 @@ class InvalidInput(SfumatoError):
         self.field = field
 
 
+class NotFound(SfumatoError):
+    """What a user or a client names is not there: a run, a model, an alias (CLI exit 1, NOT_FOUND, HTTP 404)."""
+
+
+class Conflict(SfumatoError):
+    """Something moved since the caller looked at it; look again and decide anew (CLI exit 1, ABORTED, HTTP 409)."""
+
+
 class MissingWeights(SfumatoError):
     """A model's files are not where they should be (CLI exit 2, FAILED_PRECONDITION)."""
 
