@@ -204,9 +204,9 @@ def _registry(runs: Path | None) -> Iterator[Registry]:
 def _point(registry: Registry, alias: str, version: str, reason: str, expected: str | None = None) -> str:
     """Move an alias from where it is expected, or from where it is; what was done, in words."""
     current = registry.aliases().get(alias, "") if expected is None else expected
-    if registry.resolve(version) == current:
-        return f"{alias} points at {current[:12]} already"
     move = registry.set_alias(alias, version, expected=current, reason=reason)
+    if move.version == current:
+        return f"{alias} points at {current[:12]} already"
     return f"{move.alias}: {move.previous[:12] or 'new'} -> {move.version[:12]}"
 
 
