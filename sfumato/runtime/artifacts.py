@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import obstore
@@ -10,6 +12,8 @@ from obstore.exceptions import BaseError
 from obstore.store import LocalStore, from_url
 
 from sfumato.errors import BrokenWeights, InvalidInput, MissingWeights, Unavailable
+
+DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class ArtifactStore:
@@ -56,6 +60,16 @@ class ArtifactStore:
         """Whether a blob is there (its content is checked when it is read)."""
         return self._exists(_blob(digest))
 
+    def delete(self, digest: str) -> None:
+        """Remove a blob, if it is there."""
+        self.delete_key(_blob(digest))
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """The names of all objects in a folder of the store, such as ``manifests/``, in no order."""
+        for batch in obstore.list(self._store, prefix):
+            for entry in batch:
+                yield entry["path"]
+
     def read_key(self, key: str) -> bytes | None:
         """A named object, or None where there is none."""
         try:
@@ -91,4 +105,7 @@ class ArtifactStore:
 
 
 def _blob(digest: str) -> str:
+    """Where a blob lies; a digest comes from outside now and then, and must not lead anywhere else."""
+    if not DIGEST.fullmatch(digest):
+        raise InvalidInput("digest", f"{digest[:80]!r} is no SHA-256.", hint="Give its 64 lower-case hexadecimal digits.")
     return f"blobs/{digest[:2]}/{digest}"

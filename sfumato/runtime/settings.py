@@ -41,6 +41,8 @@ class Settings(BaseSettings):
     runs: Path = Path("runs")
     # Another place for artifacts (a folder or an obstore URL such as s3://bucket/prefix); empty: <runs>/artifacts.
     artifacts: str = ""
+    # The registry's database, sqlite:///PATH or postgresql://USER@HOST/NAME; empty: registry.sqlite among the runs.
+    registry_url: str = ""
     # Vista's models, where they are not the shipped ones (retrained with `sfumato vista train`).
     weights: Path | None = None
     # Processes that paint, and that train, side by side; 0: as many as the machine has cores, one where a model is large.
@@ -62,3 +64,8 @@ class Settings(BaseSettings):
     def artifacts_url(self) -> str:
         """Where artifacts lie, the default filled in."""
         return self.artifacts or str(self.runs / "artifacts")
+
+    @property
+    def registry_database(self) -> str:
+        """The registry's database, the default filled in."""
+        return self.registry_url or f"sqlite:///{self.runs / 'registry.sqlite'}"

@@ -1,0 +1,182 @@
+"""The connection: one engine for SQLite and PostgreSQL, its transactions, and the schema brought up to date."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, select, text
+from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
+from sqlalchemy.orm import Session
+
+from services.registry.tables import Clock, Event
+from sfumato.errors import InvalidInput, Unavailable
+
+# The newest migration: a database that is there is not looked at any closer, so that opening one costs a query and no Alembic.
+HEAD = "0001"
+DIALECTS = ("sqlite", "postgresql")
+# Any number that nobody else uses: the lock under which PostgreSQL's schema is changed.
+MIGRATION_LOCK = 7_316_024
+# Seconds a writer waits for another one's transaction, all of which are short.
+PATIENCE = 30
+
+
+class Database:
+    """An engine whose schema is current. Reads see one state; writes come one after the other."""
+
+    def __init__(self, url: str) -> None:
+        """Open, and create or migrate where need be: any number of processes may do so at once.
+
+        Args:
+            url: ``sqlite:///path/registry.sqlite`` or ``postgresql://user@host/name``.
+
+        Raises:
+            InvalidInput: the URL is of no database that is supported.
+            Unavailable: the database does not answer, or was made by a newer version.
+        """
+        self.engine = _engine(url)
+        try:
+            self._migrate()
+        except OperationalError as error:
+            self.close()
+            raise unavailable(error) from error
+        except Unavailable:
+            self.close()
+            raise
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """A session for reading: everything in it is of one moment.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
+        options: dict[str, Any] = {} if self.engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
+        try:
+            with self.engine.connect().execution_options(**options) as connection, Session(connection) as session:
+                yield session
+        except OperationalError as error:
+            raise unavailable(error) from error
+
+    @contextmanager
+    def writing(self) -> Iterator[Writing]:
+        """A session for writing, committed at the end of the block: no other one writes meanwhile.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
+        try:
+            with self.engine.connect().execution_options(writes=True) as connection, Session(connection) as session, session.begin():
+                yield Writing(session)
+        except OperationalError as error:
+            raise unavailable(error) from error
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+
+    def _migrate(self) -> None:
+        with self.engine.connect() as connection:
+            if _revision(connection) == HEAD:
+                return
+        with self.engine.connect().execution_options(writes=True) as connection, connection.begin():
+            if connection.dialect.name == "postgresql":
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+            upgrade(connection)
+
+
+class Writing:
+    """A write under way. It holds the clock, so its events get the next numbers and whoever writes next waits."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._clock = session.scalars(select(Clock).with_for_update()).one()
+        self.now = round(time.time(), 3)
+
+    @property
+    def number(self) -> int:
+        """The number of the last event."""
+        return self._clock.event
+
+    def say(self, kind: str, subject: str, **content: Any) -> int:
+        """Add an event; its number."""
+        self._clock.event += 1
+        self.session.add(Event(number=self.number, kind=kind, subject=subject, content=content, happened=self.now))
+        return self.number
+
+
+def upgrade(connection: Connection) -> None:
+    """Bring the schema to the newest migration, within the connection's transaction.
+
+    Raises:
+        Unavailable: the database was made by a newer version.
+    """
+    from alembic import command
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+    from alembic.util import CommandError
+
+    config = Config()
+    config.set_main_option("script_location", "services.registry:migrations")
+    config.attributes["connection"] = connection
+    revision = _revision(connection)
+    try:
+        if revision is not None:
+            ScriptDirectory.from_config(config).get_revision(revision)
+        command.upgrade(config, "head")
+    except CommandError as error:
+        raise Unavailable(
+            f"The registry's database is at revision {revision}, which this version does not know.",
+            hint="It was made by a newer sfumato: update this one.",
+        ) from error
+
+
+def unavailable(error: DatabaseError) -> Unavailable:
+    """What to say of a database that does not do as it should, without the statement and without a password."""
+    words = str(error.orig).strip().splitlines()[:1] or ["no words"]
+    return Unavailable(f"The registry's database does not answer: {words[0]}.", hint="Is it running, and SFUMATO_REGISTRY_URL right?")
+
+
+def _engine(url: str) -> Engine:
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise InvalidInput("registry_url", "it is no database URL.", hint="Such as sqlite:///runs/registry.sqlite.") from error
+    if parsed.get_backend_name() not in DIALECTS:
+        raise InvalidInput("registry_url", f"{parsed.get_backend_name()} is not supported.", hint="Use SQLite or PostgreSQL.")
+    if parsed.drivername in ("postgresql", "postgres"):
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    try:
+        if parsed.get_backend_name() == "postgresql":
+            return create_engine(parsed, pool_pre_ping=True)
+        if not parsed.database or parsed.database == ":memory:":
+            raise InvalidInput("registry_url", "SQLite needs a file.", hint="Such as sqlite:///runs/registry.sqlite.")
+        Path(parsed.database).absolute().parent.mkdir(parents=True, exist_ok=True)
+        engine = create_engine(parsed, connect_args={"timeout": PATIENCE})
+    except (NoSuchModuleError, ModuleNotFoundError) as error:
+        hint = "Install sfumato[registry]."
+        raise InvalidInput("registry_url", f"its driver is not installed ({error}).", hint=hint) from error
+    event.listen(engine, "connect", _on_connect)
+    event.listen(engine, "begin", _on_begin)
+    return engine
+
+
+def _on_connect(connection: Any, _: object) -> None:
+    """SQLite: readers beside a writer, foreign keys held, what is committed is on the disk; transactions begin when we say."""
+    connection.isolation_level = None
+    for pragma in ("journal_mode=WAL", "foreign_keys=ON", "synchronous=FULL"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _on_begin(connection: Connection) -> None:
+    """SQLite: a writer takes its lock at once; taken later it could not be waited for."""
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("writes") else "BEGIN")
+
+
+def _revision(connection: Connection) -> str | None:
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.scalar(text("SELECT version_num FROM alembic_version"))

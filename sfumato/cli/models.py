@@ -1,0 +1,250 @@
+"""``sfumato models``: versions of models, where they came from, and the names that production follows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from services.registry.engine import Registry
+    from services.registry.records import Lineage, Version
+
+app = typer.Typer(no_args_is_help=True, help="The registry: versions, lineage, aliases.")
+
+Reference = Annotated[str, typer.Argument(help="An alias, an id, or the first 6 digits of one or more.", metavar="VERSION")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Reason = Annotated[str, typer.Option(help="A few words for the alias's history.")]
+Runs = Annotated[Path | None, typer.Option(help="Where runs lie (default: runs/, or SFUMATO_RUNS).")]
+
+
+@app.callback()
+def root() -> None:
+    """The registry: versions, lineage, aliases. Its database is SFUMATO_REGISTRY_URL, or registry.sqlite among the runs."""
+
+
+@app.command()
+def register(
+    run: Annotated[str, typer.Argument(help="The id of a finished run.", metavar="RUN_ID")],
+    alias: Annotated[str, typer.Option(help="Let this alias point at the run's last model.")] = "",
+    note: Annotated[str, typer.Option(help="A few words about it.")] = "",
+    as_json: AsJson = False,
+    runs: Runs = None,
+) -> None:
+    """Keep a finished run's models, one an iteration, with all they came of: pairs, prompts, scores, seeds, libraries.
+
+    Example: sfumato models register artaug-vista-1a2b3c4d5e --alias production
+    """
+    from sfumato.cli.planning import find_run
+    from sfumato.cli.registering import register_run
+    from sfumato.runtime.artifacts import ArtifactStore
+    from sfumato.runtime.settings import Settings
+
+    settings = Settings() if runs is None else Settings(runs=runs)
+    folder = find_run(run, settings)
+    with _registry(runs) as registry:
+        made = register_run(folder, registry, ArtifactStore(settings.artifacts_url), note)
+        if alias:
+            _point(registry, alias, made[-1].id, f"run {folder.name}")
+        entries = [_entry(registry.get(version.id)) for version in made]
+    if as_json:
+        typer.echo(json.dumps({"run": folder.name, "versions": entries}, indent=1))
+    else:
+        for entry in entries:
+            typer.echo(f"{entry['id'][:12]}  {entry['note']}  {' '.join(entry['aliases'])}".rstrip())
+
+
+@app.command(name="ls")
+def list_versions(
+    limit: Annotated[int, typer.Option(min=1, max=500, help="At most so many, the newest first.")] = 50,
+    following: Annotated[int, typer.Option(help="The token of the next page, as --json gives it.", metavar="TOKEN")] = 0,
+    as_json: AsJson = False,
+    runs: Runs = None,
+) -> None:
+    """Say which versions there are.
+
+    Example: sfumato models ls
+    """
+    with _registry(runs) as registry:
+        page = registry.list(limit=limit, following=following)
+    if as_json:
+        typer.echo(json.dumps({"versions": [_entry(version) for version in page.versions], "following": page.following}, indent=1))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("version", "aliases", "base", "adapters", "registered", "note")
+    for version in page.versions:
+        weights = ", ".join(f"{part.adapter[:8]} x {part.weight:g}" for part in version.parts) or "none"
+        table.add_row(version.id[:12], " ".join(version.aliases), version.base.name, weights, _when(version.created), version.note)
+    Console().print(table)
+    if page.following:
+        typer.echo(f"more: sfumato models ls --following {page.following}")
+
+
+@app.command()
+def show(version: Reference, as_json: AsJson = False, runs: Runs = None) -> None:
+    """Say what a version is made of and what was measured; where it is an alias, where that pointed before.
+
+    Example: sfumato models show production
+    """
+    with _registry(runs) as registry:
+        found = registry.get(version)
+        history = registry.history(version) if version in found.aliases else ()
+    if as_json:
+        typer.echo(json.dumps(_entry(found) | {"history": [asdict(move) for move in history]}, indent=1))
+        return
+    typer.echo(f"version  {found.id}")
+    typer.echo(f"base     {found.base.name} ({found.base.id[:12]})")
+    for part in found.parts:
+        typer.echo(f"adapter  {part.adapter} x {part.weight:g}")
+    for name, value in found.metrics.items():
+        typer.echo(f"metric   {name} = {value:g}")
+    for label, words in (("aliases", " ".join(found.aliases)), ("note", found.note), ("since", _when(found.created))):
+        if words:
+            typer.echo(f"{label:<8} {words}")
+    for move in history:
+        typer.echo(f"{_when(move.moved)}  {move.alias} -> {move.version[:12]}  {move.reason}".rstrip())
+
+
+@app.command()
+def lineage(
+    version: Reference,
+    depth: Annotated[int | None, typer.Option(min=0, help="At most so many steps back (default: all).")] = None,
+    as_json: AsJson = False,
+    runs: Runs = None,
+) -> None:
+    """Say what a version came of: adapters, pairs, prompts, parents, run, seeds, libraries; each thing once.
+
+    Example: sfumato models lineage production --depth 2
+    """
+    with _registry(runs) as registry:
+        found, graph = registry.get(version), registry.lineage(version, depth)
+    if as_json:
+        nodes = [{"id": node.id, "content": dict(node.content)} for node in graph.nodes]
+        typer.echo(json.dumps({"version": found.id, "nodes": nodes, "edges": [asdict(edge) for edge in graph.edges]}, indent=1))
+        return
+    from rich.console import Console
+
+    Console(highlight=False).print(_tree(graph, f"version:{found.id}"))
+
+
+@app.command()
+def promote(
+    version: Reference,
+    to: Annotated[str, typer.Option(help="The alias to move.")] = "production",
+    expected: Annotated[str, typer.Option(help="Only if it points at this version now (default: wherever it points).")] = "",
+    reason: Reason = "",
+    runs: Runs = None,
+) -> None:
+    """Let an alias point at a version; of several who try at once, one succeeds.
+
+    Example: sfumato models promote 3fa94c --to production --reason "better skies"
+    """
+    with _registry(runs) as registry:
+        typer.echo(_point(registry, to, version, reason, registry.resolve(expected) if expected else None))
+
+
+@app.command()
+def rollback(
+    alias: Annotated[str, typer.Argument(help="The alias to move back.")] = "production",
+    reason: Reason = "",
+    runs: Runs = None,
+) -> None:
+    """Let an alias point where it pointed before; done again, a place further back.
+
+    Example: sfumato models rollback production --reason "too dark"
+    """
+    with _registry(runs) as registry:
+        move = registry.rollback(alias, expected=registry.aliases().get(alias, ""), reason=reason)
+    typer.echo(f"{move.alias}: {move.previous[:12]} -> {move.version[:12]}")
+
+
+@app.command()
+def gc(
+    days: Annotated[float, typer.Option(min=0, help="Keep everything that is younger than so many days.")] = 7.0,
+    remove: Annotated[bool, typer.Option("--remove", help="Really take it away, instead of only saying so.")] = False,
+    as_json: AsJson = False,
+    runs: Runs = None,
+) -> None:
+    """Take away what no alias ever pointed at and nothing that is kept came of. Files of runs stay.
+
+    Example: sfumato models gc --days 30 --remove
+    """
+    with _registry(runs) as registry:
+        found = registry.collect(older_than=days * 86_400, dry_run=not remove)
+    if as_json:
+        typer.echo(json.dumps(asdict(found) | {"removed": remove}, indent=1))
+        return
+    done = "removed" if remove else "would be removed (add --remove)"
+    typer.echo(f"{len(found.versions)} versions, {len(found.adapters)} adapters, {found.bytes:,} bytes {done}")
+
+
+@contextmanager
+def _registry(runs: Path | None) -> Iterator[Registry]:
+    from services.registry.database import Database
+    from services.registry.engine import Registry
+    from sfumato.runtime.artifacts import ArtifactStore
+    from sfumato.runtime.settings import Settings
+
+    settings = Settings() if runs is None else Settings(runs=runs)
+    registry = Registry(Database(settings.registry_database), ArtifactStore(settings.artifacts_url))
+    try:
+        yield registry
+    finally:
+        registry.close()
+
+
+def _point(registry: Registry, alias: str, version: str, reason: str, expected: str | None = None) -> str:
+    """Move an alias from where it is expected, or from where it is; what was done, in words."""
+    current = registry.aliases().get(alias, "") if expected is None else expected
+    move = registry.set_alias(alias, version, expected=current, reason=reason)
+    if move.version == current:
+        return f"{alias} points at {current[:12]} already"
+    return f"{move.alias}: {move.previous[:12] or 'new'} -> {move.version[:12]}"
+
+
+def _entry(version: Version) -> dict[str, Any]:
+    """A version as JSON; the base's modules are left out, for they are many."""
+    entry = asdict(version)
+    entry["base"] = {"id": version.base.id, "name": version.base.name}
+    return entry
+
+
+def _when(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _tree(graph: Lineage, start: str) -> Any:
+    """The graph as a tree for the eye: what is reached a second time is only named."""
+    from rich.markup import escape
+    from rich.tree import Tree
+
+    sources: dict[str, list[tuple[str, str]]] = {}
+    for edge in graph.edges:
+        sources.setdefault(edge.node, []).append((edge.relation, edge.source))
+    content = {node.id: node.content for node in graph.nodes}
+    tree, seen = Tree(escape(_line(start, content))), {start}
+    open_ends = [(start, tree)]
+    while open_ends:
+        node, branch = open_ends.pop(0)
+        for relation, source in sources.get(node, []):
+            twice = source in seen and bool(sources.get(source))
+            inner = branch.add(escape(f"{relation} {_line(source, content)}{' (see above)' if twice else ''}"))
+            if source not in seen:
+                seen.add(source)
+                open_ends.append((source, inner))
+    return tree
+
+
+def _line(id: str, content: Mapping[str, Mapping[str, Any]]) -> str:
+    """A node in a line: kind, the beginning of its digest, and the first few plain things that are said of it."""
+    kind, _, digest = id.partition(":")
+    plain = [f"{key}={value}" for key, value in content.get(id, {}).items() if isinstance(value, str | int | float)]
+    return f"{kind} {digest[:12]} {', '.join(plain[:4])}".rstrip()[:160]

@@ -1,0 +1,92 @@
+"""The schema: made by migrations, the same as the tables, on both databases."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, text
+
+from services.registry.database import HEAD, Database
+from services.registry.tables import Table
+from sfumato.errors import InvalidInput, Unavailable
+
+
+@contextmanager
+def opened(url: str) -> Iterator[Engine]:
+    database = Database(url)
+    with closing(database):
+        yield database.engine
+
+
+def test_the_migrations_make_the_tables(database_url: str) -> None:
+    with opened(database_url) as engine, engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Table.metadata) == []
+
+
+def test_the_newest_migration_is_the_one_that_is_looked_for() -> None:
+    config = Config()
+    config.set_main_option("script_location", "services.registry:migrations")
+    assert ScriptDirectory.from_config(config).get_current_head() == HEAD
+
+
+def test_the_migrations_lie_in_the_package_and_need_no_file_of_the_users(tmp_path: Path, database_url: str) -> None:
+    assert files("services.registry.migrations").joinpath("env.py").is_file()
+    root = Path(__file__).parents[4]
+    script = f"import sys; sys.path.insert(0, {str(root)!r}); from services.registry.database import Database; Database({database_url!r})"
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
+    with opened(database_url) as engine, engine.connect() as connection:
+        assert connection.scalar(text("SELECT event FROM clock")) == 0
+
+
+def test_many_who_open_a_new_database_at_once_make_it_once(database_url: str) -> None:
+    script = f"from services.registry.database import Database; Database({database_url!r})"
+    several = [subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    assert [(process.communicate()[1], process.returncode) for process in several] == [("", 0)] * 4
+
+
+def test_a_database_of_a_newer_version_is_left_alone(database_url: str) -> None:
+    with opened(database_url) as engine, engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(Unavailable, match="update this one"):
+        Database(database_url)
+
+
+def test_going_back_leaves_nothing(database_url: str) -> None:
+    from alembic import command
+
+    with opened(database_url) as engine:
+        with engine.connect().execution_options(writes=True) as connection, connection.begin():
+            config = Config()
+            config.set_main_option("script_location", "services.registry:migrations")
+            config.attributes["connection"] = connection
+            command.downgrade(config, "base")
+        with engine.connect() as connection:
+            differences = compare_metadata(MigrationContext.configure(connection), Table.metadata)
+    assert {change[0] for change in differences if isinstance(change, tuple)} <= {"add_table", "add_index"}
+    assert len([change for change in differences if change[0] == "add_table"]) == len(Table.metadata.tables)
+
+
+def test_sqlite_holds_to_foreign_keys_and_writes_ahead(tmp_path: Path) -> None:
+    with opened(f"sqlite:///{tmp_path}/deep/down/r.sqlite") as engine, engine.connect() as connection:
+        assert connection.scalar(text("PRAGMA foreign_keys")) == 1
+        assert connection.scalar(text("PRAGMA journal_mode")) == "wal"
+
+
+@pytest.mark.parametrize("url", ["nonsense", "mysql://host/x", "sqlite://", "sqlite:///:memory:"])
+def test_what_is_no_database_is_refused(url: str) -> None:
+    with pytest.raises(InvalidInput, match="registry_url"):
+        Database(url)
+
+
+def test_a_server_that_is_not_there_is_told_without_the_password() -> None:
+    with pytest.raises(Unavailable) as refused:
+        Database("postgresql://someone:secret@127.0.0.1:1/registry")
+    assert "secret" not in str(refused.value)
