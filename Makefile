@@ -24,7 +24,7 @@ setup: .venv/.ready  ## create .venv with everything in it
 	$(BIN)/python -m pip uninstall --quiet --yes torchaudio torchcodec
 	@touch $@
 
-demo: setup  ## one iteration of the loop on the built-in world, ending in a page of pictures and numbers
+demo: setup  ## the whole loop on the built-in world, ending in a page of pictures and numbers
 	$(BIN)/sfumato run $(SPEC)
 
 test: lint types contracts unit  ## lint, types, contracts and every test

@@ -140,6 +140,9 @@ class RunSpec(_Strict):
     model: str = "vista"
     # The generator's weights while they paint and are trained on; a LoRA is always trained in float32.
     precision: Literal["float32", "bfloat16"] = "float32"
+    # GiB that a forward may take beside the weights, for painting and training; it decides how much goes through the model at once,
+    # and so the last bits of the result. null: as much as the task holds.
+    memory_gb: Annotated[float, Field(gt=0, le=4096)] | None = None
     # Samples in one task: fixed here, so that the bytes of a result do not depend on who did what when.
     batch: int = Field(default=8, ge=1, le=256)
     prompts: Prompts

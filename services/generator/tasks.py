@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors.torch import save
 
-from services.generator.engine import GeneratorEngine, load_generator
+from services.generator.engine import GeneratorEngine, GeneratorSettings, load_generator
 from sfumato.runtime.adapters import decode_adapter
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.device import pick_device, precision_named
@@ -20,10 +20,11 @@ def paint(task: Task, artifacts: ArtifactStore) -> Output:
     """Paint every item; files ``<i>.png`` and ``<i>.safetensors`` (``latents``), no values.
 
     ``params.adapter`` is the SHA-256 of a LoRA that is fused first, or empty for the base model. ``params.regional_steps`` and
-    ``params.soft_edges`` may be left out (see `GenerateRequest`), and so may ``params.precision``, ``float32`` then.
+    ``params.soft_edges`` may be left out (see `GenerateRequest`), and so may ``params.precision``, ``float32``
+    then, and ``params.memory``, the bytes a forward may take.
     """
     params = task.params
-    engine = _engine(task.model_path, params.get("precision", "float32"))
+    engine = _engine(task.model_path, params.get("precision", "float32"), params.get("memory"))
     engine.set_adapter(decode_adapter(artifacts.get(params["adapter"])) if params["adapter"] else None)
     requests = [
         GenerateRequest(
@@ -50,5 +51,5 @@ HANDLERS = {"generator.paint": paint}
 
 
 @lru_cache(maxsize=1)
-def _engine(path: str, precision: str) -> GeneratorEngine:
-    return load_generator(Path(path), dtype=precision_named(precision), device=pick_device())
+def _engine(path: str, precision: str, memory: int | None) -> GeneratorEngine:
+    return load_generator(Path(path), GeneratorSettings(memory=memory), dtype=precision_named(precision), device=pick_device())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import typer
@@ -32,6 +33,7 @@ app.add_typer(vista.app, name="vista")
 
 def main() -> None:
     """Run the command line; every error made on purpose ends here, in words and an exit status."""
+    signal.signal(signal.SIGTERM, _terminated)  # so that servers and workers are ended, not left behind
     try:
         status = app(standalone_mode=False)
     except typer.Abort:
@@ -48,6 +50,10 @@ def main() -> None:
         show()
         raise SystemExit(code) from None
     raise SystemExit(status if isinstance(status, int) else 0)
+
+
+def _terminated(number: int, _: object) -> None:
+    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":

@@ -91,8 +91,8 @@ def _execute(plan: Plan, folder: Path, settings: Settings) -> None:
             engine = Engine(plan, plan.spec.batch, transport, artifacts, progress.show)
             state = engine.run(artaug.STAGES, artaug.start(plan))
             busy = transport.busy_share()
-    except KeyboardInterrupt:
-        console.print(f"stopped; what is finished is kept. Go on with: sfumato run --resume {folder.name}")
+    except (KeyboardInterrupt, SystemExit):
+        console.print(f"stopped; what is finished is kept. Go on with: sfumato run --resume {folder.name}", soft_wrap=True)
         raise
     except Waiting as waiting:
         waiting.hint = f"Look at them: sfumato review {folder.name}"
@@ -100,7 +100,7 @@ def _execute(plan: Plan, folder: Path, settings: Settings) -> None:
     _deliver(state, artifacts, folder)
     write_report(plan, state, artifacts, _judged(plan, state, artifacts), journal.seconds(), folder)
     write_record(plan, folder, finished=True)
-    console.print(f"{state.stop_reason} after {len(state.iterations)} iterations; {busy:.1%} of the time was in the services")
+    console.print(f"{state.stop_reason} after {len(state.iterations)} iterations; {busy:.1%} of the time was in the services", soft_wrap=True)
 
 
 def _deliver(state: State, artifacts: ArtifactStore, folder: Path) -> None:

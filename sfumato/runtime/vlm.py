@@ -7,6 +7,8 @@ command of its own, so the server's module is run).
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -17,7 +19,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -30,6 +31,7 @@ from sfumato.errors import InvalidInput, MissingWeights, Unavailable
 HOST = "127.0.0.1"
 POLL = 0.25
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_SET_PARENT_DEATH_SIGNAL = 1  # prctl(2)
 STOPPING = 10.0
 """Seconds a server is given to end by itself."""
 # The server is on this machine: no proxy is asked for the way.
@@ -129,6 +131,7 @@ def serving(
         hint = "Give a folder saved by save_pretrained, or a model's id on a hub such as Qwen/Qwen2.5-VL-7B-Instruct."
         raise MissingWeights(f"{model.source} holds no model.", hint=hint)
     port = _usable_port(host, port)
+    _libc()  # looked up here, for a child must not
     with tempfile.TemporaryDirectory(prefix="sfumato-vlm-") as scratch:
         site = Path(scratch) / "site"
         site.mkdir()
@@ -143,12 +146,12 @@ def serving(
                 stderr=subprocess.STDOUT,
                 cwd=scratch,
                 start_new_session=True,
+                preexec_fn=dies_with_starter,
             )
         server = VlmServer(f"http://{_reachable(host)}:{port}", process, log)
         try:
-            with _termination_unwinds():
-                _wait_healthy(server, timeout or model.ready, on_wait)
-                yield server
+            _wait_healthy(server, timeout or model.ready, on_wait)
+            yield server
         finally:
             _stop(process)
 
@@ -193,21 +196,15 @@ def healthy(url: str, timeout: float = 2.0) -> bool:
         return False
 
 
-@contextlib.contextmanager
-def _termination_unwinds() -> Iterator[None]:
-    """Let SIGTERM unwind the stack, so that the server ends with its starter; only a main thread can."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def dies_with_starter() -> None:
+    """Run in a child before its program: when whoever started it is killed outright, Linux ends the child too."""
+    if sys.platform == "linux":
+        _libc().prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
 
-    def leave(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
 
-    previous = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
 
 
 def _wait_healthy(server: VlmServer, timeout: float, on_wait: Callable[[float], None] | None) -> None:

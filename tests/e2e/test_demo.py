@@ -47,24 +47,37 @@ def _run(*arguments: str) -> Path:
 def _disturbed(number: signal.Signals, after: str, *arguments: str) -> tuple[int, str]:
     """Begin a run and send it a signal once it has passed a stage; its exit status and what it said."""
     folder = Path(arguments[-1])
-    process = subprocess.Popen(_line(*arguments), stderr=subprocess.PIPE, text=True, cwd=ROOT, env=ENVIRONMENT, start_new_session=True)
-    while not any(after in line for path in folder.glob("*/metrics.jsonl") for line in path.read_text().splitlines()):
-        assert process.poll() is None, process.stderr and process.stderr.read()
-        time.sleep(0.1)
-    if number is signal.SIGINT:
-        process.send_signal(number)
-    else:
-        os.killpg(process.pid, number)  # the workers too, as when a machine goes down
-    assert process.stderr is not None
-    said = process.stderr.read()
-    return process.wait(60), said
+    with subprocess.Popen(
+        _line(*arguments),
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        start_new_session=True,
+        preexec_fn=_listening,
+    ) as process:
+        assert process.stderr is not None
+        while not any(after in line for path in folder.glob("*/metrics.jsonl") for line in path.read_text().splitlines()):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.1)
+        if number is signal.SIGKILL:
+            os.killpg(process.pid, number)  # the workers too, as when a machine goes down
+        else:
+            process.send_signal(number)
+        said = process.stderr.read()
+    return process.returncode, said
+
+
+def _listening() -> None:
+    """A shell that puts the tests into the background lets them, and all they start, ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _figures(folder: Path) -> dict[str, Any]:
-    """The report's numbers, without the one that says how long it took."""
+    """The report's numbers, without those that say how long it took."""
     figures = json.loads((folder / "report.json").read_text())
-    for iteration in figures["iterations"]:
-        assert iteration.pop("wall_seconds") >= 0
+    for timed in (figures, *figures["iterations"]):
+        assert timed.pop("wall_seconds") >= 0
     return figures
 
 
@@ -79,6 +92,9 @@ def test_a_run_that_was_stopped_and_killed_ends_in_the_same_bytes_as_an_undistur
     status, said = _disturbed(signal.SIGINT, '"regenerate"', str(spec), "--runs", two)
     assert status == 130
     assert f"sfumato run --resume {first.name}" in said
+    status, said = _disturbed(signal.SIGTERM, '"filter"', "--resume", first.name, "--runs", two)
+    assert status == 143
+    assert "what is finished is kept" in said
     status, _ = _disturbed(signal.SIGKILL, '"train"', "--resume", first.name, "--runs", two)
     assert status == -signal.SIGKILL
     second = _run("--resume", first.name, "--runs", two)

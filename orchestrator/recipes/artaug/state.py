@@ -18,7 +18,7 @@ RULES = ("no_advice", "aesthetic", "clip", "nudenet", "vlm_review", "human_revie
 
 TOO_FEW = "too few pairs survive"
 DIVERGED = "every training diverged"
-NO_GAIN = "no alpha makes the tuning prompts more beautiful"
+NO_GAIN = "no alpha improves the tuning prompts"
 ENOUGH = "max_iterations"
 
 

@@ -19,7 +19,7 @@ def paint(plan: Plan, stage: str, rows: Sequence[tuple[str, int, tuple[Region, .
         {"prompt": prompt, "seed": seed, "regions": [{"prompt": region.prompt, "box": list(region.box)} for region in regions]}
         for prompt, seed, regions in rows
     )
-    params = plan.spec.paint.model_dump() | {"adapter": adapter, "precision": plan.spec.precision}
+    params = plan.spec.paint.model_dump() | {"adapter": adapter} | _machine(plan)
     return Task(stage=stage, kind="generator.paint", items=items, params=params, model=model.version, model_path=model.path)
 
 
@@ -50,8 +50,14 @@ def asking(plan: Plan, stage: str, verb: str, items: tuple[Any, ...], **params: 
 
 def training(plan: Plan, stage: str, verb: str, items: tuple[Any, ...], params: dict[str, Any]) -> Task:
     """A task for the trainer."""
-    model, params = plan.models["generator"], params | {"precision": plan.spec.precision}
+    model, params = plan.models["generator"], params | _machine(plan)
     return Task(stage=stage, kind=f"trainer.{verb}", items=items, params=params, model=model.version, model_path=model.path)
+
+
+def _machine(plan: Plan) -> dict[str, Any]:
+    """How the generator's weights are held and forwards are cut: it changes the last bits of what comes out."""
+    gigabytes = plan.spec.memory_gb
+    return {"precision": plan.spec.precision} | ({} if gigabytes is None else {"memory": int(gigabytes * 2**30)})
 
 
 def chunks(rows: Sequence[RowT], size: int) -> list[Sequence[RowT]]:

@@ -132,7 +132,7 @@ def no_gain(store: ArtifactStore | None = None) -> State:
         whole,
         iterations=(replace(first, trial=trial("differential", first.kept, None, alpha=0.0)),),
         naive=None,
-        stop_reason="no alpha makes the tuning prompts more beautiful",
+        stop_reason="no alpha improves the tuning prompts",
     )
 
 

@@ -34,6 +34,7 @@ def test_precision_and_the_reach_of_advice_are_the_tasks(tmp_path: Path, model: 
     assert np.array_equal(plain, _painted(tmp_path, model, precision="float32", regional_steps=1.0, soft_edges=0.0))
     half = _painted(tmp_path, model, precision="bfloat16")
     assert 0 < np.abs(plain - half).max() < 64
+    assert np.abs(plain - _painted(tmp_path, model, memory=1)).max() <= 1  # a row at a time: the same but for rounding
     assert not np.array_equal(plain, _painted(tmp_path, model, regional_steps=0.5))
     assert not np.array_equal(plain, _painted(tmp_path, model, soft_edges=8.0))
 

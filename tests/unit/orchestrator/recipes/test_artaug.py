@@ -185,6 +185,15 @@ def test_naive_training_takes_the_first_iterations_pairs_and_the_base_model() ->
     assert tuning.begin_naive(_plan(), state, []).trial is None
 
 
+def test_tasks_say_in_what_precision_and_memory_they_are_to_be_done() -> None:
+    plan = _plan(precision="bfloat16", memory_gb=2)
+    state = start(plan)
+    assert pairs.generate(plan, state, state.samples).params["precision"] == "bfloat16"
+    trial = Trial("differential", (_sample("a"),), "", ())
+    assert tuning.train(plan, State((), trial=trial))[0].params["memory"] == 2 * 2**30
+    assert "memory" not in pairs.generate(_plan(), state, state.samples).params
+
+
 def test_a_candidate_without_choice_is_taken_as_it_is() -> None:
     plan = _plan(tune=None)
     state = tuning.choose(plan, replace(_trial(), trial=Trial("differential", (), "", (), candidates=(Candidate(1.0, "f"),))), [])
