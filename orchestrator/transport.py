@@ -8,15 +8,15 @@ import multiprocessing
 import os
 import signal
 import time
-import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Protocol
 
-from sfumato.errors import BrokenWeights, InvalidInput, MissingWeights, SfumatoError, Unavailable
+from sfumato.errors import InvalidInput, Unavailable
 from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.failures import Failure
 from sfumato.runtime.tasks import Handler, Manifest, Task, perform
 from sfumato.runtime.versions import libraries
 
@@ -88,17 +88,9 @@ class Work:
 class _Result:
     """What a worker sends back, and when it was at it."""
 
-    outcome: Manifest | _Failure
+    outcome: Manifest | Failure
     started: float
     ended: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    task_id: str
-    kind: str
-    message: str
-    trace: str
 
 
 @dataclass(order=True, frozen=True, slots=True)
@@ -241,8 +233,8 @@ class LocalTransport:
         worker.busy = False
         self.worked.append(Work(name, result.started, result.ended))
         self._dispatch(name)
-        if isinstance(result.outcome, _Failure):
-            raise _as_error(result.outcome)
+        if isinstance(result.outcome, Failure):
+            raise result.outcome.error()
         return result.outcome
 
 
@@ -262,19 +254,5 @@ def _work(module: str, environment: Mapping[str, str], artifacts_url: str, pipe:
         try:
             outcome = perform(task, handlers[task.kind], artifacts, versions)
         except Exception as error:  # the boundary of the process: everything becomes a message to the parent
-            message = str(error) if isinstance(error, SfumatoError) else f"{type(error).__name__}: {error}"
-            outcome = _Failure(task.id, type(error).__name__, message, traceback.format_exc())
+            outcome = Failure.of(error)
         pipe.send(_Result(outcome, started, time.monotonic()))
-
-
-def _as_error(failure: _Failure) -> SfumatoError:
-    """The worker's error in this process, of the class the command line tells apart."""
-    if failure.kind == InvalidInput.__name__:
-        field_name, _, message = failure.message.partition(": ")
-        return InvalidInput(field_name, message)
-    for kind in (MissingWeights, BrokenWeights, Unavailable):
-        if failure.kind == kind.__name__:
-            return kind(failure.message)
-    error = SfumatoError(f"A task failed: {failure.message}", hint="Finished work is kept: run the same command again.")
-    error.add_note(failure.trace)
-    return error

@@ -55,3 +55,11 @@ class AnswerRejected(SfumatoError):
 
 class Diverged(SfumatoError):
     """A training left the range of finite numbers; it stops with this reason, the run goes on."""
+
+
+class PoisonTask(SfumatoError):
+    """A task failed each time it was tried and was set aside as a dead letter. ``task_id`` names it: a run may go on without it."""
+
+    def __init__(self, task_id: str, message: str, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.task_id = task_id

@@ -69,3 +69,34 @@ class Settings(BaseSettings):
     def registry_database(self) -> str:
         """The registry's database, the default filled in."""
         return self.registry_url or f"sqlite:///{self.runs / 'registry.sqlite'}"
+
+
+class BusSettings(BaseSettings):
+    """Where the bus is and how it is used: ``SFUMATO_BUS_*``, the same for the orchestrator and for every worker."""
+
+    model_config = SettingsConfigDict(env_prefix="SFUMATO_BUS_", frozen=True)
+
+    # nats-server's address; several, with commas, of a cluster.
+    url: str = "nats://127.0.0.1:4222"
+    # What it wants to be shown, where it wants anything.
+    token: SecretStr = SecretStr("")
+    # The authority that signed its certificate, where that is a private one (addresses with tls://).
+    ca: Path | None = None
+    # On how many servers of a cluster streams are kept: 1, or 3 in production.
+    replicas: int = Field(default=1, ge=1, le=5)
+    # Seconds without a word from a worker after which its task is given to another.
+    ack_wait: float = Field(default=30.0, ge=0.2)
+    # How often a task is given out before it is set aside as a dead letter.
+    deliveries: int = Field(default=3, ge=1, le=1000)
+    # Seconds before a task that failed is given out again.
+    retry_delay: float = Field(default=1.0, ge=0)
+    # Tasks of one service that may be in the hands of workers at the same time.
+    in_work: int = Field(default=1000, ge=1)
+    # Tasks of one service that a run has on the bus; the others wait in the orchestrator, where urgent ones overtake.
+    window: int = Field(default=256, ge=1)
+    # Seconds after which a run first looks by itself after a task it heard nothing of; then less and less often.
+    look: float = Field(default=5.0, gt=0)
+    # Seconds for which the bus may be away before a run gives up.
+    patience: float = Field(default=120.0, gt=0)
+    # Seconds that a worker which is told to end has for what it is doing.
+    grace: float = Field(default=30.0, ge=0)

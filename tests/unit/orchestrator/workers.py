@@ -1,10 +1,18 @@
-"""Handlers for tests of the transport: real worker processes with nothing heavy in them."""
+"""Handlers for tests of the transports: real worker processes with nothing heavy in them."""
 
 import os
+import time
+from pathlib import Path
 
-from sfumato.errors import InvalidInput
+from sfumato.errors import InvalidInput, Unavailable
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.tasks import Output, Task
+
+
+def note(word: object) -> None:
+    """Write down that something was really done, where a test counts it."""
+    with Path(os.environ["TEST_LEDGER"]).open("a") as ledger:
+        ledger.write(f"{word}\n")
 
 
 def double(task: Task, _: ArtifactStore) -> Output:
@@ -12,9 +20,32 @@ def double(task: Task, _: ArtifactStore) -> Output:
     return Output([2 * item for item in task.items])
 
 
+def slow(task: Task, _: ArtifactStore) -> Output:
+    """Twice every item, after ``seconds``; what was begun and what was done is written down. Its file is one of an engine's."""
+    note(f"begin:{task.items[0]}")
+    time.sleep(task.params["seconds"])
+    note(f"end:{task.items[0]}")
+    return Output([2 * item for item in task.items], {"result.bin": b"%d" % task.items[0]})
+
+
 def refuse(_: Task, __: ArtifactStore) -> Output:
     """An error with a field and a hint."""
+    note("refuse")
     raise InvalidInput("size", "is odd.", hint="Make it even.")
+
+
+def fail(_: Task, __: ArtifactStore) -> Output:
+    """An error that nobody foresaw."""
+    note("fail")
+    raise ZeroDivisionError("the engine divided by zero")
+
+
+def away(task: Task, _: ArtifactStore) -> Output:
+    """Something it needs is away the first time."""
+    note("away")
+    if Path(os.environ["TEST_LEDGER"]).read_text().count("away") == 1:
+        raise Unavailable("The model's server does not answer.")
+    return Output(list(task.items))
 
 
 def die(_: Task, __: ArtifactStore) -> Output:
@@ -34,9 +65,12 @@ def process(_: Task, __: ArtifactStore) -> Output:
 
 HANDLERS = {
     "echo.double": double,
+    "echo.slow": slow,
     "other.double": double,
     "echo.bulk": bulk,
     "echo.refuse": refuse,
+    "echo.fail": fail,
+    "echo.away": away,
     "echo.die": die,
     "echo.process": process,
 }

@@ -1,0 +1,402 @@
+"""The bus: NATS JetStream as this system uses it. Connection, streams and consumers as code, and the form of every message.
+
+    sfumato.tasks.<service>.<task id>      a work queue a service; a task is in it at most once and leaves it when acknowledged
+    sfumato.results.<service>              how tasks ended; whoever waits for them listens, and a stream keeps a day of them
+    sfumato.failures.<service>.<task id>   why a task that will be tried again failed
+    sfumato.dead.<service>.<task id>       dead letters: tasks that were given out too often, with the last reason
+
+Nothing here is the truth: manifests in the artifact store are. All of it may be lost, and a run puts what it needs there again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import logging
+import math
+import re
+import ssl
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import ConnectionReconnectingError
+from nats.errors import Error as NatsError
+from nats.js import JetStreamContext, api
+from nats.js.errors import APIError, NoStreamResponseError, ServiceUnavailableError
+from pydantic import BaseModel, ConfigDict
+
+from sfumato.errors import InvalidInput, Unavailable
+from sfumato.runtime.failures import Failure
+from sfumato.runtime.settings import BusSettings
+from sfumato.runtime.tasks import Task
+
+log = logging.getLogger(__name__)
+
+# Bytes of a task as a message. Blobs travel through the artifact store; nats-server takes 1 MiB, of which a dead letter
+# needs some for its reason.
+LARGEST_TASK = 768 * 1024
+
+CONSUMER = "workers"
+"""The durable consumer of a service's tasks: all its workers pull from it."""
+EVENTS = "sfumato-events"
+DEAD = "sfumato-dead"
+ADVISORIES = "sfumato-advisories"
+COLLECTOR = "dead-letters"
+
+_EXCEEDED = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.*." + CONSUMER
+_SERVICE = re.compile(r"[a-z][a-z0-9_]{0,31}")
+# nats-server's numbers of errors (`errors.json` in its sources).
+_OTHER_CONFIG, _STORE_REFUSED = 10058, 10077
+_FULL = "maximum messages per subject exceeded"
+
+DAY = 86_400.0
+# Seconds in which a message id is remembered. It spares a worker what is published twice at once, and nothing depends on it.
+DUPLICATES = 1.0
+
+
+class Result(BaseModel):
+    """How a task ended. Without a failure its manifest is in the artifact store. ``dead``: it was set aside."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task_id: str
+    service: str
+    failure: Failure | None = None
+    dead: bool = False
+    # Which process did it, and for how many seconds; 0 where it had been done before.
+    worker: str = ""
+    seconds: float = 0.0
+
+
+class DeadLetter(BaseModel):
+    """A task that was set aside: as it was, how often it was given out, and why it failed last."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task_id: str
+    service: str
+    deliveries: int
+    failure: Failure
+    # The message as it was; it may be no task at all.
+    task: str
+
+
+def encoded(task: Task) -> bytes:
+    """A task as a message.
+
+    Raises:
+        InvalidInput: it is larger than messages may be, or its service's name cannot be one.
+    """
+    checked_service(task.service)
+    data = task.model_dump_json().encode()
+    if len(data) > LARGEST_TASK:
+        reason = f"a task of stage {task.stage!r} has {len(data)} bytes, and a message takes {LARGEST_TASK}."
+        raise InvalidInput("batch", reason, hint="Make micro-batches smaller; blobs belong into the artifact store.")
+    return data
+
+
+def checked_service(service: str) -> str:
+    """A service's name, which becomes a part of subjects.
+
+    Raises:
+        InvalidInput: it has characters other than small letters, digits and underscores.
+    """
+    if not _SERVICE.fullmatch(service):
+        raise InvalidInput("service", f"{service!r} is no name of a service.", hint="Use small letters, digits and underscores.")
+    return service
+
+
+def stream_of(service: str) -> str:
+    """The stream of a service's tasks."""
+    return f"sfumato-tasks-{service}"
+
+
+def task_subject(service: str, task_id: str) -> str:
+    """Where a task is published."""
+    return f"sfumato.tasks.{service}.{task_id}"
+
+
+def result_subject(service: str) -> str:
+    """Where a service's results are published; ``*`` for all services."""
+    return f"sfumato.results.{service}"
+
+
+def failure_subject(service: str, task_id: str) -> str:
+    """Where it is published why a task failed."""
+    return f"sfumato.failures.{service}.{task_id}"
+
+
+def dead_subject(service: str, task_id: str) -> str:
+    """Where a dead letter is kept."""
+    return f"sfumato.dead.{service}.{task_id}"
+
+
+class Bus:
+    """A connection that comes back by itself, and what is set up on it. Use it in an ``async with`` block."""
+
+    def __init__(self, settings: BusSettings, name: str) -> None:
+        self.settings = settings
+        # Since when there is no connection, on the monotonic clock; None while there is one.
+        self.away_since: float | None = None
+        # Called whenever the connection is there again: what the server held for the old one, such as pull requests, is lost.
+        self.on_return: list[Callable[[], None]] = []
+        self._name = name
+        self.client: Client
+        self.js: JetStreamContext
+        self._acknowledgements: dict[str, asyncio.Future[dict[str, Any]]] = {}
+        self._tokens = itertools.count()
+        # When the first attempts to connect end, on the monotonic clock.
+        self._give_up = math.inf
+
+    async def __aenter__(self) -> Bus:
+        """Connect, waiting for a server that is still coming up.
+
+        Raises:
+            Unavailable: none answers within the patience that the settings give it, or it does not let us in.
+        """
+        settings = self.settings
+        self.client = Client()
+        self._give_up = time.monotonic() + settings.patience
+        try:
+            await self.client.connect(
+                [url.strip() for url in settings.url.split(",")],
+                name=self._name,
+                token=settings.token.get_secret_value() or None,
+                tls=ssl.create_default_context(cafile=settings.ca) if settings.ca is not None else None,
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=0.1,  # pyright: ignore[reportArgumentType] (it is handed to asyncio.sleep)
+                connect_timeout=2,
+                ping_interval=10,
+                disconnected_cb=self._disconnected,
+                reconnected_cb=self._reconnected,
+                error_cb=self._complained,
+            )
+        except Unavailable:
+            await self.client.close()
+            raise
+        self._give_up = math.inf
+        self.js = self.client.jetstream()
+        self._inbox = self.client.new_inbox()
+        await self.client.subscribe(f"{self._inbox}.*", cb=self._acknowledged)
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        if self.client.is_connected:
+            try:
+                await self.client.flush(2)
+            except NatsError as error:
+                log.warning("the last messages may be lost: %s", error)
+        await self.client.close()
+        self._forget()
+
+    async def _disconnected(self) -> None:
+        if self.away_since is None:
+            self.away_since = time.monotonic()
+
+    async def _reconnected(self) -> None:
+        self.away_since = None
+        self._forget()
+        for listener in self.on_return:
+            listener()
+
+    def _forget(self) -> None:
+        """Acknowledgements that were on their way when the connection broke never come."""
+        for future in list(self._acknowledgements.values()):
+            if not future.done():
+                future.set_exception(ConnectionReconnectingError())
+
+    async def _complained(self, error: Exception) -> None:
+        """What nats-py tells of its troubles. While it connects for the first time, raising here is what ends its attempts."""
+        if self._give_up < math.inf:
+            if "authorization" in str(error).lower():
+                raise Unavailable(f"nats-server at {self.settings.url} does not let us in.", hint="Is SFUMATO_BUS_TOKEN its token?")
+            if time.monotonic() > self._give_up:
+                hint = "Is it running, and is SFUMATO_BUS_URL its address?"
+                raise Unavailable(f"nats-server at {self.settings.url} does not answer: {error}.", hint=hint) from error
+        # Every tenth of a second while there is no server: nothing anybody wants to read.
+        level = logging.DEBUG if isinstance(error, OSError) else logging.WARNING
+        log.log(level, "bus: %s: %s", type(error).__name__, error)
+
+    async def send(self, subject: str, data: bytes, message_id: str = "") -> asyncio.Future[dict[str, Any]]:
+        """Publish into a stream; the future of the stream's acknowledgement, with ``seq`` and perhaps ``duplicate``.
+
+        (As nats-py's `publish_async`, but what was under way when a connection broke fails at once, and keeps nothing.)
+
+        Raises:
+            NatsError: there is no connection just now.
+        """
+        if not self.client.is_connected:
+            raise ConnectionReconnectingError
+        token = str(next(self._tokens))
+        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._acknowledgements[token] = future
+        future.add_done_callback(lambda _: self._acknowledgements.pop(token, None))
+        headers = {api.Header.MSG_ID.value: message_id} if message_id else None
+        await self.client.publish(subject, data, reply=f"{self._inbox}.{token}", headers=headers)
+        return future
+
+    async def _acknowledged(self, message: Msg) -> None:
+        future = self._acknowledgements.get(message.subject.rpartition(".")[2])
+        if future is None or future.done():
+            return
+        if message.headers and message.headers.get("Status") == "503":
+            future.set_exception(NoStreamResponseError())
+            return
+        answer = json.loads(message.data)
+        if "error" in answer:
+            try:
+                APIError.from_error(answer["error"])
+            except APIError as error:
+                future.set_exception(error)
+        else:
+            future.set_result(answer)
+
+    async def ensure(self, service: str) -> None:
+        """Set up a service's work queue, and what all services share; changes nothing that is as it should be.
+
+        Raises:
+            NatsError: JetStream does not answer now, or refuses.
+        """
+        limits = {"num_replicas": self.settings.replicas, "storage": api.StorageType.FILE}
+        one_each = {"discard": api.DiscardPolicy.NEW, "discard_new_per_subject": True, "max_msgs_per_subject": 1}
+        queue = api.RetentionPolicy.WORK_QUEUE
+        await self._stream(
+            api.StreamConfig(
+                name=stream_of(service),
+                subjects=[task_subject(service, "*")],
+                retention=queue,
+                duplicate_window=DUPLICATES,
+                **limits,
+                **one_each,
+            )
+        )
+        await self.js.add_consumer(
+            stream_of(service),
+            api.ConsumerConfig(
+                name=CONSUMER,
+                durable_name=CONSUMER,
+                ack_policy=api.AckPolicy.EXPLICIT,
+                ack_wait=self.settings.ack_wait,
+                max_deliver=self.settings.deliveries,
+                max_ack_pending=self.settings.in_work,
+            ),
+        )
+        events = [result_subject("*"), failure_subject("*", "*")]
+        await self._stream(
+            api.StreamConfig(name=EVENTS, subjects=events, max_age=DAY, max_bytes=1 << 30, duplicate_window=DUPLICATES, **limits)
+        )
+        await self._stream(api.StreamConfig(name=DEAD, subjects=[dead_subject("*", "*")], max_msgs_per_subject=1, **limits))
+        await self._stream(api.StreamConfig(name=ADVISORIES, subjects=[_EXCEEDED], retention=queue, max_age=30 * DAY, **limits))
+        await self.js.add_consumer(
+            ADVISORIES, api.ConsumerConfig(name=COLLECTOR, durable_name=COLLECTOR, ack_policy=api.AckPolicy.EXPLICIT, ack_wait=10.0)
+        )
+
+    async def _stream(self, config: api.StreamConfig) -> None:
+        try:
+            await self.js.add_stream(config)
+        except APIError as error:
+            if error.err_code != _OTHER_CONFIG:
+                raise
+            await self.js.update_stream(config)
+
+    async def announce(self, results: list[Result]) -> None:
+        """Publish results and wait until the stream has them.
+
+        Raises:
+            NatsError: it may not have all of them.
+        """
+        futures = [await self.send(result_subject(result.service), result.model_dump_json().encode()) for result in results]
+        try:
+            await asyncio.wait_for(asyncio.gather(*futures), 5.0)
+        except TimeoutError as error:
+            raise NatsError("results were not acknowledged") from error
+
+
+def present(error: BaseException) -> bool:
+    """Whether a task was not published because it is in the queue already."""
+    return isinstance(error, APIError) and error.err_code == _STORE_REFUSED and error.description == _FULL
+
+
+def gone(error: BaseException) -> bool:
+    """Whether a stream is not there, or JetStream not yet."""
+    return isinstance(error, NoStreamResponseError) or (isinstance(error, ServiceUnavailableError) and not present(error))
+
+
+class Puller:
+    """Messages of one consumer as they come: pull requests, of which one at a time is open.
+
+    (`fetch` of nats-py waits for a whole batch; here a message is there as soon as it is delivered.)
+    """
+
+    def __init__(self, bus: Bus, stream: str, consumer: str, expires: float = 5.0) -> None:
+        self._bus, self._expires = bus, expires
+        self._next = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
+        self._messages: deque[Msg] = deque()
+        self._news = asyncio.Event()
+        self._wanted, self._until = 0, 0.0
+        self._lost = False
+        self._closed = False
+
+    async def open(self) -> None:
+        """Begin to listen."""
+        self._bus.on_return.append(self._ask_anew)
+        self._inbox = self._bus.client.new_inbox()
+        self._subscription = await self._bus.client.subscribe(self._inbox, cb=self._received)
+
+    async def close(self) -> list[Msg]:
+        """Listen no longer; what was received and never taken, to be given back."""
+        self._closed = True
+        self._news.set()
+        self._bus.on_return.remove(self._ask_anew)
+        if not self._bus.client.is_closed:
+            await self._subscription.unsubscribe()
+        left = list(self._messages)
+        self._messages.clear()
+        return left
+
+    async def ask(self, most: int) -> None:
+        """Have up to ``most`` messages delivered, unless some are still to come."""
+        now = time.monotonic()
+        if self._closed or self._messages or (self._wanted > 0 and now < self._until):
+            return
+        self._wanted, self._until = most, now + self._expires + 1.0
+        request = {"batch": most, "expires": int(self._expires * 1e9)}
+        await self._bus.client.publish(self._next, json.dumps(request).encode(), reply=self._inbox)
+
+    async def take(self, most: int) -> list[Msg]:
+        """Up to ``most`` messages, at least one; none when closed, or when the consumer does not answer.
+
+        Raises:
+            NatsError: the consumer is not there.
+        """
+        while not self._messages and not self._closed:
+            self._news.clear()
+            await self.ask(most)
+            try:
+                await asyncio.wait_for(self._news.wait(), max(0.0, self._until - time.monotonic()))
+            except TimeoutError:
+                self._wanted = 0
+            if self._lost:
+                self._lost, self._wanted = False, 0
+                raise ServiceUnavailableError(code=503, description="no such consumer")
+        return [self._messages.popleft() for _ in range(min(most, len(self._messages)))]
+
+    def _ask_anew(self) -> None:
+        self._wanted = 0
+        self._news.set()
+
+    async def _received(self, message: Msg) -> None:
+        status = (message.headers or {}).get("Status")
+        if status is None:
+            self._wanted -= 1
+            self._messages.append(message)
+        elif status != "100":
+            self._wanted = 0
+            # 503: nobody answers for the consumer; 409 comes with several meanings, of which one is that it was deleted.
+            self._lost = status == "503" or (status == "409" and "Deleted" in (message.headers or {}).get("Description", ""))
+        self._news.set()

