@@ -62,6 +62,13 @@ class ArtifactStore:
         """Whether a blob is there (its content is checked when it is read)."""
         return self._exists(_blob(digest))
 
+    def size(self, digest: str) -> int | None:
+        """Bytes of a blob; None where it is not there."""
+        try:
+            return int(obstore.head(self._store, _blob(digest))["size"])
+        except FileNotFoundError:
+            return None
+
     def delete(self, digest: str) -> None:
         """Remove a blob, if it is there."""
         self.delete_key(_blob(digest))
