@@ -2,10 +2,35 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class LogFormat(StrEnum):
+    """How a log is written; auto: words on a terminal, else JSON."""
+
+    auto = "auto"
+    json = "json"
+    text = "text"
+
+
+class TelemetrySettings(BaseSettings):
+    """What a process tells of its work: ``SFUMATO_TELEMETRY_OTLP``, ``SFUMATO_METRICS_ADDRESS``, ``SFUMATO_LOG_*``."""
+
+    model_config = SettingsConfigDict(env_prefix="SFUMATO_", frozen=True)
+
+    # A collector that takes OTLP over gRPC, such as http://127.0.0.1:4317; empty: no traces.
+    telemetry_otlp: str = ""
+    # Where metrics are served over HTTP, as host:port; empty: nowhere.
+    metrics_address: str = ""
+    # auto, json or text.
+    log_format: LogFormat = LogFormat.auto
+    # The least that is logged.
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
 
 class ServingSettings(BaseSettings):
@@ -24,12 +49,32 @@ class ServingSettings(BaseSettings):
     tls_client_authority: Path | None = None
     # Bytes of a message, either way.
     max_message: int = Field(default=64 * 2**20, ge=2**20, le=2**30)
+    # Bytes of a file that is put into the artifact store, and of all that are on their way there or from it at the same time.
+    max_artifact: int = Field(default=2**30, ge=2**20)
     # Calls that may wait for an engine while it is at one.
     waiting: int = Field(default=32, ge=0)
     # Calls that may be open at once, of all services and kinds; each may hold a message.
     max_calls: int = Field(default=256, ge=1)
     # Seconds that calls have to end once the service is told to.
     grace: float = Field(default=30.0, ge=0)
+
+
+class ClientSettings(BaseSettings):
+    """How services are called: ``SFUMATO_CLIENT_*``."""
+
+    model_config = SettingsConfigDict(env_prefix="SFUMATO_CLIENT_", frozen=True)
+
+    # What services want to be shown, where they want anything (their SFUMATO_GRPC_TOKEN).
+    token: SecretStr = SecretStr("")
+    # PEM file of the authority that signed the services' certificates; with it, or with an address tls://host:port, it speaks TLS.
+    ca: Path | None = None
+    # PEM files of this client's own certificate and key, where services ask for them (mTLS).
+    certificate: Path | None = None
+    key: Path | None = None
+    # Bytes of a message, either way.
+    max_message: int = Field(default=64 * 2**20, ge=2**20, le=2**30)
+    # Seconds that a call with one answer may take where the caller does not say; streams may take as long as they like.
+    timeout: float = Field(default=600.0, gt=0)
 
 
 class Settings(BaseSettings):

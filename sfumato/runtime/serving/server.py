@@ -17,9 +17,12 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from sfumato.errors import InvalidInput, SfumatoError
+from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.serving.artifacts import NAME as ARTIFACTS
+from sfumato.runtime.serving.artifacts import mount
 from sfumato.runtime.serving.boundary import Boundary
 from sfumato.runtime.serving.lane import Lane
-from sfumato.runtime.settings import ServingSettings
+from sfumato.runtime.settings import ServingSettings, Settings
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +42,11 @@ class Service:
 class Server:
     """Start it, load it, and drain it in the end, all in one event loop."""
 
-    def __init__(self, services: Sequence[Service], settings: ServingSettings, address: str = "127.0.0.1:0") -> None:
-        """``address`` is where it listens when the settings do not say."""
-        self._services, self._settings = services, settings
+    def __init__(
+        self, services: Sequence[Service], settings: ServingSettings, address: str = "127.0.0.1:0", artifacts: ArtifactStore | None = None
+    ) -> None:
+        """``address`` is where it listens when the settings do not say; it also offers the store of ``artifacts``."""
+        self._services, self._settings, self._artifacts = services, settings, artifacts
         self._address = settings.address or address
         self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue] (its types do not know it)
 
@@ -65,9 +70,11 @@ class Server:
         for service in self._services:
             service.register(self._server)
         names = [service.name for service in self._services]
+        if self._artifacts is not None:
+            names.append(mount(self._server, self._artifacts, settings.max_artifact))
         reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
         for name in ("", *names):
-            await self._health.set(name, NOT_SERVING)
+            await self._health.set(name, SERVING if name == ARTIFACTS else NOT_SERVING)
         port = self._bind(secure)
         await self._server.start()
         return port
@@ -122,7 +129,7 @@ async def _serve(services: Callable[[ServingSettings], Sequence[Service]], setti
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     offered = services(settings)
-    server = Server(offered, settings, address)
+    server = Server(offered, settings, address, ArtifactStore(Settings().artifacts_url))
     port = await server.start()
     log.info("Listening on port %d; loading.", port)
     loading, stopping = asyncio.create_task(server.load()), asyncio.create_task(stop.wait())
