@@ -5,7 +5,7 @@ import sys
 import threading
 
 from services.registry.engine import Registry
-from services.registry.records import Event
+from sfumato.registry.records import Event
 from sfumato.runtime.artifacts import ArtifactStore
 from tests.unit.services.registry.samples import register
 
