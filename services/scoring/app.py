@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from services.scoring.engine import ScoringEngine
 from services.scoring.loading import VISTA, load_scorers
 from services.scoring.servicer import ScoringServicer
+from services.scoring.tasks import HANDLERS
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.device import pick_device
 from sfumato.runtime.serving.lane import Lane
@@ -41,7 +42,7 @@ def services(serving: ServingSettings) -> Sequence[Service]:
 
     lane = Lane(load, waiting=serving.waiting)
     servicer = ScoringServicer(lane, ArtifactStore(settings.artifacts_url))
-    return [Service("sfumato.v1.ScoringService", partial(add_ScoringServiceServicer_to_server, servicer), lane)]
+    return [Service("sfumato.v1.ScoringService", partial(add_ScoringServiceServicer_to_server, servicer), lane, HANDLERS)]
 
 
 if __name__ == "__main__":
