@@ -274,7 +274,7 @@ async def serve(service: str, handlers: Mapping[str, Handler], artifacts: Artifa
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line of a worker process; its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m sfumato.runtime.worker", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m sfumato.runtime.worker", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--service", required=True, help="whose tasks to take")
     parser.add_argument("--handlers", required=True, metavar="MODULE", help="the module with the service's HANDLERS")
     options = parser.parse_args(arguments)
