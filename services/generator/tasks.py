@@ -12,6 +12,8 @@ from sfumato.runtime.adapters import decode_adapter
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.device import pick_device, precision_named
 from sfumato.runtime.images import encode_png
+from sfumato.runtime.references import checked_folder
+from sfumato.runtime.settings import Settings
 from sfumato.runtime.tasks import Output, Task
 from sfumato.types import GenerateRequest, Region
 
@@ -24,7 +26,8 @@ def paint(task: Task, artifacts: ArtifactStore) -> Output:
     then, and ``params.memory``, the bytes a forward may take.
     """
     params = task.params
-    engine = _engine(task.model_path, params.get("precision", "float32"), params.get("memory"))
+    folder = checked_folder(task.model_reference, "generator", task.model, Settings())
+    engine = _engine(folder, params.get("precision", "float32"), params.get("memory"))
     engine.set_adapter(decode_adapter(artifacts.get(params["adapter"])) if params["adapter"] else None)
     requests = [
         GenerateRequest(
@@ -51,5 +54,5 @@ HANDLERS = {"generator.paint": paint}
 
 
 @lru_cache(maxsize=1)
-def _engine(path: str, precision: str, memory: int | None) -> GeneratorEngine:
-    return load_generator(Path(path), GeneratorSettings(memory=memory), dtype=precision_named(precision), device=pick_device())
+def _engine(folder: Path, precision: str, memory: int | None) -> GeneratorEngine:
+    return load_generator(folder, GeneratorSettings(memory=memory), dtype=precision_named(precision), device=pick_device())

@@ -7,18 +7,20 @@ from functools import lru_cache
 from pathlib import Path
 
 from services.scoring.engine import ScoringEngine
-from services.scoring.loading import Scorers
+from services.scoring.loading import Scorers, check_metrics
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.device import pick_device
 from sfumato.runtime.images import decode_image
+from sfumato.runtime.references import checked_scorers
+from sfumato.runtime.settings import Settings
 from sfumato.runtime.tasks import Output, Task
 
 
 def score(task: Task, artifacts: ArtifactStore) -> Output:
     """Score every item's picture against its prompt.
 
-    Params: ``metrics``, names; ``models``, optional, a folder or hub model by metric. A metric without one uses the Vista
-    weights at the task's ``model_path``. The values are ``{metric: number}``, one an item.
+    Params: ``metrics``, names; ``models``, optional, a reference by metric. A metric without one uses Vista's weights. The values
+    are ``{metric: number}``, one an item.
     """
     images = [decode_image(artifacts.get(item["picture"])) for item in task.items]
     metrics = task.params["metrics"]
@@ -35,10 +37,13 @@ HANDLERS = {"scoring.score": score, "scoring.similarity": similarity}
 
 
 def _engine(task: Task, metrics: Sequence[str]) -> ScoringEngine:
-    return ScoringEngine(_scorers(task.model_path, tuple(sorted(task.params.get("models", {}).items()))).load(metrics))
+    models = task.params.get("models", {})
+    check_metrics(metrics, models)
+    root = checked_scorers(task.model_reference, models, task.model, Settings())
+    return ScoringEngine(_scorers(root, tuple(sorted(models.items()))).load(metrics))
 
 
 @lru_cache(maxsize=1)
-def _scorers(root: str, models: tuple[tuple[str, str], ...]) -> Scorers:
+def _scorers(root: Path, models: tuple[tuple[str, str], ...]) -> Scorers:
     """Stays loaded from task to task, whatever metrics they ask for."""
-    return Scorers(Path(root), dict(models), pick_device())
+    return Scorers(root, dict(models), pick_device())

@@ -21,6 +21,8 @@ from sfumato.lora.fuse import Fuser
 from sfumato.runtime.adapters import decode_adapter, encode_adapter
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.device import pick_device, precision_named
+from sfumato.runtime.references import checked_folder
+from sfumato.runtime.settings import Settings
 from sfumato.runtime.tasks import Output, Task
 
 
@@ -35,7 +37,7 @@ def train(task: Task, artifacts: ArtifactStore) -> Output:
     """
     params = dict(task.params)
     width, height, digest = params.pop("width"), params.pop("height"), params.pop("adapter")
-    worker = _worker(task.model_path, params.pop("precision", "float32"))
+    worker = _worker(_folder(task), params.pop("precision", "float32"))
     worker.fuser.fuse(decode_adapter(artifacts.get(digest)) if digest else None)
 
     def latents(digest: str) -> Any:
@@ -78,7 +80,8 @@ def fuse(task: Task, artifacts: ArtifactStore) -> Output:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "adapter.safetensors"
         path.write_bytes(encode_adapter(stacked))
-        difference = verify(path, cast(FluxPipeline, _worker(task.model_path, task.params.get("precision", "float32")).pipeline), stacked)
+        pipeline = _worker(_folder(task), task.params.get("precision", "float32")).pipeline
+        difference = verify(path, cast(FluxPipeline, pipeline), stacked)
     return Output({"difference": difference}, {"adapter.safetensors": encode_adapter(stacked)})
 
 
@@ -119,7 +122,11 @@ class _Worker:
     fuser: Fuser
 
 
+def _folder(task: Task) -> Path:
+    return checked_folder(task.model_reference, "generator", task.model, Settings())
+
+
 @lru_cache(maxsize=1)
-def _worker(path: str, precision: str) -> _Worker:
-    pipeline = load_pipeline(Path(path), dtype=precision_named(precision), device=pick_device())
+def _worker(folder: Path, precision: str) -> _Worker:
+    pipeline = load_pipeline(folder, dtype=precision_named(precision), device=pick_device())
     return _Worker(pipeline, Fuser(family_of(pipeline).denoiser))
