@@ -122,7 +122,16 @@ def _served(profile: str, model: str) -> Backend:
     settings = Settings()
     if not settings.vlm_url:
         raise Unavailable("No VLM server is known.", hint=f"{START_IT} Or write ground.backend: transformers in the spec.")
-    return _connected(settings.vlm_url, (profile, model), settings.vlm_api_key, settings.vlm_timeout, settings.vlm_wait)
+    return backend_of(settings, (profile, model))
+
+
+def backend_of(settings: Settings, names: tuple[str, ...]) -> Backend:
+    """The process's connection to the server of the settings, and its model by the first of these names that it knows.
+
+    Raises:
+        Unavailable: no server answers, or it knows none of them.
+    """
+    return _connected(settings.vlm_url, names, settings.vlm_api_key, settings.vlm_timeout, settings.vlm_wait)
 
 
 @lru_cache(maxsize=1)

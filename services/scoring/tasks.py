@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from services.scoring.engine import ScoringEngine
@@ -14,6 +13,7 @@ from sfumato.runtime.images import decode_image
 from sfumato.runtime.references import checked_scorers
 from sfumato.runtime.settings import Settings
 from sfumato.runtime.tasks import Output, Task
+from sfumato.runtime.warm import Warm
 
 
 def score(task: Task, artifacts: ArtifactStore) -> Output:
@@ -36,14 +36,21 @@ def similarity(task: Task, artifacts: ArtifactStore) -> Output:
 HANDLERS = {"scoring.score": score, "scoring.similarity": similarity}
 
 
+def engine_of(root: Path, models: Mapping[str, str], metrics: Sequence[str]) -> ScoringEngine:
+    """An engine on the process's scorers of these weights, which stay loaded whatever metrics are asked for.
+
+    Raises:
+        InvalidInput, MissingWeights, BrokenWeights: as `load_scorers`.
+    """
+    return ScoringEngine(_scorers(root.resolve(), tuple(sorted(models.items()))).load(metrics))
+
+
 def _engine(task: Task, metrics: Sequence[str]) -> ScoringEngine:
     models = task.params.get("models", {})
     check_metrics(metrics, models)
-    root = checked_scorers(task.model_reference, models, task.model, Settings())
-    return ScoringEngine(_scorers(root, tuple(sorted(models.items()))).load(metrics))
+    return engine_of(checked_scorers(task.model_reference, models, task.model, Settings()), models, metrics)
 
 
-@lru_cache(maxsize=1)
+@Warm
 def _scorers(root: Path, models: tuple[tuple[str, str], ...]) -> Scorers:
-    """Stays loaded from task to task, whatever metrics they ask for."""
     return Scorers(root, dict(models), pick_device())

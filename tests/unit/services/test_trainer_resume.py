@@ -14,6 +14,7 @@ from safetensors.torch import load, save
 
 from services.trainer import tasks
 from services.trainer.engine import Pair, TrainedPair, TrainSettings, train_pairs
+from services.trainer.warm import model_of
 from sfumato.errors import BrokenWeights
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.tasks import Task
@@ -62,7 +63,7 @@ def test_a_worker_killed_in_the_middle_of_phi_2_leaves_a_checkpoint_that_ends_in
     key = tasks.StoredCheckpoint(disturbed, task.id).key
     assert disturbed.read_key(key) is not None
     forwards = []
-    hook = tasks._worker(model.resolve(), "float32").pipeline.transformer.register_forward_hook(lambda *_: forwards.append(1))
+    hook = model_of(model.resolve(), "float32").pipeline.transformer.register_forward_hook(lambda *_: forwards.append(1))
     resumed = tasks.train(task, disturbed)
     hook.remove()
     expected = tasks.train(task, undisturbed)
