@@ -24,7 +24,8 @@ class Task(BaseModel):
     """One micro-batch for one service. ``kind`` is ``service.verb``; artifacts are named by their SHA-256.
 
     ``items`` has one entry per sample, ``params`` what they share, ``model`` the version of the weights that are used.
-    Where the weights lie (``model_path``) and what the orchestrator calls the stage do not change the result, nor the id.
+    By what name to find these weights (``model_reference``, see `sfumato.runtime.references`) and what the orchestrator calls the
+    stage do not change the result, nor the id.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,7 +35,7 @@ class Task(BaseModel):
     items: tuple[Json, ...]
     params: dict[str, Json]
     model: str
-    model_path: str
+    model_reference: str
 
     @property
     def service(self) -> str:
