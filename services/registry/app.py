@@ -32,7 +32,11 @@ class RegistrySettings(BaseSettings):
 def services(serving: ServingSettings) -> Sequence[Service]:
     """The registry's service on its database."""
     settings, registry = Settings(), RegistrySettings()
-    lane = Lane(lambda: Registry(Database(settings.registry_database), ArtifactStore(settings.artifacts_url)), waiting=serving.waiting)
+
+    def load() -> Registry:
+        return Registry(Database(settings.registry_database), ArtifactStore(settings.artifacts_url))
+
+    lane = Lane(load, waiting=serving.waiting, unload=Registry.close)
     servicer = RegistryServicer(lane, registry.watch_interval)
     return [Service("sfumato.v1.RegistryService", partial(add_RegistryServiceServicer_to_server, servicer), lane)]
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save, save_file
 
 from services.registry.adapters import base_modules, check_base, verified
-from sfumato.errors import BrokenWeights, InvalidInput, SfumatoError
+from sfumato.errors import InvalidInput, SfumatoError
 from tests.unit.services.registry.samples import BASE, TO_K, TO_Q, adapter, tensors
 
 A, B = f"{TO_Q}.lora_A.weight", f"{TO_Q}.lora_B.weight"

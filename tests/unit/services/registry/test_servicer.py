@@ -96,7 +96,7 @@ def _everything(models: Models) -> list[object]:
     return answers
 
 
-def test_the_client_answers_what_the_engine_answers(client: RegistryClient, template: Database, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_the_client_answers_what_the_engine_answers(client: RegistryClient, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("local")
     with closing(Registry(Database(f"sqlite:///{folder}/r.sqlite"), ArtifactStore(str(folder)))) as engine:
         assert _everything(client) == _everything(engine)
@@ -125,7 +125,7 @@ def test_a_refused_field_is_named_by_its_path(stub: RegistryServiceStub) -> None
     assert refused(adapters=refs) == ("FAILED_PRECONDITION", [])
     garbage = common_pb2.AdapterRef(artifact="2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881")
     assert refused(adapters=[garbage], files=[b"x"]) == (wrong, ["adapters"])
-    assert refused(metrics={"x": float("inf")})[1] == ['metrics["x"]'] or refused(metrics={"x": float("inf")})[1] == ["metrics[x]"]
+    assert refused(metrics={"x": float("inf")}) == (wrong, ["metrics[x]"])
     assert refused(lineage=registry_pb2.LineageGraph(nodes=[node])) == (wrong, ["lineage.nodes[0].content"])
     node.content = "[1]"
     assert refused(lineage=registry_pb2.LineageGraph(nodes=[node])) == (wrong, ["lineage.nodes[0].content"])
@@ -138,7 +138,7 @@ def test_a_refused_field_is_named_by_its_path(stub: RegistryServiceStub) -> None
     assert _fields(stub.Merge, registry_pb2.MergeRequest(sources=[])) == (wrong, ["sources"])
     assert _fields(stub.Merge, registry_pb2.MergeRequest(sources=[source, source], rank=0)) == (wrong, ["rank"])
     assert _fields(stub.Merge, registry_pb2.MergeRequest(sources=[source], method=9)) == (wrong, ["method"])  # pyright: ignore[reportArgumentType]
-    assert _fields(stub.WatchRegistry(registry_pb2.WatchRegistryRequest(after=99), timeout=SECONDS).__next__, None)[1] == ["after"]
+    assert _fields(lambda *a, **b: next(stub.WatchRegistry(*a, **b)), registry_pb2.WatchRegistryRequest(after=99)) == (wrong, ["after"])
     assert stub.Merge(registry_pb2.MergeRequest(sources=[source])).version.adapters
 
 
@@ -169,7 +169,8 @@ class Follower:
         self._thread.start()
 
     def _follow(self, client: RegistryClient, after: int, count: int) -> None:
-        self.seen += itertools.islice(client.watch(after), count)
+        for event in itertools.islice(client.watch(after), count):
+            self.seen.append(event)
 
     def end(self) -> list[Event]:
         self._thread.join(SECONDS)
@@ -221,7 +222,7 @@ def test_a_watch_goes_on_at_another_replica_without_losing_or_doubling_an_event(
         client = RegistryClient(address)
         follower = Follower(client, 0, 4)
         register(registry, 1)
-        until(lambda: len(follower.seen) == 0 or follower.seen[-1].number == 2)
+        until(lambda: len(follower.seen) == 2)
     register(registry, 2)  # while nobody answers
     with served_at(services, store, address):
         register(registry, 3)
