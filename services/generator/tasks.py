@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from safetensors.torch import save
 
 from services.generator.engine import GeneratorSettings
@@ -11,6 +9,8 @@ from services.generator.warm import engine_of
 from sfumato.runtime.adapters import decode_adapter
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.images import encode_png
+from sfumato.runtime.references import checked_folder
+from sfumato.runtime.settings import Settings
 from sfumato.runtime.tasks import Output, Task
 from sfumato.types import GenerateRequest, Region
 
@@ -23,7 +23,8 @@ def paint(task: Task, artifacts: ArtifactStore) -> Output:
     then, and ``params.memory``, the bytes a forward may take.
     """
     params = task.params
-    engine, digest = engine_of(Path(task.model_path), params.get("precision", "float32")), params["adapter"]
+    folder = checked_folder(task.model_reference, "generator", task.model, Settings())
+    engine, digest = engine_of(folder, params.get("precision", "float32")), params["adapter"]
     engine.use(((digest, 1.0),) if digest else (), lambda: decode_adapter(artifacts.get(digest)) if digest else None)
     requests = [
         GenerateRequest(

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from services.scoring.engine import ScoringEngine
-from services.scoring.loading import Scorers
+from services.scoring.loading import Scorers, check_metrics
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.device import pick_device
 from sfumato.runtime.images import decode_image
+from sfumato.runtime.references import checked_scorers
+from sfumato.runtime.settings import Settings
 from sfumato.runtime.tasks import Output, Task
 from sfumato.runtime.warm import Warm
 
@@ -17,8 +19,8 @@ from sfumato.runtime.warm import Warm
 def score(task: Task, artifacts: ArtifactStore) -> Output:
     """Score every item's picture against its prompt.
 
-    Params: ``metrics``, names; ``models``, optional, a folder or hub model by metric. A metric without one uses the Vista
-    weights at the task's ``model_path``. The values are ``{metric: number}``, one an item.
+    Params: ``metrics``, names; ``models``, optional, a reference by metric. A metric without one uses Vista's weights. The values
+    are ``{metric: number}``, one an item.
     """
     images = [decode_image(artifacts.get(item["picture"])) for item in task.items]
     metrics = task.params["metrics"]
@@ -44,7 +46,9 @@ def engine_of(root: Path, models: Mapping[str, str], metrics: Sequence[str]) -> 
 
 
 def _engine(task: Task, metrics: Sequence[str]) -> ScoringEngine:
-    return engine_of(Path(task.model_path), task.params.get("models", {}), metrics)
+    models = task.params.get("models", {})
+    check_metrics(metrics, models)
+    return engine_of(checked_scorers(task.model_reference, models, task.model, Settings()), models, metrics)
 
 
 @Warm

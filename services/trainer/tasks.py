@@ -17,6 +17,8 @@ from sfumato.lora import adapter as algebra
 from sfumato.lora.files import verify
 from sfumato.runtime.adapters import decode_adapter, encode_adapter
 from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.references import checked_folder
+from sfumato.runtime.settings import Settings
 from sfumato.runtime.tasks import Output, Task
 
 
@@ -31,7 +33,7 @@ def train(task: Task, artifacts: ArtifactStore) -> Output:
     """
     params = dict(task.params)
     width, height, digest = params.pop("width"), params.pop("height"), params.pop("adapter")
-    model = model_of(Path(task.model_path), params.pop("precision", "float32"))
+    model = model_of(_folder(task), params.pop("precision", "float32"))
     model.fuser.use(((digest, 1.0),) if digest else (), lambda: decode_adapter(artifacts.get(digest)) if digest else None)
 
     def latents(digest: str) -> Any:
@@ -74,12 +76,16 @@ def fuse(task: Task, artifacts: ArtifactStore) -> Output:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "adapter.safetensors"
         path.write_bytes(encode_adapter(stacked))
-        pipeline = model_of(Path(task.model_path), task.params.get("precision", "float32")).pipeline
+        pipeline = model_of(_folder(task), task.params.get("precision", "float32")).pipeline
         difference = verify(path, cast(FluxPipeline, pipeline), stacked)
     return Output({"difference": difference}, {"adapter.safetensors": encode_adapter(stacked)})
 
 
 HANDLERS = {"trainer.train": train, "trainer.average": average, "trainer.fuse": fuse}
+
+
+def _folder(task: Task) -> Path:
+    return checked_folder(task.model_reference, "generator", task.model, Settings())
 
 
 @dataclass(slots=True)

@@ -35,6 +35,7 @@ from sfumato.runtime.images import decode_image, encode_png
 from sfumato.runtime.serving.lane import Lane
 from sfumato.runtime.serving.server import Service
 from sfumato.runtime.tasks import Task
+from sfumato.runtime.versions import model_version
 from sfumato.types import GenerateRequest, Region, Start
 from sfumato.v1 import common_pb2, generator_pb2, generator_pb2_grpc, grounding_pb2, grounding_pb2_grpc, trainer_pb2, trainer_pb2_grpc
 from tests.unit.diffusion import tiny
@@ -294,7 +295,8 @@ def test_calls_and_tasks_with_different_adapters_take_turns_on_one_generator(sto
     def by_task(adapter: str) -> bytes:
         item = {"prompt": "a red house", "seed": 7, "regions": []}
         params = {"adapter": adapter, "width": 32, "height": 32, "steps": 2, "guidance": 1.0}
-        task = Task(stage="g", kind="generator.paint", items=(item,), params=params, model="m", model_path=str(folder))
+        named = {"model": model_version(folder), "model_reference": str(folder)}
+        task = Task(stage="g", kind="generator.paint", items=(item,), params=params, **named)
         return generator_tasks.HANDLERS[task.kind](task, store).files["0.png"]
 
     def alone(adapter: str) -> bytes:
@@ -331,9 +333,8 @@ def test_calls_and_tasks_with_different_adapters_take_turns_on_one_trainer(store
     settings = {"rank": 2, "learning_rate": 5e-3, "batch": 2, "steps_before": 3, "steps_after": 2, "width": 32, "height": 32}
 
     def by_task(adapter: str) -> bytes:
-        task = Task(
-            stage="t", kind="trainer.train", items=(item,), params=settings | {"adapter": adapter}, model="m", model_path=str(folder)
-        )
+        named = {"model": model_version(folder), "model_reference": str(folder)}
+        task = Task(stage="t", kind="trainer.train", items=(item,), params=settings | {"adapter": adapter}, **named)
         return trainer_tasks.HANDLERS[task.kind](task, store).files["0.safetensors"]
 
     with served(lambda _: [Service("sfumato.v1.TrainerService", register, lane)]) as channel:
