@@ -70,7 +70,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     spec = write_spec(tmp_path, stop="{max_iterations: 2, min_pairs: 1}", train="{pairs: 3}")
     plan = plan_of(spec)
     for part, model in plan.models.items():
-        object.__setattr__(model, "version", MODELS[part])
+        object.__setattr__(model, "version", MODELS.get(part, part))
     state, _ = rehearse(plan, ArtifactStore("runs/artifacts"))
     assert len(state.fused) == 2
     folder = Path("runs/rehearsal-1")
