@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.generator.engine import GeneratorSettings
 from services.generator.servicer import GeneratorServicer
+from services.generator.tasks import HANDLERS
 from services.generator.warm import ServedModel, serve
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.serving.lane import Lane
@@ -45,7 +46,7 @@ def services(serving: ServingSettings) -> Sequence[Service]:
 
     lane = Lane(load, waiting=serving.waiting)
     servicer = GeneratorServicer(lane, ArtifactStore(settings.artifacts_url))
-    return [Service("sfumato.v1.GeneratorService", partial(add_GeneratorServiceServicer_to_server, servicer), lane)]
+    return [Service("sfumato.v1.GeneratorService", partial(add_GeneratorServiceServicer_to_server, servicer), lane, HANDLERS)]
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from services.grounding.engine import GroundingEngine
 from services.grounding.http_backend import START_IT
 from services.grounding.profiles import Strategy, profile_named
 from services.grounding.servicer import GroundingServicer
-from services.grounding.tasks import backend_of
+from services.grounding.tasks import HANDLERS, backend_of
 from sfumato.errors import Unavailable
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.serving.lane import Lane
@@ -47,7 +47,7 @@ def services(serving: ServingSettings) -> Sequence[Service]:
 
     lane = Lane(load, waiting=serving.waiting)
     servicer = GroundingServicer(lane, ArtifactStore(settings.artifacts_url))
-    return [Service("sfumato.v1.GroundingService", partial(add_GroundingServiceServicer_to_server, servicer), lane)]
+    return [Service("sfumato.v1.GroundingService", partial(add_GroundingServiceServicer_to_server, servicer), lane, HANDLERS)]
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from services.scoring.engine import ScoringEngine
 from services.scoring.loading import VISTA
 from services.scoring.servicer import ScoringServicer
-from services.scoring.tasks import engine_of
+from services.scoring.tasks import HANDLERS, engine_of
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.serving.lane import Lane
 from sfumato.runtime.serving.server import Service, run
@@ -41,7 +41,7 @@ def services(serving: ServingSettings) -> Sequence[Service]:
 
     lane = Lane(load, waiting=serving.waiting)
     servicer = ScoringServicer(lane, ArtifactStore(settings.artifacts_url))
-    return [Service("sfumato.v1.ScoringService", partial(add_ScoringServiceServicer_to_server, servicer), lane)]
+    return [Service("sfumato.v1.ScoringService", partial(add_ScoringServiceServicer_to_server, servicer), lane, HANDLERS)]
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.trainer.servicer import TrainerServicer
+from services.trainer.tasks import HANDLERS
 from services.trainer.warm import ServedModel, serve
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.serving.lane import Lane
@@ -41,7 +42,7 @@ def services(serving: ServingSettings) -> Sequence[Service]:
 
     lane = Lane(load, waiting=serving.waiting)
     servicer = TrainerServicer(lane, ArtifactStore(settings.artifacts_url))
-    return [Service("sfumato.v1.TrainerService", partial(add_TrainerServiceServicer_to_server, servicer), lane)]
+    return [Service("sfumato.v1.TrainerService", partial(add_TrainerServiceServicer_to_server, servicer), lane, HANDLERS)]
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
+from sfumato.runtime import telemetry
 from sfumato.runtime.artifacts import ArtifactStore
 
 Json: TypeAlias = Any
@@ -93,7 +94,10 @@ def perform(task: Task, handler: Handler, artifacts: ArtifactStore, versions: Ma
     if done is not None:
         return done
     output = handler(task, artifacts)
-    files = {name: artifacts.put(data) for name, data in output.files.items()}
+    with telemetry.tracer.start_as_current_span("artifacts") as span:
+        files = {name: artifacts.put(data) for name, data in output.files.items()}
+        for name, digest in files.items():
+            span.add_event(name, {"sha256": digest, "bytes": len(output.files[name])})
     manifest = Manifest(
         task_id=task.id,
         kind=task.kind,
