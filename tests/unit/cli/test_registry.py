@@ -24,7 +24,7 @@ from sfumato.runtime.tasks import Output, Task, canonical
 from tests.unit.orchestrator import rehearsal
 from tests.unit.orchestrator.rehearsal import HANDLERS, plan_of, rehearse, write_spec
 
-MODELS = {part: hashlib.sha256(part.encode()).hexdigest() for part in ("generator", "understanding", "scorers")}
+MODELS = {part: hashlib.sha256(part.encode()).hexdigest() for part in ("generator", "understanding", "scorers", "judge")}
 
 
 def _seeded(*content: object) -> Adapter:
@@ -70,7 +70,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     spec = write_spec(tmp_path, stop="{max_iterations: 2, min_pairs: 1}", train="{pairs: 3}")
     plan = plan_of(spec)
     for part, model in plan.models.items():
-        object.__setattr__(model, "version", MODELS.get(part, part))
+        object.__setattr__(model, "version", MODELS[part])
     state, _ = rehearse(plan, ArtifactStore("runs/artifacts"))
     assert len(state.fused) == 2
     folder = Path("runs/rehearsal-1")
