@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -25,6 +25,7 @@ from nats.errors import Error as NatsError
 
 from orchestrator.dead_letters import DeadLetters
 from sfumato.errors import PoisonTask, SfumatoError, Unavailable
+from sfumato.runtime import telemetry
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.bus import CONSUMER, Bus, Result, encoded, gone, present, result_subject, stream_of, task_subject
 from sfumato.runtime.settings import BusSettings
@@ -47,6 +48,8 @@ class _Flight:
     order: tuple[int, int]
     task: Task = field(compare=False)
     data: bytes = field(compare=False)
+    # The trace and the words of the log, of whoever submitted it.
+    headers: dict[str, str] = field(compare=False)
     # When to look after it by ourselves, and how long to wait after that; no patience: it is in line and not published yet.
     due: float = field(default=0.0, compare=False)
     patience: float = field(default=0.0, compare=False)
@@ -108,7 +111,7 @@ class JetStreamTransport:
             InvalidInput: it is larger than a message may be.
         """
         self._count += 1
-        self._submitted.append(_Flight((-urgency, self._count), task, encoded(task)))
+        self._submitted.append(_Flight((-urgency, self._count), task, encoded(task), telemetry.outgoing()))
         if not self._awake:
             self._awake = True
             self._loop.call_soon_threadsafe(self._wake)
@@ -173,7 +176,7 @@ class JetStreamTransport:
             finally:
                 for job in [*jobs, stopping]:
                     job.cancel()
-                await asyncio.gather(*jobs, stopping, return_exceptions=True)
+                await asyncio.gather(*jobs, return_exceptions=True)
 
     def _wake(self) -> None:
         self._news.set()
@@ -218,7 +221,7 @@ class JetStreamTransport:
             flight.posted.cancel()
         try:
             subject = task_subject(flight.task.service, flight.task.id)
-            flight.posted = await self._bus.send(subject, flight.data, message_id=flight.task.id)
+            flight.posted = await self._bus.send(subject, flight.data, flight.headers)
         except NatsError:
             flight.due = time.monotonic() + RETRY
             return
@@ -228,12 +231,12 @@ class JetStreamTransport:
         if future.cancelled():
             return
         error = future.exception()
-        if error is None and not future.result().get("duplicate"):
+        if error is None:
             flight.queued = 0
-        elif error is not None and present(error):
+        elif present(error):
             flight.queued += 1
         else:
-            if error is not None and gone(error):
+            if gone(error):
                 self._ready.discard(flight.task.service)  # the streams are gone: the store was wiped
             flight.due = time.monotonic() + RETRY
 
@@ -247,18 +250,19 @@ class JetStreamTransport:
         if flight is None:
             return
         if result.failure is None:
-            self._readers.submit(self._read, flight)
+            self._readers.submit(self._read, flight, message.headers)
             return
         error = result.failure.error()
-        if result.dead:
-            words = f"A {result.service} task was set aside after {self._settings.deliveries} tries: {error.message}"
+        if result.tries:
+            words = f"A {result.service} task was set aside after {result.tries} tries: {error.message}"
             error = PoisonTask(result.task_id, words, hint=error.hint)
         self._settle(flight, error)
 
-    def _read(self, flight: _Flight) -> None:
+    def _read(self, flight: _Flight, headers: Mapping[str, str] | None) -> None:
         """In a reader's thread: fetch the manifest of a task that is said to be done; one that is not there is looked for again."""
         try:
-            manifest = find(flight.task, self._artifacts)
+            with telemetry.incoming(headers), telemetry.tracer.start_as_current_span("orchestrator.result"):
+                manifest = find(flight.task, self._artifacts)
         except Exception as error:  # whatever a store may raise: it is the run's to say
             outcome = error if isinstance(error, SfumatoError) else Unavailable(f"The artifact store cannot be read: {error}")
         else:
