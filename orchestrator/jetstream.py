@@ -22,6 +22,7 @@ from typing import Any
 
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
+from opentelemetry.trace import SpanKind
 
 from orchestrator.dead_letters import DeadLetters
 from sfumato.errors import PoisonTask, SfumatoError, Unavailable
@@ -111,7 +112,9 @@ class JetStreamTransport:
             InvalidInput: it is larger than a message may be.
         """
         self._count += 1
-        self._submitted.append(_Flight((-urgency, self._count), task, encoded(task), telemetry.outgoing()))
+        with telemetry.bound(stage=task.stage), telemetry.tracer.start_as_current_span(f"submit {task.kind}", kind=SpanKind.PRODUCER):
+            headers = telemetry.outgoing()
+        self._submitted.append(_Flight((-urgency, self._count), task, encoded(task), headers))
         if not self._awake:
             self._awake = True
             self._loop.call_soon_threadsafe(self._wake)
@@ -261,7 +264,7 @@ class JetStreamTransport:
     def _read(self, flight: _Flight, headers: Mapping[str, str] | None) -> None:
         """In a reader's thread: fetch the manifest of a task that is said to be done; one that is not there is looked for again."""
         try:
-            with telemetry.incoming(headers), telemetry.tracer.start_as_current_span("orchestrator.result"):
+            with telemetry.incoming(headers), telemetry.tracer.start_as_current_span(f"result {flight.task.kind}", kind=SpanKind.CONSUMER):
                 manifest = find(flight.task, self._artifacts)
         except Exception as error:  # whatever a store may raise: it is the run's to say
             outcome = error if isinstance(error, SfumatoError) else Unavailable(f"The artifact store cannot be read: {error}")

@@ -30,6 +30,7 @@ from nats.js.errors import APIError, NoStreamResponseError, NotFoundError, Servi
 from pydantic import BaseModel, ConfigDict
 
 from sfumato.errors import InvalidInput, Unavailable
+from sfumato.runtime import telemetry
 from sfumato.runtime.failures import Failure
 from sfumato.runtime.settings import BusSettings
 from sfumato.runtime.tasks import Task
@@ -361,6 +362,7 @@ class Bus:
         Raises:
             NatsError: it may not be kept.
         """
+        telemetry.parked.labels(letter.service).inc()
         log.warning("task %s of %s is set aside: %s", letter.task_id, letter.service, letter.failure.message)
         await _kept(await self.send(dead_subject(letter.service, letter.task_id), letter.model_dump_json().encode()))
         tries = letter.failures or letter.deliveries

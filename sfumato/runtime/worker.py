@@ -26,7 +26,7 @@ from typing import Protocol, TypeVar
 
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
-from opentelemetry.trace import Span, StatusCode
+from opentelemetry.trace import Span, SpanKind, StatusCode
 
 from sfumato.errors import InvalidInput, SfumatoError, Unavailable
 from sfumato.runtime import telemetry
@@ -230,8 +230,11 @@ class Worker:
         if self._ending:
             return _Outcome(message)
         task_id = _task_id(message)
-        words = telemetry.incoming(message.headers), telemetry.bound(task=task_id)
-        with words[0], words[1], telemetry.tracer.start_as_current_span(f"{self._service} task") as span:
+        with (
+            telemetry.incoming(message.headers),
+            telemetry.bound(task=task_id),
+            telemetry.tracer.start_as_current_span(f"{self._service} task", kind=SpanKind.CONSUMER) as span,
+        ):
             kind, samples, failure, final, counted = "unknown", 0, None, True, True
             started = time.perf_counter()
             try:
@@ -240,6 +243,7 @@ class Worker:
                     raise InvalidInput("kind", f"{self._service} knows no {task.kind!r}.", hint=f"It knows {', '.join(self._handlers)}.")
                 kind, samples = task.kind, len(task.items)
                 span.update_name(kind)
+                span.set_attributes({"sfumato.kind": kind, "sfumato.samples": samples})
                 perform(task, self._handlers[kind], self._artifacts, self._versions)
             except Exception as error:
                 failure, final, counted = Failure.of(error), is_final(error), not is_passing(error)
@@ -278,9 +282,9 @@ class _OwnThread:
 
 def _told(span: Span, failure: Failure, error: Exception) -> None:
     """Write a failure into the log and the trace."""
-    log.warning("%s failed: %s", failure.kind, failure.message, extra={"traceback": failure.trace})
+    log.warning("a task failed: %s", failure.message, exc_info=error)
     span.record_exception(error)
-    span.set_status(StatusCode.ERROR, failure.message)
+    span.set_status(StatusCode.ERROR, type(error).__name__)
 
 
 def _measured(kind: str, samples: int, outcome: str, seconds: float) -> None:

@@ -25,7 +25,7 @@ HANDLERS = "tests.unit.orchestrator.workers"
 
 
 def _task(kind: str, *items: int, **params: float | str) -> Task:
-    return Task(stage="s", kind=kind, items=items, params=params, model="m", model_path="")
+    return Task(stage="s", kind=kind, items=items, params=params, model="m", model_reference="")
 
 
 def _slowly(seconds: float) -> tuple[Each, ...]:

@@ -30,7 +30,7 @@ def _with_bus(folder: Path, what: Callable[[Bus], Awaitable[None]]) -> None:
 
 
 async def _submit(bus: Bus, item: int) -> Task:
-    task = Task(stage="s", kind="echo.where", items=(item,), params={}, model="m", model_path="")
+    task = Task(stage="s", kind="echo.where", items=(item,), params={}, model="m", model_reference="")
     await (await bus.send(task_subject("echo", task.id), encoded(task), telemetry.outgoing()))
     return task
 
