@@ -38,8 +38,11 @@ class DeadLetters:
             try:
                 for advisory in await puller.take(1):
                     await self._collect(advisory)
-            except (NatsError, TimeoutError) as error:
+            except NatsError as error:
                 log.debug("dead letters cannot be had now: %s", error)
+                await asyncio.sleep(PAUSE)
+            except Exception as error:  # whatever a store may raise; the advisory comes again
+                log.warning("a dead letter cannot be collected now: %s", error)
                 await asyncio.sleep(PAUSE)
 
     async def _collect(self, advisory: Msg) -> None:

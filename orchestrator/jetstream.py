@@ -22,13 +22,14 @@ from typing import Any
 
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
+from nats.js.errors import NotFoundError
 from opentelemetry.trace import SpanKind
 
 from orchestrator.dead_letters import DeadLetters
 from sfumato.errors import PoisonTask, SfumatoError, Unavailable
 from sfumato.runtime import telemetry
 from sfumato.runtime.artifacts import ArtifactStore
-from sfumato.runtime.bus import CONSUMER, Bus, Result, encoded, gone, present, result_subject, stream_of, task_subject
+from sfumato.runtime.bus import ADVISORIES, CONSUMER, Bus, Result, encoded, gone, present, result_subject, stream_of, task_subject
 from sfumato.runtime.settings import BusSettings
 from sfumato.runtime.tasks import Manifest, Task, find
 
@@ -177,9 +178,8 @@ class JetStreamTransport:
                     if job.done():
                         job.result()
             finally:
-                for job in [*jobs, stopping]:
-                    job.cancel()
-                await asyncio.gather(*jobs, return_exceptions=True)
+                stopping.cancel()
+                await _ended(jobs)
 
     def _wake(self) -> None:
         self._news.set()
@@ -301,11 +301,14 @@ class JetStreamTransport:
             overdue = [flight for flight in self._flights.values() if flight.patience and flight.due <= now]
             for service in {flight.task.service for flight in overdue} - self._ready:
                 await self._ensure(service)
-            found = await asyncio.gather(*(self._loop.run_in_executor(self._readers, find, f.task, self._artifacts) for f in overdue))
-            for flight, manifest in zip(overdue, found, strict=True):
-                if manifest is not None:
-                    self._settle(flight, manifest)
-                elif flight.task.id in self._flights:
+            reading = [self._loop.run_in_executor(self._readers, find, flight.task, self._artifacts) for flight in overdue]
+            for flight, found in zip(overdue, await asyncio.gather(*reading, return_exceptions=True), strict=True):
+                if isinstance(found, Manifest):
+                    self._settle(flight, found)
+                    continue
+                if found is not None:
+                    log.warning("the artifact store cannot be read now: %s", found)
+                if flight.task.id in self._flights:
                     flight.patience = min(2 * flight.patience, SLOWEST_LOOK * self._settings.look)
                     await self._post(flight)
             await self._free_stuck()
@@ -316,7 +319,7 @@ class JetStreamTransport:
         for service in {flight.task.service for flight in suspects}:
             try:
                 info = await self._bus.js.consumer_info(stream_of(service), CONSUMER)
-                if info.num_pending or info.num_ack_pending:
+                if info.num_pending or info.num_ack_pending or await self._set_aside_soon():
                     continue
                 for flight in suspects:
                     if flight.task.service == service:
@@ -325,3 +328,20 @@ class JetStreamTransport:
                         flight.due, flight.queued = 0.0, 0
             except (NatsError, TimeoutError) as error:
                 log.warning("the queue of %s cannot be looked at now: %s", service, error)
+
+    async def _set_aside_soon(self) -> bool:
+        """Whether there is word, of any task, that it was given out too often, and nobody has acted on it yet."""
+        try:
+            return (await self._bus.js.stream_info(ADVISORIES)).state.messages > 0
+        except NotFoundError:
+            return False
+
+
+async def _ended(jobs: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel jobs and wait until they have ended. (Some need telling twice: before Python 3.12 `asyncio.wait_for` may lose a word.)"""
+    left = set(jobs)
+    while left:
+        for job in left:
+            job.cancel()
+        _, left = await asyncio.wait(left, timeout=0.1)
+    await asyncio.gather(*jobs, return_exceptions=True)

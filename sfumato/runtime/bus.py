@@ -372,7 +372,8 @@ class Bus:
 async def _kept(*acknowledgements: asyncio.Future[dict[str, Any]]) -> None:
     """Wait until streams have what was sent to them."""
     try:
-        await asyncio.wait_for(asyncio.gather(*acknowledgements), ACKNOWLEDGED)
+        async with asyncio.timeout(ACKNOWLEDGED):  # not wait_for, which may lose a cancellation before Python 3.12
+            await asyncio.gather(*acknowledgements)
     except TimeoutError as error:
         raise NatsError("messages were not acknowledged") from error
 

@@ -64,7 +64,8 @@ class Puller:
             self._news.clear()
             await self.ask(most)
             try:
-                await asyncio.wait_for(self._news.wait(), max(0.0, self._until - time.monotonic()))
+                async with asyncio.timeout(max(0.0, self._until - time.monotonic())):
+                    await self._news.wait()
             except TimeoutError:
                 self._wanted = 0
             if self._lost:
