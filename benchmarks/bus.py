@@ -27,6 +27,7 @@ from typing import Any
 
 import nats
 import psutil
+from nats.errors import TimeoutError as NatsTimeout
 from nats.js import api
 
 from orchestrator.engine import Each, Engine
@@ -148,7 +149,7 @@ async def raw_worker(url: str) -> None:
     while True:
         try:
             messages = await subscription.fetch(HANDFUL, timeout=1.0)
-        except nats.errors.TimeoutError:
+        except NatsTimeout:
             continue
         for kept in [await js.publish_async("raw.results", message.data[:200]) for message in messages]:
             await kept
