@@ -26,6 +26,7 @@ from sfumato.errors import (
 from sfumato.runtime.serving.artifacts import CHUNK
 from sfumato.runtime.serving.status import DETAILS
 from sfumato.runtime.settings import ClientSettings
+from sfumato.runtime.telemetry import outgoing
 from sfumato.v1.artifacts_pb2 import GetRequest, PutRequest, StatRequest
 from sfumato.v1.artifacts_pb2_grpc import ArtifactServiceStub
 
@@ -186,7 +187,7 @@ class _Manners(
     grpc.StreamUnaryClientInterceptor,
     grpc.StreamStreamClientInterceptor,
 ):
-    """Shows the token with every call, and gives those with one answer a deadline."""
+    """Shows the token and the trace with every call, and gives those with one answer a deadline."""
 
     def __init__(self, settings: ClientSettings) -> None:
         token = settings.token.get_secret_value()
@@ -210,6 +211,6 @@ class _Manners(
         return continuation(self._with(client_call_details, None), request_iterator)
 
     def _with(self, call: Any, timeout: float | None) -> _Call:
-        metadata = (*(call.metadata or ()), *self._shown)
+        metadata = (*(call.metadata or ()), *self._shown, *outgoing().items())
         timeout = call.timeout if call.timeout is not None else timeout
         return _Call(call.method, timeout, metadata, call.credentials, call.wait_for_ready, call.compression)

@@ -90,6 +90,8 @@ class Settings(BaseSettings):
     registry_url: str = ""
     # Vista's models, where they are not the shipped ones (retrained with `sfumato vista train`).
     weights: Path | None = None
+    # Whether a task may name a folder of this machine as its model; no service that others can reach should be told so.
+    model_folders: bool = False
     # Processes that paint, and that train, side by side; 0: as many as the machine has cores, one where a model is large.
     workers: int = Field(default=0, ge=0, le=64)
     # CPU threads of each worker process; the last bits of a matrix product depend on it, so it is fixed and not measured.
