@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 
 from orchestrator.engine import Engine
-from orchestrator.events import Event, Teller
+from orchestrator.events import COMPARISON, Event, Teller
+from orchestrator.finishing import finish
 from orchestrator.jetstream import JetStreamTransport
 from orchestrator.recipes import artaug
 from orchestrator.runs import Outcome, Record
@@ -70,7 +71,7 @@ class Course:
             steered = _Steered(transport, self, lambda: iteration)
             engine = Engine(plan, plan.spec.batch, steered, self._artifacts, notify)
             state = engine.run(artaug.STAGES, artaug.start(plan))
-            files = finish(plan, state, steered, self._artifacts)
+            files = finish(plan, state, self._artifacts)
             digests = {name: self._artifacts.put(data) for name, data in sorted(files.items())}
             return Outcome(state="finished", stop_reason=state.stop_reason, files=digests)
 
@@ -131,7 +132,7 @@ class Board:
     def take(self) -> dict[int, list[Event]]:
         """Iterations of which there is something new, with all their events; of pairs only the newest is worth its bytes."""
         with self._lock:
-            taken = {iteration: list(self._stages[iteration].values()) for iteration in sorted(self._new)}
+            taken = {iteration: list(self._stages[iteration].values()) for iteration in sorted(self._new, key=_order)}
             self._new.clear()
         return {iteration: _slim(events) for iteration, events in taken.items()}
 
@@ -139,6 +140,11 @@ class Board:
         """Count everything as new: what was published may be lost."""
         with self._lock:
             self._new.update(self._stages)
+
+
+def _order(iteration: int) -> tuple[bool, int]:
+    """The comparison, which has no number, comes last."""
+    return iteration == COMPARISON, iteration
 
 
 def _slim(events: list[Event]) -> list[Event]:

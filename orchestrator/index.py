@@ -10,6 +10,7 @@ All of it may be lost at any moment, and buckets are made anew when they are nee
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Literal, TypeVar
@@ -34,6 +35,8 @@ from orchestrator.events import Event
 from sfumato.errors import Conflict, Unavailable
 from sfumato.runtime.bus import Bus
 
+log = logging.getLogger(__name__)
+
 WISHES, LEASES, EVENTS = "sfumato-wishes", "sfumato-leases", "sfumato-events"
 ROUNDS = 20
 """Times that a change is tried when others change the same."""
@@ -51,7 +54,7 @@ class Wish(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    wish: Literal["run", "pause", "cancel"]
+    wish: Literal["run", "pause"]
     attempt: int = 1
     waiting: int = 0
 
@@ -62,6 +65,15 @@ class Lease(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     driver: str
+
+
+def read_events(data: bytes) -> list[Event]:
+    """What was published of an iteration; nothing where it cannot be read."""
+    try:
+        return _EVENTS.validate_json(data or b"[]")
+    except ValueError as error:
+        log.warning("events cannot be read: %s", error)
+        return []
 
 
 class Index:
@@ -95,8 +107,19 @@ class Index:
             names = await self._answered(subjects())
         except _Missing:
             return {}
-        found = await asyncio.gather(*(self.wish(name) for name in names))
+        found = await asyncio.gather(*(self._wish_or_sweep(name) for name in names))
         return {name: wish for name, wish in zip(names, found, strict=True) if wish is not None}
+
+    async def _wish_or_sweep(self, name: str) -> Wish | None:
+        """What is wanted of a run; the mark that a wish leaves where it was taken away is swept up."""
+        try:
+            found = await self._on(WISHES, lambda bucket: bucket.get(name))
+        except KeyNotFoundError as error:
+            if error.entry is not None and error.entry.revision is not None:
+                until = error.entry.revision + 1
+                await self._answered(self._bus.js.purge_stream(f"KV_{WISHES}", subject=f"$KV.{WISHES}.{name}", seq=until))
+            return None
+        return Wish.model_validate_json(found.value or b"")
 
     async def change(self, name: str, new: Callable[[Wish | None], Wish | None]) -> Wish | None:
         """Replace what is wanted of a run by what ``new`` makes of it, by compare-and-set; None takes it away.
@@ -164,15 +187,10 @@ class Index:
         told: list[Event] = []
         iteration = 1
         while (found := await self._get(EVENTS, f"{name}.{iteration}")) is not None:
-            told += _EVENTS.validate_json(found.value or b"[]")
+            told += read_events(found.value or b"")
             iteration += 1
         comparison = await self._get(EVENTS, f"{name}.0")
-        return told + ([] if comparison is None else _EVENTS.validate_json(comparison.value or b"[]"))
-
-    async def latest(self, name: str) -> Event | None:
-        """What happened last."""
-        told = await self.events(name)
-        return max(told, key=lambda event: event.time, default=None)
+        return told + ([] if comparison is None else read_events(comparison.value or b""))
 
     # --- hearing of changes ---
 

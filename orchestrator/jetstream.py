@@ -137,6 +137,10 @@ class JetStreamTransport:
                 raise outcome
             return outcome
 
+    def interrupt(self, error: SfumatoError) -> None:
+        """Have `next` raise this, once it has handed over what came before; from any thread."""
+        self._outcomes.put(error)
+
     def release(self, service: str) -> None:
         """Nothing: workers on the bus are others' as well."""
 

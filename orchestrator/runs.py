@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import Enum
 from typing import Literal
 
@@ -100,7 +100,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How a run stands; ``waiting`` counts pairs that wait for a person, ``note`` says what to do."""
+    """How a run stands; ``waiting`` counts pairs that wait for a person, ``note`` says what to do, ``remaining`` is an estimate."""
 
     id: str
     state: State
@@ -110,6 +110,7 @@ class Standing:
     waiting: int = 0
     driver: str = ""
     latest: Event | None = None
+    remaining: timedelta | None = None
     ended: Ended | None = None
 
 

@@ -17,14 +17,17 @@ from orchestrator.runs import Record, Weights
 from orchestrator.spec import METRICS, PromptSets, RunSpec, run_id
 from sfumato.errors import Faults, InvalidInput, MissingWeights, SfumatoError
 from sfumato.runtime.hub import is_hub_name
-from sfumato.runtime.references import BUILT_IN, VISTA, model_folder, present_folder, scorers_reference, scorers_version
+from sfumato.runtime.references import VISTA, model_folder, present_folder, scorers_reference, scorers_version
 from sfumato.runtime.settings import Settings
 from sfumato.runtime.versions import model_version
+from sfumato.vista import weights
 
 DEEPEST = 16
 """Levels of a spec; it has three."""
 SETS = {"prompts": "train", "tune": "tune", "evaluate": "heldout"}
 """A part of the spec that counts prompts -> the set that brings them."""
+BUILT_IN = tuple(metric for metric in METRICS if metric in weights.PARTS)
+"""Metrics that Vista has weights for."""
 OWN_WEIGHTS = ("nudenet",)
 """Metrics whose package brings its weights along."""
 _NAMED = re.compile(r"(?:Value error, )?([a-z_]+): (.*)", re.DOTALL)
@@ -64,8 +67,8 @@ def submission(text: str, prompts: Mapping[str, Sequence[str]], settings: Settin
     )
     models = _resolved(spec, settings)
     name = run_id(spec, chosen, {part: model.version for part, model in models.items()})
-    weights = {part: Weights(version=model.version, reference=model.reference) for part, model in models.items()}
-    return Submission(name, Record(spec=spec.model_dump(mode="json"), prompts=asdict(chosen), models=weights))
+    known = {part: Weights(version=model.version, reference=model.reference) for part, model in models.items()}
+    return Submission(name, Record(spec=spec.model_dump(mode="json"), prompts=asdict(chosen), models=known))
 
 
 def _parsed(text: str) -> dict[str, Any]:
@@ -116,7 +119,8 @@ def _paths(content: dict[str, Any]) -> Iterator[Fault]:
         for key in ("file", "ceiling"):
             value = _at(content, part, key)
             if isinstance(value, str) and (PurePosixPath(value).name != value or PureWindowsPath(value).name != value):
-                yield f"spec.{part}.{key}", "it is a path, and no file is read here: the prompts come with the request, this is a name for the report."
+                words = "it is a path, and no file is read here: the prompts come with the request, this is their name in the report."
+                yield f"spec.{part}.{key}", words
 
 
 def _prompts(content: dict[str, Any], sets: Mapping[str, Sequence[str]]) -> Iterator[Fault]:
