@@ -21,6 +21,7 @@ from orchestrator.submission import submission
 from sfumato.errors import InvalidInput, NotFound, SfumatoError, Unavailable, WrongState
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.bus import Bus
+from sfumato.runtime.ending import ended
 from sfumato.runtime.settings import BusSettings, ServingSettings, Settings
 from sfumato.runtime.tasks import Manifest, manifest_key
 from sfumato.runtime.telemetry import bound, outgoing
@@ -88,8 +89,7 @@ class Control:
         self._closing.set()
         if not await self._driver.stop(self._grace):
             log.warning("A run does not end; whoever takes it next comes to the same.")
-        self._job.cancel()
-        await asyncio.gather(self._job, return_exceptions=True)
+        await ended([self._job])
         await self._bus.__aexit__(*exception)
 
     # --- looking ---

@@ -23,6 +23,7 @@ from orchestrator.index import Index, Wish
 from orchestrator.runs import Outcome, Records
 from sfumato.errors import NotFound, SfumatoError, Unavailable
 from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.ending import ended
 from sfumato.runtime.settings import BusSettings
 from sfumato.runtime.tasks import find
 from sfumato.runtime.telemetry import bound
@@ -168,9 +169,7 @@ class Driver:
             except Unavailable as error:
                 log.warning("%s", error)  # what is left to say is said by whoever looks at the run next
             finally:
-                for task in side:
-                    task.cancel()
-                await asyncio.gather(*side, return_exceptions=True)
+                await ended(side)
                 await self._leave(name, driven)
 
     async def _outcome(self, name: str, driven: _Driven) -> Outcome | None:

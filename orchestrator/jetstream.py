@@ -29,6 +29,7 @@ from sfumato.errors import PoisonTask, SfumatoError, Unavailable
 from sfumato.runtime import telemetry
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.bus import CONSUMER, Bus, Result, encoded, gone, present, result_subject, stream_of, task_subject
+from sfumato.runtime.ending import ended
 from sfumato.runtime.settings import BusSettings
 from sfumato.runtime.tasks import Manifest, Task, find
 
@@ -181,9 +182,7 @@ class JetStreamTransport:
                     if job.done():
                         job.result()
             finally:
-                for job in [*jobs, stopping]:
-                    job.cancel()
-                await asyncio.gather(*jobs, stopping, return_exceptions=True)
+                await ended([*jobs, stopping])
 
     def _wake(self) -> None:
         self._news.set()

@@ -5,21 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from orchestrator.recipes.artaug import Model
+from orchestrator.models import find_models
 from orchestrator.runs import Record, Weights
 from orchestrator.spec import METRICS, PromptSets, RunSpec, run_id
-from sfumato.errors import Faults, InvalidInput, MissingWeights, SfumatoError
+from sfumato.errors import Faults, InvalidInput, SfumatoError
 from sfumato.runtime.hub import is_hub_name
-from sfumato.runtime.references import VISTA, model_folder, present_folder, scorers_reference, scorers_version
+from sfumato.runtime.references import VISTA, model_folder, present_folder
 from sfumato.runtime.settings import Settings
-from sfumato.runtime.versions import model_version
 from sfumato.vista import weights
 
 DEEPEST = 16
@@ -65,7 +63,10 @@ def submission(text: str, prompts: Mapping[str, Sequence[str]], settings: Settin
         tuple(sets["heldout"][: spec.evaluate.count]),
         tuple(sets["ceiling"][: spec.evaluate.count]),
     )
-    models = _resolved(spec, settings)
+    try:
+        models = find_models(spec, settings)
+    except SfumatoError as error:  # what was here a moment ago
+        raise Faults([("spec.model", str(error))]) from error
     name = run_id(spec, chosen, {part: model.version for part, model in models.items()})
     known = {part: Weights(version=model.version, reference=model.reference) for part, model in models.items()}
     return Submission(name, Record(spec=spec.model_dump(mode="json"), prompts=asdict(chosen), models=known))
@@ -183,30 +184,6 @@ def _missing(reference: str, part: str, settings: Settings) -> str:
     except SfumatoError as error:
         return str(error)
     return ""
-
-
-def _resolved(spec: RunSpec, settings: Settings) -> dict[str, Model]:
-    """Versions of the models, all of which are here."""
-    scorers = scorers_reference(spec.score.metrics)
-    try:
-        return {
-            "generator": Model(_version(spec.model, "generator", settings), spec.model),
-            "understanding": Model(_version(spec.ground.model, "understanding", settings), spec.ground.model),
-            "scorers": Model(scorers_version(scorers, {str(k): v for k, v in spec.score.models.items()}, settings), scorers),
-        }
-    except (InvalidInput, MissingWeights) as error:  # taken away this moment
-        raise Faults([("spec.model", str(error))]) from error
-
-
-def _version(reference: str, part: str, settings: Settings) -> str:
-    folder = model_folder(reference, part, settings)
-    return model_version(folder) if reference == VISTA else _hashed(folder)
-
-
-@lru_cache(maxsize=32)
-def _hashed(folder: Path) -> str:
-    """The version of a large model, read once: the hub's folders are named by revision and never change."""
-    return model_version(folder)
 
 
 def _at(content: dict[str, Any], part: str, key: str) -> Any:
