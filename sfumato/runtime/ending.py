@@ -16,8 +16,10 @@ async def ended(tasks: Iterable[asyncio.Task[Any]]) -> None:
     Once is not enough: `asyncio.wait_for` swallows a cancellation that comes in the moment in which what it waits for is done
     (Python 3.11), and whoever called it goes on.
     """
+    tasks = list(tasks)
     left = {task for task in tasks if not task.done()}
     while left:
         for task in left:
             task.cancel()
         _, left = await asyncio.wait(left, timeout=AGAIN)
+    await asyncio.gather(*tasks, return_exceptions=True)  # seen, so that nobody complains that it was not

@@ -59,7 +59,7 @@ class Orchestration:
     def replica(self, **settings: object) -> Replica:
         """Start a replica; it answers when this returns."""
         address = f"127.0.0.1:{free_port()}"
-        environment = self.system.environment() | {"SFUMATO_GRPC_ADDRESS": address, "SFUMATO_GRPC_GRACE": "5", "SFUMATO_METRICS_ADDRESS": ""}
+        environment = self.system.environment() | {"SFUMATO_GRPC_ADDRESS": address, "SFUMATO_GRPC_GRACE": "5"}
         environment |= {"SFUMATO_ORCHESTRATOR_LEASE": "2", "SFUMATO_ORCHESTRATOR_TELL": "0.02"}
         environment |= {f"SFUMATO_ORCHESTRATOR_{name.upper()}": str(value) for name, value in settings.items()}
         with (self.system.folder / "workers.log").open("ab") as log:
@@ -109,9 +109,9 @@ def _answers(stub: OrchestratorServiceStub, process: subprocess.Popen[bytes]) ->
 
 
 @contextmanager
-def orchestration(folder: Path, **settings: float | int | str) -> Iterator[Orchestration]:
+def orchestration(folder: Path) -> Iterator[Orchestration]:
     """A bus and nothing else yet."""
-    with ExitStack() as stack, running(folder, **settings) as system:
+    with ExitStack() as stack, running(folder) as system:
         yield Orchestration(system, stack)
 
 
