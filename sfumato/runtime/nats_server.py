@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from sfumato.errors import InvalidInput, Unavailable
+from sfumato.runtime.processes import dies_with_starter
 
 HOST = "127.0.0.1"
 POLL = 0.05
@@ -42,7 +43,15 @@ class NatsServer:
     """
 
     def __init__(
-        self, folder: Path, *, port: int = 0, sync: str = "10s", token: str = "", ready: float = 20.0, cluster: Cluster | None = None
+        self,
+        folder: Path,
+        *,
+        port: int = 0,
+        sync: str = "10s",
+        token: str = "",
+        ready: float = 20.0,
+        cluster: Cluster | None = None,
+        bound: bool = False,
     ) -> None:
         """Prepare one; nothing is started yet.
 
@@ -55,6 +64,7 @@ class NatsServer:
             token: what clients must show; nothing where empty.
             ready: seconds until it must be healthy.
             cluster: its place among others; a server by itself where absent.
+            bound: it ends with the thread that starts it, even where that is killed outright (on Linux).
 
         Raises:
             InvalidInput: ``sync`` is neither.
@@ -65,6 +75,7 @@ class NatsServer:
         self.log = self.folder / "nats-server.log"
         self.process: subprocess.Popen[bytes] | None = None
         self._port, self._sync, self._token, self._ready, self._cluster = port, sync, token, ready, cluster
+        self._bound = bound
 
     def __enter__(self) -> NatsServer:
         self.start()
@@ -77,6 +88,11 @@ class NatsServer:
     def url(self) -> str:
         """Where clients find it, once it was started."""
         return f"nats://{HOST}:{self._port}"
+
+    @property
+    def port(self) -> int:
+        """Where it listens, or is to; 0 where it is to find one."""
+        return self._port
 
     @property
     def store(self) -> Path:
@@ -100,6 +116,7 @@ class NatsServer:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is for whoever started it, who stops it last
+                preexec_fn=dies_with_starter if self._bound else None,
             )
         try:
             self._wait_healthy()

@@ -7,8 +7,6 @@ command of its own, so the server's module is run).
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -27,11 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfumato.errors import InvalidInput, MissingWeights, Unavailable
+from sfumato.runtime.processes import dies_with_starter
 
 HOST = "127.0.0.1"
 POLL = 0.25
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-_SET_PARENT_DEATH_SIGNAL = 1  # prctl(2)
 STOPPING = 10.0
 """Seconds a server is given to end by itself."""
 # The server is on this machine: no proxy is asked for the way.
@@ -194,17 +192,6 @@ def healthy(url: str, timeout: float = 2.0) -> bool:
             return answer.status == 200
     except (urllib.error.URLError, OSError, ValueError):
         return False
-
-
-def dies_with_starter() -> None:
-    """Run in a child before its program: when whoever started it is killed outright, Linux ends the child too."""
-    if sys.platform == "linux":
-        _libc().prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
-
-
-@functools.cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None)
 
 
 def _wait_healthy(server: VlmServer, timeout: float, on_wait: Callable[[float], None] | None) -> None:

@@ -107,7 +107,7 @@ def test_a_runs_workers_are_told_where_the_server_will_be_and_to_wait_for_it(tmp
 def test_a_server_does_not_outlive_a_starter_that_is_killed_outright() -> None:
     script = """
 import subprocess, sys
-from sfumato.runtime.vlm import dies_with_starter
+from sfumato.runtime.processes import dies_with_starter
 child = subprocess.Popen(["sleep", "600"], start_new_session=True, preexec_fn=dies_with_starter)
 print(child.pid, flush=True)
 sys.stdin.read()
