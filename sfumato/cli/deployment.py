@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,7 +46,7 @@ class Deployment:
     logs: Path
     _up: bool = field(default=False, init=False)
 
-    def begin(self, stack: AsyncExitStack, say: Say) -> list[Coroutine[Any, Any, None]]:
+    def begin(self, stack: AsyncExitStack, say: Say) -> Sequence[Coroutine[Any, Any, None]]:
         """Start the bus and begin to start the VLM server; what keeps each of them up. The stack ends them.
 
         Raises:
@@ -130,7 +130,7 @@ def deployment(settings: Settings, workers: int, in_process: bool, any_ports: bo
     shared = worker_environment(settings) | {"SFUMATO_BUS_URL": f"nats://{HOST}:{nats.port}", "SFUMATO_LOG_FORMAT": "json"}
 
     def program(name: str, service: str) -> Program:
-        module = "orchestrator.app" if service == "orchestrator" else f"services.{service}.app"
+        module = _module(service)
         member = members[name]
         own = {"SFUMATO_GRPC_ADDRESS": member.address.removeprefix(_scheme()), "SFUMATO_METRICS_ADDRESS": member.metrics}
         return Program(name, module, member.address, shared | own | (seeing if service == "grounding" else {}))
@@ -139,7 +139,11 @@ def deployment(settings: Settings, workers: int, in_process: bool, any_ports: bo
     return Deployment(nats, vlm, groups, members, logs)
 
 
-def _vlm(settings: Settings, in_process: bool, logs: Path) -> tuple[Callable[[], BackgroundVlm] | None, Mapping[str, str]]:
+def _module(service: str) -> str:
+    return "orchestrator.app" if service == "orchestrator" else f"services.{service}.app"
+
+
+def _vlm(settings: Settings, in_process: bool, logs: Path) -> tuple[Callable[[], BackgroundVlm] | None, dict[str, str]]:
     """What starts the VLM server, where there is to be one, and what the grounding service must know of it."""
     if in_process:
         return None, {"SFUMATO_GROUNDING_BACKEND": "transformers"}

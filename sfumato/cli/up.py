@@ -9,11 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -44,7 +44,7 @@ class Ports(StrEnum):
 
 def up(
     workers: Annotated[int, typer.Option(min=0, max=64, help="Generators, and trainers; 0: a core each, up to 4.")] = 0,
-    backend: Annotated[Backend, typer.Option(help="The vision-language model's place: vllm, or transformers on small machines.")] = Backend.vllm,
+    backend: Annotated[Backend, typer.Option(help="The VLM's place: vllm, or transformers on small machines.")] = Backend.vllm,
     ports: Annotated[Ports, typer.Option(help="fixed: 4222, 7101-7106 and 7201-7206 where free; auto: any free ones.")] = Ports.fixed,
     detach: Annotated[bool, typer.Option("--detach", help="Return when it is up; `sfumato down` ends it.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="When all is up, print where everything is as one JSON object.")] = False,
@@ -147,7 +147,7 @@ async def _done(work: Awaitable[object], stop: asyncio.Event, keepers: list[asyn
         await _cancelled([working, stopping])
 
 
-async def _cancelled(tasks: list[asyncio.Future[object]]) -> None:
+async def _cancelled(tasks: Sequence[asyncio.Future[Any]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import signal
 import socket
 import sys
@@ -14,6 +13,8 @@ import psutil
 
 HOST = "127.0.0.1"
 _SET_PARENT_DEATH_SIGNAL = 1  # prctl(2)
+# Looked up here: a child between fork and exec must not.
+_LIBC = ctypes.CDLL(None)
 
 
 def process_started(pid: int) -> float:
@@ -28,7 +29,7 @@ def process_started(pid: int) -> float:
 def dies_with_starter() -> None:
     """Run in a child before its program: when whoever started it is killed outright, Linux ends the child too."""
     if sys.platform == "linux":
-        _libc().prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+        _LIBC.prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
 
 
 def free_ports(wished: Iterable[int]) -> list[int]:
@@ -48,8 +49,3 @@ def _port(held: ExitStack, wish: int) -> int:
             continue
         return int(probe.getsockname()[1])
     raise OSError("no port of this machine is free")
-
-
-@functools.cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None)

@@ -129,7 +129,6 @@ def serving(
         hint = "Give a folder saved by save_pretrained, or a model's id on a hub such as Qwen/Qwen2.5-VL-7B-Instruct."
         raise MissingWeights(f"{model.source} holds no model.", hint=hint)
     port = _usable_port(host, port)
-    _libc()  # looked up here, for a child must not
     with tempfile.TemporaryDirectory(prefix="sfumato-vlm-") as scratch:
         site = Path(scratch) / "site"
         site.mkdir()
