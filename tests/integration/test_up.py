@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
-import pytest
 
 from sfumato.runtime.supervisor import serving
 from sfumato.runtime.system import System, find_system
@@ -83,7 +82,6 @@ def test_the_system_comes_up_mends_itself_and_leaves_nothing_behind(tmp_path: Pa
         process.kill()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other kernels let orphans live")
 def test_nothing_outlives_a_system_that_is_killed(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "SFUMATO_RUNS": str(tmp_path)}
     line = sfumato("up", "--backend", "transformers", "--ports", "auto", "--workers", "1")
