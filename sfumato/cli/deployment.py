@@ -81,7 +81,7 @@ class Deployment:
                 waiting = wait_exponential(multiplier=0.5, max=30)
                 for attempt in Retrying(wait=waiting, retry=retry_if_exception_type(Unavailable)):
                     with attempt:
-                        self.nats.start()  # in this thread, with whose end it ends
+                        self.nats.start()
                 say("bus", "it is up again")
 
     async def _keep_vlm(self, make: Callable[[], BackgroundVlm], say: Say) -> None:
@@ -119,7 +119,7 @@ def deployment(settings: Settings, workers: int, in_process: bool, any_ports: bo
         for name in names[service]:
             wished += [port, port + METRICS] if name == service else [0, 0]
     ports = iter(free_ports([0] * len(wished) if any_ports else wished))
-    nats = NatsServer(settings.runs / "nats", port=next(ports), bound=True)
+    nats = NatsServer(settings.runs / "nats", port=next(ports))
     members = {
         name: Member(service=service, address=f"{_scheme()}{HOST}:{next(ports)}", metrics=f"{HOST}:{next(ports)}")
         for service in PORTS

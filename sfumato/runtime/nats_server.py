@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from sfumato.errors import InvalidInput, Unavailable
-from sfumato.runtime.processes import dies_with_starter
+from sfumato.runtime import children
 
 HOST = "127.0.0.1"
 POLL = 0.05
@@ -39,19 +39,12 @@ class Cluster:
 class NatsServer:
     """A nats-server of our own, on this machine. Use it in a ``with`` block, or `start` and `stop` it.
 
-    It keeps its port and its folder from start to start, so that clients find it again, with all it had stored.
+    It keeps its port and its folder from start to start, so that clients find it again, with all it had stored: also where it was
+    killed, or a later process gives the same folder and port. It does not outlive the process that started it.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        *,
-        port: int = 0,
-        sync: str = "10s",
-        token: str = "",
-        ready: float = 20.0,
-        cluster: Cluster | None = None,
-        bound: bool = False,
+        self, folder: Path, *, port: int = 0, sync: str = "10s", token: str = "", ready: float = 20.0, cluster: Cluster | None = None
     ) -> None:
         """Prepare one; nothing is started yet.
 
@@ -64,7 +57,6 @@ class NatsServer:
             token: what clients must show; nothing where empty.
             ready: seconds until it must be healthy.
             cluster: its place among others; a server by itself where absent.
-            bound: it ends with the thread that starts it, even where that is killed outright (on Linux).
 
         Raises:
             InvalidInput: ``sync`` is neither.
@@ -75,7 +67,6 @@ class NatsServer:
         self.log = self.folder / "nats-server.log"
         self.process: subprocess.Popen[bytes] | None = None
         self._port, self._sync, self._token, self._ready, self._cluster = port, sync, token, ready, cluster
-        self._bound = bound
 
     def __enter__(self) -> NatsServer:
         self.start()
@@ -107,16 +98,17 @@ class NatsServer:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         config = self.folder / "nats-server.conf"
+        config.touch(mode=0o600)  # the token is in it
         config.write_text(self._config(), encoding="utf-8")
-        config.chmod(0o600)  # the token is in it
+        for left in self.folder.glob("nats-server_*.ports"):  # of one that was killed; a process may get its number
+            left.unlink()
         with self.log.open("ab") as output:
-            self.process = subprocess.Popen(
+            self.process = children.start(
                 [_binary(), "--config", str(config)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is for whoever started it, who stops it last
-                preexec_fn=dies_with_starter if self._bound else None,
             )
         try:
             self._wait_healthy()

@@ -1,20 +1,14 @@
-"""What the machine's processes are asked and told: since when one lives, that a child is to end with its parent, which port is free."""
+"""This machine's processes and ports: since when one lives, which one is free."""
 
 from __future__ import annotations
 
-import ctypes
-import signal
 import socket
-import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
 
 import psutil
 
 HOST = "127.0.0.1"
-_SET_PARENT_DEATH_SIGNAL = 1  # prctl(2)
-# Looked up here: a child between fork and exec must not.
-_LIBC = ctypes.CDLL(None)
 
 
 def process_started(pid: int) -> float:
@@ -24,12 +18,6 @@ def process_started(pid: int) -> float:
         return 0.0 if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
     except psutil.NoSuchProcess:
         return 0.0
-
-
-def dies_with_starter() -> None:
-    """Run in a child before its program: when whoever started it is killed outright, Linux ends the child too."""
-    if sys.platform == "linux":
-        _LIBC.prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
 
 
 def free_ports(wished: Iterable[int]) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import signal
 import subprocess
@@ -19,8 +20,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential
 
 from sfumato.errors import Unavailable
+from sfumato.runtime import children
 from sfumato.runtime.client import channel
-from sfumato.runtime.processes import dies_with_starter
 
 LONGEST_LINE = 2**16
 STEADY = 60.0
@@ -129,7 +130,7 @@ class Supervisor:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is for this process, which ends them in order
-                preexec_fn=dies_with_starter,
+                preexec_fn=functools.partial(children.end_with, os.getpid()),
             )
             again = asyncio.create_task(self._tell_again(kept)) if kept.served else None
             assert process.stdout is not None

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfumato.errors import InvalidInput, MissingWeights, Unavailable
-from sfumato.runtime.processes import dies_with_starter
+from sfumato.runtime import children
 
 HOST = "127.0.0.1"
 POLL = 0.25
@@ -135,7 +135,7 @@ def serving(
         (site / "sitecustomize.py").write_text(_SHIM)
         log = log or Path(scratch) / "vllm.log"
         with log.open("wb") as output:
-            process = subprocess.Popen(
+            process = children.start(
                 command(model, flavour, host, port),
                 env=environment(model, flavour, site, threads, api_key),
                 stdin=subprocess.DEVNULL,
@@ -143,7 +143,6 @@ def serving(
                 stderr=subprocess.STDOUT,
                 cwd=scratch,
                 start_new_session=True,
-                preexec_fn=dies_with_starter,
             )
         server = VlmServer(f"http://{_reachable(host)}:{port}", process, log)
         try:
