@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from orchestrator.recipes.artaug import Model, Plan
-from orchestrator.spec import PromptSets, RunSpec, load_spec, read_prompt_sets, run_id
+from orchestrator.spec import PromptSets, RunSpec, held, load_spec, read_prompt_sets, run_id
 from sfumato.errors import InvalidInput
 from sfumato.runtime.references import JUDGE, VISTA, model_folder, scorers_reference, scorers_version
 from sfumato.runtime.settings import Settings
@@ -54,7 +54,7 @@ def recorded(folder: Path, settings: Settings) -> Plan:
     changed = [name for name, model in models.items() if model.version != record.models[name]["version"]]
     if changed:
         raise InvalidInput("resume", f"the weights of {', '.join(changed)} changed since the run began.", hint="Start a new run.")
-    sets = {name: tuple(prompts) for name, prompts in record.prompts.items()}
+    sets = {name: held(prompts, len(prompts)) for name, prompts in record.prompts.items()}
     return Plan(spec, PromptSets(**sets), models)
 
 

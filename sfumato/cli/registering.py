@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.engine import Engine
 from orchestrator.recipes import artaug
 from orchestrator.recipes.artaug import Iteration, Model, Painted, Plan, Sample, State, Trial
+from orchestrator.recipes.artaug.state import KEPT
 from orchestrator.spec import PromptSets, RunSpec
 from sfumato.cli.planning import read_record
 from sfumato.errors import InvalidInput, MissingWeights, SfumatoError
@@ -204,7 +205,8 @@ class _Lineage:
 def _said(iteration: Iteration, trial: Trial) -> dict[str, Any]:
     """What an iteration says of itself."""
     tried = [{"alpha": c.alpha, "aesthetic": c.aesthetic, "clip": c.clip} for c in trial.candidates]
-    counts = {"prompts": len(iteration.samples), "kept": len(iteration.kept), "removed_by": iteration.removed_by}
+    verdicts = iteration.verdicts
+    counts = {"prompts": len(iteration.samples), "kept": verdicts.pop(KEPT), "removed_by": verdicts}
     return counts | {"alpha": trial.alpha, "tried": tried, "compression": dict(trial.compression or {}), "metrics": _metrics(iteration)}
 
 
