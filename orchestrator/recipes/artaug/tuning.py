@@ -77,10 +77,8 @@ def absorb_trained(_: Plan, state: State, done: list[Manifest]) -> State:
             trainings.append(Training(tuple(value["losses"]), value["rank"], value["diverged"], details, lost))
             if not value["diverged"]:
                 adapters.append(manifest.files[f"{index}.safetensors"])
-    if not adapters and state.trial.objective == "differential":
-        state = replace(state, stop_reason=DIVERGED)
-    trial = replace(state.trial, adapters=tuple(adapters), trainings=tuple(trainings))
-    return replace(state, trial=trial).made_with(done)
+    state = replace(state, trial=replace(state.trial, adapters=tuple(adapters), trainings=tuple(trainings))).made_with(done)
+    return state if adapters or state.trial.objective == "naive" else replace(state, stop_reason=DIVERGED)
 
 
 def without(task: Task, reason: str) -> Manifest:
