@@ -77,8 +77,9 @@ def absorb_trained(_: Plan, state: State, done: list[Manifest]) -> State:
             trainings.append(Training(tuple(value["losses"]), value["rank"], value["diverged"], details, lost))
             if not value["diverged"]:
                 adapters.append(manifest.files[f"{index}.safetensors"])
-    state = replace(state, trial=replace(state.trial, adapters=tuple(adapters), trainings=tuple(trainings))).made_with(done)
-    return state if adapters or state.trial.objective == "naive" else replace(state, stop_reason=DIVERGED)
+    trial = replace(state.trial, adapters=tuple(adapters), trainings=tuple(trainings))
+    reason = state.stop_reason if adapters or trial.objective == "naive" else DIVERGED
+    return replace(state, trial=trial, stop_reason=reason).made_with(done)
 
 
 def without(task: Task, reason: str) -> Manifest:
