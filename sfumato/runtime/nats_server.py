@@ -81,6 +81,11 @@ class NatsServer:
         return f"nats://{HOST}:{self._port}"
 
     @property
+    def port(self) -> int:
+        """Where it listens, or is to; 0 where it is to find one."""
+        return self._port
+
+    @property
     def store(self) -> Path:
         """The folder of JetStream's files."""
         return self.folder / "jetstream"
