@@ -88,12 +88,13 @@ def test_what_is_registered_while_others_collect_has_its_files(database_url: str
                     registry.set_alias(f"keep-{number}", version.id, expected="")
                 except NotFound:
                     continue  # it was collected before anybody pointed at it
-                for part in registry.get(version.id).parts:
-                    assert store.get(part.adapter)
+                assert [store.get(part.adapter) for part in registry.get(version.id).parts]
         finally:
             over.set()
             collector.join()
-        assert registry.list().versions
+        kept = {part.adapter for version in registry.list().versions for part in version.parts}
+        assert all(store.get(digest) for digest in kept)
+        assert {key.rpartition("/")[2] for key in store.keys("blobs/")} <= {adapter(seed)[0] for seed in range(3)}
 
 
 @pytest.mark.parametrize("digest", ["", "../../etc/passwd", "A" * 64, "0" * 63, f"{'0' * 64}\n", "/" + "0" * 63])
