@@ -239,10 +239,22 @@ def read_prompt_sets(spec: RunSpec) -> PromptSets:
 
 
 def read_prompts(file: Path, count: int, field: str) -> tuple[str, ...]:
-    """The first ``count`` prompts of a file; empty lines and lines that begin with # do not count.
+    """The first ``count`` prompts of a file.
 
     Raises:
         InvalidInput: named after ``field``: no such file, not text, or too short.
+    """
+    found = prompts_in(file, field)
+    if len(found) < count:
+        raise InvalidInput(f"{field}.count", f"{file} has {len(found)} prompts, the run asks for {count}.")
+    return tuple(found[:count])
+
+
+def prompts_in(file: Path, field: str) -> list[str]:
+    """All prompts of a file; empty lines and lines that begin with # do not count.
+
+    Raises:
+        InvalidInput: named after ``field``: no such file, or not text.
     """
     if not file.is_file():
         raise InvalidInput(f"{field}.file", f"there is no file {file}.", hint="Give a text file with one prompt a line.")
@@ -250,10 +262,7 @@ def read_prompts(file: Path, count: int, field: str) -> tuple[str, ...]:
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
     except UnicodeDecodeError as error:
         raise InvalidInput(f"{field}.file", f"{file} is not UTF-8 text.") from error
-    found = [line for line in lines if line and not line.startswith("#")]
-    if len(found) < count:
-        raise InvalidInput(f"{field}.count", f"{file} has {len(found)} prompts, the run asks for {count}.")
-    return tuple(found[:count])
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def run_id(spec: RunSpec, prompts: PromptSets, models: dict[str, str]) -> str:

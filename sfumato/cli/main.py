@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from sfumato.cli import ground, lora, models, score, vista, vlm
+from sfumato.cli import ground, lora, models, runs, score, vista, vlm
 from sfumato.cli import run as run_command
 from sfumato.cli.convert import convert
 from sfumato.cli.generate import generate
@@ -26,6 +26,7 @@ app.command()(score.score)
 app.command()(convert)
 app.command()(run_command.run)
 app.command()(review)
+app.add_typer(runs.app, name="runs")
 app.add_typer(models.app, name="models")
 app.add_typer(lora.app, name="lora")
 app.add_typer(vlm.app, name="vlm")
