@@ -17,6 +17,7 @@ from typing import Any
 from orchestrator.engine import Engine
 from orchestrator.recipes import artaug
 from orchestrator.recipes.artaug import Iteration, Painted, Plan, Sample, State, Trial
+from orchestrator.recipes.artaug.state import KEPT
 from orchestrator.summary import mean
 from sfumato.errors import InvalidInput, MissingWeights, PoisonTask
 from sfumato.registry.bases import base_modules
@@ -78,25 +79,22 @@ def replayed(plan: Plan, name: str, artifacts: ArtifactStore, *, whole: bool = T
     """
     store = _Noted(artifacts)
     state = Engine(plan, plan.spec.batch, _Nobody(name, whole), store, lambda _: None).run(artaug.STAGES, artaug.start(plan))
-    libraries: dict[str, set[str]] = {}
-    for manifest in store.manifests:
-        for library, version in manifest.versions.items():
-            libraries.setdefault(library, set()).add(version)
-    return state, {library: " and ".join(sorted(versions)) for library, versions in sorted(libraries.items())}
+    return state, {library: " and ".join(sorted(versions)) for library, versions in sorted(store.libraries.items())}
 
 
 class _Noted(ArtifactStore):
-    """A store that notes which manifests are read."""
+    """A store that notes with which libraries the manifests that are read were made."""
 
     def __init__(self, artifacts: ArtifactStore) -> None:
         super().__init__(artifacts.url)
-        self.manifests: list[Manifest] = []
+        self.libraries: dict[str, set[str]] = {}
 
     def read_key(self, key: str) -> bytes | None:
         """See `ArtifactStore`."""
         data = super().read_key(key)
         if data is not None and key.startswith("manifests/"):
-            self.manifests.append(Manifest.model_validate_json(data))
+            for library, version in Manifest.model_validate_json(data).versions.items():
+                self.libraries.setdefault(library, set()).add(version)
         return data
 
 
@@ -208,7 +206,8 @@ class _Lineage:
 def _said(iteration: Iteration, trial: Trial) -> dict[str, Any]:
     """What an iteration says of itself."""
     tried = [{"alpha": c.alpha, "aesthetic": c.aesthetic, "clip": c.clip} for c in trial.candidates]
-    counts = {"prompts": len(iteration.samples), "kept": len(iteration.kept), "removed_by": iteration.removed_by}
+    verdicts = iteration.verdicts
+    counts = {"prompts": len(iteration.samples), "kept": verdicts.pop(KEPT), "removed_by": verdicts}
     return counts | {"alpha": trial.alpha, "tried": tried, "compression": dict(trial.compression or {}), "metrics": _metrics(iteration)}
 
 

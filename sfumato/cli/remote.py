@@ -140,7 +140,8 @@ def submission_of(spec: Path) -> contract.SubmitRequest:
         if isinstance(section, dict) and isinstance(section.get(key), str):
             file = spec.parent / section[key]
             count = section.get("count")
-            prompts[name] = prompts_in(file, part if key == "file" else f"{part}.{key}")[: count if isinstance(count, int) else None]
+            most = count if isinstance(count, int) and count >= 0 else None
+            prompts[name] = list(prompts_in(file, most, part if key == "file" else f"{part}.{key}"))
             section[key] = file.name
     return contract.SubmitRequest(spec=json.dumps(content, default=str), prompts=contract.PromptSets(**prompts))
 
@@ -183,7 +184,7 @@ def follow(remote: Remote, name: str, settings: Settings) -> Path:
         save(remote, folder / file, digest)
     console.print(f"{run.outcome.stop_reason}; {len(run.outcome.files)} files in {folder}", soft_wrap=True, markup=False)
     for aside in run.outcome.set_aside:
-        console.print(f"set aside in {aside.stage}: {aside.reason}", soft_wrap=True, markup=False)
+        console.print(lost(aside), soft_wrap=True, markup=False, highlight=False)
     return folder
 
 
@@ -219,6 +220,7 @@ def event_of(message: contract.Event) -> Event:
         done=message.done,
         total=message.total,
         reused=message.reused,
+        set_aside=message.set_aside,
         note=message.note,
         metrics=_plain(message.metrics),
         pair=pair,
@@ -229,6 +231,13 @@ def event_of(message: contract.Event) -> Event:
 def regions_of(messages: Sequence[Any]) -> tuple[Region, ...]:
     """Advice, out of a message."""
     return tuple(Region(told.prompt, (told.box.x1, told.box.y1, told.box.x2, told.box.y2)) for told in messages)
+
+
+def lost(aside: contract.SetAside) -> str:
+    """What a run went on without, in words."""
+    from orchestrator.recipes.artaug.state import SetAside
+
+    return str(SetAside(aside.iteration, aside.reason, aside.samples, aside.pairs))
 
 
 def as_json(run: contract.Run) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def show(
     rows |= {"note": told.run.note, "stopped by": outcome.stop_reason, "error": outcome.error, "hint": outcome.hint}
     rows |= {f"{part} weights": version[:12] for part, version in sorted(told.run.models.items())}
     rows |= {"files": "\n".join(f"{digest[:12]}  {name}" for name, digest in sorted(outcome.files.items()))}
-    rows |= {"set aside": "\n".join(f"{aside.stage}: {aside.reason}" for aside in outcome.set_aside)}
+    rows |= {"set aside": "\n".join(map(remote.lost, outcome.set_aside))}
     rows |= {"spec": yaml.safe_dump(json.loads(told.spec), sort_keys=False, default_flow_style=None, width=100).strip()}
     for name, words in rows.items():
         if words:
