@@ -69,7 +69,7 @@ def main(target: Path) -> None:
         try:
             transport.next()
         except PoisonTask as error:
-            target.write_text(json.dumps({"samples": state.samples, "total": state.total, "poison": error.task_id}))
+            target.write_text(json.dumps({"samples": list(state.samples), "total": state.total, "poison": error.task_id}))
 
 
 if __name__ == "__main__":
