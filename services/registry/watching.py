@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
+from prometheus_client import Gauge
+
 from services.registry.engine import Registry
 from sfumato.errors import InvalidInput
 from sfumato.registry.records import Event
+
+watchers = Gauge("sfumato_registry_watchers", "Callers that wait for events at this replica.")
 
 
 class Watching:
@@ -36,13 +40,14 @@ class Watching:
 
     async def events(self, after: int) -> AsyncIterator[Event]:
         """The events after number ``after``, as they come, until the caller or the registry ends it."""
-        while True:
-            found = await asyncio.to_thread(self._registry().events, after)
-            for event in found:
-                yield event
-                after = event.number
-            while not found and self._latest <= after:
-                await self._looked()
+        with watchers.track_inprogress():
+            while True:
+                found = await asyncio.to_thread(self._registry().events, after)
+                for event in found:
+                    yield event
+                    after = event.number
+                while not found and self._latest <= after:
+                    await self._looked()
 
     async def _looked(self) -> None:
         """Wait for the next look, which is the same for all."""
