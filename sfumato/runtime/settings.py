@@ -2,10 +2,35 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class LogFormat(StrEnum):
+    """How a log is written; auto: words on a terminal, else JSON."""
+
+    auto = "auto"
+    json = "json"
+    text = "text"
+
+
+class TelemetrySettings(BaseSettings):
+    """What a process tells of its work: ``SFUMATO_TELEMETRY_OTLP``, ``SFUMATO_METRICS_ADDRESS``, ``SFUMATO_LOG_*``."""
+
+    model_config = SettingsConfigDict(env_prefix="SFUMATO_", frozen=True)
+
+    # A collector that takes OTLP over gRPC, such as http://127.0.0.1:4317; empty: no traces.
+    telemetry_otlp: str = ""
+    # Where metrics are served over HTTP, as host:port; empty: nowhere.
+    metrics_address: str = ""
+    # auto, json or text.
+    log_format: LogFormat = LogFormat.auto
+    # The least that is logged.
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
 
 class ServingSettings(BaseSettings):

@@ -1,0 +1,139 @@
+"""What a process tells of its work: traces over OTLP, metrics for Prometheus, and the words that every line of its log carries.
+
+    with observing("scoring", TelemetrySettings()):              # once, where a program starts
+        with incoming(message.headers), tracer.start_as_current_span("scoring.score"):
+            ...                                                  # goes on with the trace and the words of whoever sent it
+        await client.publish(subject, data, headers=outgoing())  # hands both on
+
+Nothing of it need be configured: without a collector spans are no-ops, and the context that came in still goes out again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+import structlog.contextvars
+from opentelemetry import baggage, context, trace
+from opentelemetry.baggage.propagation import W3CBaggagePropagator
+from opentelemetry.context import Context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from prometheus_client import Counter, Gauge, Histogram, start_http_server
+
+from sfumato.errors import InvalidInput
+from sfumato.runtime import logs
+from sfumato.runtime.settings import TelemetrySettings
+
+CARRIED = ("run", "iteration", "stage")
+"""The words of the log that travel with a message or a call."""
+LONGEST_WORD = 200
+EXPORT_SECONDS = 2.0
+"""Seconds for which a process that ends waits for its collector, and between exports."""
+
+_TRACE, _WORDS = TraceContextTextMapPropagator(), W3CBaggagePropagator()
+_HEADERS = frozenset(_TRACE.fields | _WORDS.fields)
+
+tracer = trace.get_tracer("sfumato")
+
+# Of a picture in milliseconds to a training of hours.
+SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000)
+
+requests = Counter("sfumato_requests", "Calls answered, by method and gRPC status.", ["method", "code"])
+request_seconds = Histogram("sfumato_request_seconds", "Seconds from a call's arrival to its end.", ["method"], buckets=SECONDS)
+waiting = Gauge("sfumato_lane_waiting", "Calls and tasks that wait for the engine.")
+in_work = Gauge("sfumato_lane_in_work", "Calls and tasks that the engine is at.")
+engine_seconds = Counter("sfumato_engine_seconds", "Seconds in which the engine (and its GPU, where it has one) was at work.")
+tasks = Counter("sfumato_tasks", "Tasks by kind and outcome: done, failed, parked (to be tried again).", ["kind", "outcome"])
+task_seconds = Histogram("sfumato_task_seconds", "Seconds of a task's work.", ["kind"], buckets=SECONDS)
+samples = Counter("sfumato_samples", "Samples in tasks that were done.", ["kind"])
+
+
+def outgoing() -> dict[str, str]:
+    """Headers that carry the present trace and the bound words to whoever gets them; ASCII, nothing where there is neither."""
+    carrier: dict[str, str] = {}
+    _TRACE.inject(carrier)
+    words = structlog.contextvars.get_contextvars()
+    carried: Context | None = None
+    for name in CARRIED:
+        if name in words:
+            carried = baggage.set_baggage(name, str(words[name])[:LONGEST_WORD], carried or Context())
+    if carried is not None:
+        _WORDS.inject(carrier, carried)
+    return carrier
+
+
+@contextmanager
+def incoming(headers: Mapping[str, str] | None) -> Iterator[None]:
+    """Go on with the trace and the words that came with a message or a call, whoever wrote them; names in any case."""
+    carrier = {name.lower(): value for name, value in (headers or {}).items() if name.lower() in _HEADERS}
+    if not carrier:
+        yield
+        return
+    told = baggage.get_all(_WORDS.extract(carrier, Context()))
+    words = {name: str(told[name])[:LONGEST_WORD] for name in CARRIED if name in told}
+    token = context.attach(_TRACE.extract(carrier, context.get_current()))
+    try:
+        with bound(**words):
+            yield
+    finally:
+        context.detach(token)
+
+
+@contextmanager
+def bound(**words: object) -> Iterator[None]:
+    """Have every line of the log and every span say these words: run, iteration, stage, task."""
+    with structlog.contextvars.bound_contextvars(**words):
+        yield
+
+
+@contextmanager
+def observing(service: str, settings: TelemetrySettings) -> Iterator[int]:
+    """Logs, traces and metrics of a process, for the length of a ``with`` block; gives the port of its metrics, 0 for none.
+
+    Raises:
+        InvalidInput: the metrics' address cannot be used.
+    """
+    logs.configure(settings)
+    with ExitStack() as stack:
+        if settings.telemetry_otlp:
+            stack.callback(_exporting(service, settings.telemetry_otlp))
+        port = 0
+        if settings.metrics_address:
+            server, thread = _metrics(settings.metrics_address)
+            stack.callback(thread.join)
+            stack.callback(server.server_close)
+            stack.callback(server.shutdown)
+            port = int(server.server_port)
+        yield port
+
+
+def _exporting(service: str, address: str) -> Callable[[], None]:
+    """Send spans to a collector from now on; what ends it, with the last of them sent."""
+    # Here: nobody else pays for their import.
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import Span, SpanProcessor, TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    class Words(SpanProcessor):
+        """The bound words as attributes of every span."""
+
+        def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+            """Before its own."""
+            span.set_attributes({f"sfumato.{name}": str(word) for name, word in structlog.contextvars.get_contextvars().items()})
+
+    exporter = OTLPSpanExporter(endpoint=address, insecure=not address.startswith("https://"), timeout=EXPORT_SECONDS)
+    provider = TracerProvider(resource=Resource.create({"service.name": f"sfumato-{service}"}), shutdown_on_exit=False)
+    provider.add_span_processor(Words())
+    provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=1000 * EXPORT_SECONDS))
+    trace.set_tracer_provider(provider)
+    return provider.shutdown
+
+
+def _metrics(address: str):
+    host, _, port = address.rpartition(":")
+    try:
+        return start_http_server(int(port), host.strip("[]") or "127.0.0.1")
+    except (OSError, ValueError, OverflowError) as error:
+        hint = "Set SFUMATO_METRICS_ADDRESS to a free host:port, or to nothing."
+        raise InvalidInput("metrics_address", f"{address} cannot be listened on ({error}).", hint=hint) from error
