@@ -40,7 +40,7 @@ class Numbers:
 
 def task(run: str, items: tuple[int, ...]) -> Task:
     """A task of its own for every run, so that none is found done."""
-    return Task(stage=run, kind="bench.nothing", items=items, params={"run": run}, model="none", model_path="")
+    return Task(stage=run, kind="bench.nothing", items=items, params={"run": run}, model="none", model_reference="")
 
 
 def by_transport(transport: JetStreamTransport, count: int, batch: int, run: str) -> float:

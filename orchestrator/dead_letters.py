@@ -10,6 +10,7 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js.errors import NotFoundError
 
+from sfumato.runtime import telemetry
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.bus import (
     ADVISORIES,
@@ -64,6 +65,7 @@ class DeadLetters:
             failure = await self._reason(service, task_id)
             text = (message.data or b"").decode(errors="replace")
             letter = DeadLetter(task_id=task_id, service=service, deliveries=told["deliveries"], failure=failure, task=text)
+            telemetry.parked.labels(service).inc()
             log.warning("task %s of %s is set aside: %s", task_id, service, failure.message, extra={"task": task_id})
             await asyncio.wait_for(await self._bus.send(dead_subject(service, task_id), letter.model_dump_json().encode()), 5.0)
             await self._bus.announce([Result(task_id=task_id, service=service, failure=failure, dead=True)])

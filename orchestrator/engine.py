@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Generic, Protocol, TypeAlias, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from orchestrator.transport import Transport
 from sfumato.errors import SfumatoError
@@ -75,24 +75,29 @@ Stage: TypeAlias = Each | Gather | Loop
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a stage stands, counted in tasks; ``state`` is the run so far, for whoever wants to show it."""
+    """Where a stage stands, counted in tasks, or in micro-batches where they pass it alone.
+
+    ``state`` is the run as it was when the last barrier opened, ``samples`` the micro-batch that passed the stage just now.
+    """
 
     stage: str
     done: int
     total: int
     reused: int
     state: Samples
+    samples: Sequence[Any] = ()
 
 
 Notify = Callable[[Progress], None]
 
 
 class Waiting(SfumatoError):
-    """The run can go no further until a person has done these tasks."""
+    """The run can go no further until a person has done these tasks; ``state`` is the run as it stands before them."""
 
-    def __init__(self, tasks: Sequence[Task]) -> None:
+    def __init__(self, tasks: Sequence[Task], state: Samples) -> None:
         super().__init__(f"{len(tasks)} tasks wait for a person.")
         self.tasks = tuple(tasks)
+        self.state = state
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +137,7 @@ class Engine(Generic[PlanT]):
         reused, total = len(found), len({task.id for task in tasks})
         missing = {task.id: task for task in tasks if task.id not in found}
         if missing and stage.by_person:
-            raise Waiting(tuple(missing.values()))
+            raise Waiting(tuple(missing.values()), state)
         for task in missing.values():
             self.transport.submit(task)
         if missing:
@@ -195,7 +200,7 @@ class _Flow(Generic[PlanT, StateT, SampleT]):
                     self._send(batch, task)
         for service in {stage.service for stage in self.stages if open_tasks}:
             transport.release(service)
-        return self._now()
+        return self.state.with_samples(tuple(sample for batch in self.batches for sample in batch.samples))
 
     def _advance(self, batch: _Batch[SampleT]) -> Task | None:
         """Carry a batch over what is done already or nothing to do; its next open task, or None at the end."""
@@ -225,7 +230,4 @@ class _Flow(Generic[PlanT, StateT, SampleT]):
         name, count = self.stages[batch.position].name, self.counts[batch.position]
         batch.position += 1
         count.passed += 1
-        self.engine.notify(Progress(name, count.passed, len(self.batches), count.reused, self._now()))
-
-    def _now(self) -> StateT:
-        return self.state.with_samples(tuple(sample for batch in self.batches for sample in batch.samples))
+        self.engine.notify(Progress(name, count.passed, len(self.batches), count.reused, self.state, batch.samples))

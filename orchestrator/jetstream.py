@@ -22,9 +22,11 @@ from typing import Any
 
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
+from opentelemetry.trace import SpanKind
 
 from orchestrator.dead_letters import DeadLetters
 from sfumato.errors import PoisonTask, SfumatoError, Unavailable
+from sfumato.runtime import telemetry
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.bus import CONSUMER, Bus, Result, encoded, gone, present, result_subject, stream_of, task_subject
 from sfumato.runtime.settings import BusSettings
@@ -50,6 +52,8 @@ class _Flight:
     # When to look after it by ourselves, and how long to wait after that; no patience: it is in line and not published yet.
     due: float = field(default=0.0, compare=False)
     patience: float = field(default=0.0, compare=False)
+    # The trace and the words of the log that go with it.
+    headers: dict[str, str] = field(default_factory=dict, compare=False)
     posted: asyncio.Future[dict[str, Any]] | None = field(default=None, compare=False)
     # How many times in a row it was found to be in the queue still.
     queued: int = field(default=0, compare=False)
@@ -108,7 +112,9 @@ class JetStreamTransport:
             InvalidInput: it is larger than a message may be.
         """
         self._count += 1
-        self._submitted.append(_Flight((-urgency, self._count), task, encoded(task)))
+        with telemetry.bound(stage=task.stage), telemetry.tracer.start_as_current_span(f"submit {task.kind}", kind=SpanKind.PRODUCER):
+            headers = telemetry.outgoing()
+        self._submitted.append(_Flight((-urgency, self._count), task, encoded(task), headers=headers))
         if not self._awake:
             self._awake = True
             self._loop.call_soon_threadsafe(self._wake)
@@ -218,7 +224,7 @@ class JetStreamTransport:
             flight.posted.cancel()
         try:
             subject = task_subject(flight.task.service, flight.task.id)
-            flight.posted = await self._bus.send(subject, flight.data, message_id=flight.task.id)
+            flight.posted = await self._bus.send(subject, flight.data, message_id=flight.task.id, headers=flight.headers)
         except NatsError:
             flight.due = time.monotonic() + RETRY
             return

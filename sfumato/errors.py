@@ -21,12 +21,25 @@ class InvalidInput(SfumatoError):
         self.field = field
 
 
+class Faults(InvalidInput):
+    """Several values are unusable, all told at once: ``faults`` is each one's field and words."""
+
+    def __init__(self, faults: list[tuple[str, str]]) -> None:
+        (first, words), *others = faults
+        super().__init__(first, "; ".join([words, *(f"{field}: {words}" for field, words in others)]))
+        self.faults = tuple(faults)
+
+
 class NotFound(SfumatoError):
     """What a user or a client names is not there: a run, a model, an alias (CLI exit 1, NOT_FOUND, HTTP 404)."""
 
 
 class Conflict(SfumatoError):
     """Something moved since the caller looked at it; look again and decide anew (CLI exit 1, ABORTED, HTTP 409)."""
+
+
+class WrongState(SfumatoError):
+    """What is asked of something cannot be done as it stands, such as pausing a run that has ended (CLI exit 1, FAILED_PRECONDITION)."""
 
 
 class MissingWeights(SfumatoError):

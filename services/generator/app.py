@@ -9,14 +9,14 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from services.generator.engine import GeneratorSettings, load_generator
-from services.generator.servicer import GeneratorServicer, ServedModel
+from services.generator.engine import GeneratorSettings
+from services.generator.servicer import GeneratorServicer
+from services.generator.tasks import HANDLERS
+from services.generator.warm import ServedModel, serve
 from sfumato.runtime.artifacts import ArtifactStore
-from sfumato.runtime.device import pick_device, precision_named
 from sfumato.runtime.serving.lane import Lane
 from sfumato.runtime.serving.server import Service, run
 from sfumato.runtime.settings import ServingSettings, Settings
-from sfumato.runtime.versions import model_version
 from sfumato.v1.generator_pb2_grpc import add_GeneratorServiceServicer_to_server
 from sfumato.vista import weights
 
@@ -42,13 +42,11 @@ def services(serving: ServingSettings) -> Sequence[Service]:
 
     def load() -> ServedModel:
         folder = painting.model or weights.locate("generator", settings.weights or weights.ROOT)
-        how = GeneratorSettings(max_batch=painting.max_batch)
-        engine = load_generator(folder, how, dtype=precision_named(painting.precision), device=pick_device())
-        return ServedModel(engine, model_version(folder))
+        return serve(folder, painting.precision, GeneratorSettings(max_batch=painting.max_batch))
 
     lane = Lane(load, waiting=serving.waiting)
     servicer = GeneratorServicer(lane, ArtifactStore(settings.artifacts_url))
-    return [Service("sfumato.v1.GeneratorService", partial(add_GeneratorServiceServicer_to_server, servicer), lane)]
+    return [Service("sfumato.v1.GeneratorService", partial(add_GeneratorServiceServicer_to_server, servicer), lane, HANDLERS)]
 
 
 if __name__ == "__main__":

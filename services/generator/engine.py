@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +43,7 @@ class GeneratorEngine:
         self.pipeline = pipeline
         self.settings = settings or GeneratorSettings()
         self._family = family_of(pipeline)
-        self._budget = RowBudget(self._family, self.settings.max_batch, self.settings.memory)
+        self._budgets: dict[GeneratorSettings, RowBudget] = {}
         self._fuser = Fuser(self._family.denoiser)
         self._lock = threading.Lock()
 
@@ -52,7 +52,12 @@ class GeneratorEngine:
         """What may be asked of the model, and its defaults."""
         return self._family.limits
 
-    def generate(self, requests: Sequence[GenerateRequest], on_step: Callable[[int, int], None] | None = None) -> list[Picture]:
+    def generate(
+        self,
+        requests: Sequence[GenerateRequest],
+        on_step: Callable[[int, int], None] | None = None,
+        settings: GeneratorSettings | None = None,
+    ) -> list[Picture]:
         """Paint every request (ArtAug section 3.1 where it has regions; a plain picture where it has none).
 
         Deterministic: the same requests in the same order give the same bytes; batch mates change a picture by rounding only.
@@ -60,12 +65,22 @@ class GeneratorEngine:
         Args:
             requests: what to paint.
             on_step: told ``(steps done, steps in all)``.
+            settings: how to use the machine for these; the engine's own when absent.
 
         Raises:
             InvalidInput: naming the field of the first request the model cannot serve; nothing was painted then.
         """
         with self._lock:
-            return paint(self._family, requests, self._budget, on_step)
+            return paint(self._family, requests, self._budget(settings or self.settings), on_step)
+
+    def use(self, name: Hashable, load: Callable[[], Adapter | None]) -> None:
+        """From the next picture on, paint with the adapter called ``name``; ``load`` gives it where another one is fused now.
+
+        Raises:
+            InvalidInput: the adapter does not fit this model; the engine goes on with what it had. And what ``load`` raises.
+        """
+        with self._lock:
+            self._fuser.use(name, load)
 
     def set_adapter(self, adapter: Adapter | None, scale: float = 1.0) -> None:
         """From the next picture on, paint with ``theta + scale * adapter``, fused from the pristine weights.
@@ -77,6 +92,11 @@ class GeneratorEngine:
             raise InvalidInput("scale", f"{scale} is not a finite number.")
         with self._lock:
             self._fuser.fuse(adapter, scale)
+
+    def _budget(self, settings: GeneratorSettings) -> RowBudget:
+        if settings not in self._budgets:
+            self._budgets[settings] = RowBudget(self._family, settings.max_batch, settings.memory)
+        return self._budgets[settings]
 
 
 def load_generator(

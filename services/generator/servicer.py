@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from typing import Any
 
 from safetensors.torch import save
 
-from services.generator.engine import GeneratorEngine, Picture
+from services.generator.engine import Picture
+from services.generator.warm import ServedModel
 from sfumato.diffusion.limits import ModelLimits
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.serving.images import within, write_image
 from sfumato.runtime.serving.lane import Caller, Lane
-from sfumato.runtime.serving.models import adapter_of, check_base
+from sfumato.runtime.serving.models import adapter_of, check_base, fused_of
 from sfumato.types import GenerateRequest, Region
 from sfumato.v1 import common_pb2, generator_pb2
 from sfumato.v1.generator_pb2_grpc import GeneratorServiceServicer
-
-
-@dataclass(slots=True, eq=False)
-class ServedModel:
-    """The engine, the version of its base, and the model that is fused into it, serialized."""
-
-    engine: GeneratorEngine
-    base: str
-    fused: bytes = b""
 
 
 class GeneratorServicer(GeneratorServiceServicer):
@@ -36,7 +27,7 @@ class GeneratorServicer(GeneratorServiceServicer):
 
     async def GetLimits(self, request: generator_pb2.GetLimitsRequest, context: Any) -> generator_pb2.GetLimitsResponse:
         """What may be asked of the model, and its defaults."""
-        limits = self._lane.engine.engine.limits
+        limits = self._lane.engine.limits
         return generator_pb2.GetLimitsResponse(
             base=self._lane.engine.base,
             grid=limits.grid,
@@ -83,20 +74,13 @@ class GeneratorServicer(GeneratorServiceServicer):
         step_ended: Callable[[int, int], None],
     ) -> list[generator_pb2.Picture]:
         """The pictures of a request, with its adapters fused; raises what `step_ended` raises."""
-        self._fuse(served, request.model)
+        check_base(request.model, served.base)
+        engine = served.engine()
+        with within("model", adapter="adapters"):
+            engine.use(fused_of(request.model), lambda: adapter_of(request.model, self._artifacts))
         with within("painting", seed="seeds"):
-            pictures = served.engine.generate(requests_of(request.painting, served.engine.limits), step_ended)
+            pictures = engine.generate(requests_of(request.painting, served.limits), step_ended, served.settings)
         return [self._answer(picture, request.delivery) for picture in pictures]
-
-    def _fuse(self, served: ServedModel, model: common_pb2.ModelRef) -> None:
-        """Put the request's adapters into the weights, unless they are those that are there."""
-        check_base(model, served.base)
-        wanted = common_pb2.ModelRef(adapters=model.adapters).SerializeToString(deterministic=True)
-        if wanted != served.fused:
-            adapter = adapter_of(model, self._artifacts)
-            with within("model", adapter="adapters"):
-                served.engine.set_adapter(adapter)
-            served.fused = wanted
 
     def _answer(self, picture: Picture, delivery: common_pb2.Delivery) -> generator_pb2.Picture:
         latents = ""

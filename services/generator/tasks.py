@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from pathlib import Path
-
 from safetensors.torch import save
 
-from services.generator.engine import GeneratorEngine, GeneratorSettings, load_generator
+from services.generator.engine import GeneratorSettings
+from services.generator.warm import engine_of
 from sfumato.runtime.adapters import decode_adapter
 from sfumato.runtime.artifacts import ArtifactStore
-from sfumato.runtime.device import pick_device, precision_named
 from sfumato.runtime.images import encode_png
+from sfumato.runtime.references import checked_folder
+from sfumato.runtime.settings import Settings
 from sfumato.runtime.tasks import Output, Task
 from sfumato.types import GenerateRequest, Region
 
@@ -24,8 +23,9 @@ def paint(task: Task, artifacts: ArtifactStore) -> Output:
     then, and ``params.memory``, the bytes a forward may take.
     """
     params = task.params
-    engine = _engine(task.model_path, params.get("precision", "float32"), params.get("memory"))
-    engine.set_adapter(decode_adapter(artifacts.get(params["adapter"])) if params["adapter"] else None)
+    folder = checked_folder(task.model_reference, "generator", task.model, Settings())
+    engine, digest = engine_of(folder, params.get("precision", "float32")), params["adapter"]
+    engine.use(((digest, 1.0),) if digest else (), lambda: decode_adapter(artifacts.get(digest)) if digest else None)
     requests = [
         GenerateRequest(
             prompt=item["prompt"],
@@ -41,15 +41,10 @@ def paint(task: Task, artifacts: ArtifactStore) -> Output:
         for item in task.items
     ]
     files: dict[str, bytes] = {}
-    for index, picture in enumerate(engine.generate(requests)):
+    for index, picture in enumerate(engine.generate(requests, settings=GeneratorSettings(memory=params.get("memory")))):
         files[f"{index}.png"] = encode_png(picture.image)
         files[f"{index}.safetensors"] = save({"latents": picture.latents.detach().float().cpu().contiguous()})
     return Output(values=[None] * len(task.items), files=files)
 
 
 HANDLERS = {"generator.paint": paint}
-
-
-@lru_cache(maxsize=1)
-def _engine(path: str, precision: str, memory: int | None) -> GeneratorEngine:
-    return load_generator(Path(path), GeneratorSettings(memory=memory), dtype=precision_named(precision), device=pick_device())

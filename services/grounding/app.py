@@ -8,9 +8,10 @@ from functools import partial
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.grounding.engine import GroundingEngine
-from services.grounding.http_backend import START_IT, HttpBackend, model_served
+from services.grounding.http_backend import START_IT
 from services.grounding.profiles import Strategy, profile_named
 from services.grounding.servicer import GroundingServicer
+from services.grounding.tasks import HANDLERS, backend_of
 from sfumato.errors import Unavailable
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.serving.lane import Lane
@@ -41,14 +42,12 @@ def services(serving: ServingSettings) -> Sequence[Service]:
     def load() -> GroundingEngine:
         if not settings.vlm_url:
             raise Unavailable("No VLM server is known.", hint=START_IT)
-        key, url = settings.vlm_api_key.get_secret_value(), settings.vlm_url
-        names = [name for name in (asking.profile, asking.model) if name]
-        backend = HttpBackend(url, model_served(url, names, api_key=key, wait=settings.vlm_wait), api_key=key, timeout=settings.vlm_timeout)
+        backend = backend_of(settings, tuple(name for name in (asking.profile, asking.model) if name))
         return GroundingEngine(backend, profile_named(asking.profile), asking.strategy)
 
     lane = Lane(load, waiting=serving.waiting)
     servicer = GroundingServicer(lane, ArtifactStore(settings.artifacts_url))
-    return [Service("sfumato.v1.GroundingService", partial(add_GroundingServiceServicer_to_server, servicer), lane)]
+    return [Service("sfumato.v1.GroundingService", partial(add_GroundingServiceServicer_to_server, servicer), lane, HANDLERS)]
 
 
 if __name__ == "__main__":

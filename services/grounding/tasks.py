@@ -20,6 +20,7 @@ from sfumato.errors import AnswerRejected, InvalidInput, Unavailable
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.device import pick_device
 from sfumato.runtime.images import decode_image
+from sfumato.runtime.references import checked_folder
 from sfumato.runtime.settings import Settings
 from sfumato.runtime.tasks import Output, Task
 from sfumato.types import Image
@@ -110,7 +111,10 @@ def _engine(task: Task) -> GroundingEngine:
     """
     profile = profile_named(task.params["profile"])
     strategy = profile.strategy(task.params.get("strategy", Strategy.single_turn))
-    backend = _served(profile.name, task.model_path) if task.params["backend"] == "vllm" else _local(task.model_path)
+    if task.params["backend"] == "vllm":
+        backend = _served(profile.name, task.model_reference)  # whose weights are its own affair
+    else:
+        backend = _local(checked_folder(task.model_reference, "understanding", task.model, Settings()))
     return GroundingEngine(backend, profile, strategy)
 
 
@@ -118,7 +122,16 @@ def _served(profile: str, model: str) -> Backend:
     settings = Settings()
     if not settings.vlm_url:
         raise Unavailable("No VLM server is known.", hint=f"{START_IT} Or write ground.backend: transformers in the spec.")
-    return _connected(settings.vlm_url, (profile, model), settings.vlm_api_key, settings.vlm_timeout, settings.vlm_wait)
+    return backend_of(settings, (profile, model))
+
+
+def backend_of(settings: Settings, names: tuple[str, ...]) -> Backend:
+    """The process's connection to the server of the settings, and its model by the first of these names that it knows.
+
+    Raises:
+        Unavailable: no server answers, or it knows none of them.
+    """
+    return _connected(settings.vlm_url, names, settings.vlm_api_key, settings.vlm_timeout, settings.vlm_wait)
 
 
 @lru_cache(maxsize=1)
@@ -129,7 +142,7 @@ def _connected(url: str, names: tuple[str, ...], key: SecretStr, timeout: float,
 
 
 @lru_cache(maxsize=1)
-def _local(model: str) -> Backend:
+def _local(folder: Path) -> Backend:
     from services.grounding.local_backend import LocalBackend
 
-    return LocalBackend(Path(model), device=pick_device())
+    return LocalBackend(folder, device=pick_device())

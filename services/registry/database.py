@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,8 @@ HEAD = "0001"
 DIALECTS = ("sqlite", "postgresql")
 # Any number that nobody else uses: the lock under which PostgreSQL's schema is changed.
 MIGRATION_LOCK = 7_316_024
-# Seconds a writer waits for another one's transaction, all of which are short.
-PATIENCE = 30
+# Seconds a writer waits for another process's transaction, all of which are short, unless the disk is not.
+PATIENCE = 120
 
 
 class Database:
@@ -38,6 +40,8 @@ class Database:
             Unavailable: the database does not answer, or was made by a newer version.
         """
         self.engine = _engine(url)
+        # SQLite lets those who wait for its lock look again now and then, whoever came first: of one process only one stands there.
+        self._turn = threading.Lock() if self.engine.dialect.name == "sqlite" else nullcontext()
         try:
             self._migrate()
         except OperationalError as error:
@@ -69,7 +73,12 @@ class Database:
             Unavailable: the database does not answer.
         """
         try:
-            with self.engine.connect().execution_options(writes=True) as connection, Session(connection) as session, session.begin():
+            with (
+                self._turn,
+                self.engine.connect().execution_options(writes=True) as connection,
+                Session(connection) as session,
+                session.begin(),
+            ):
                 yield Writing(session)
         except OperationalError as error:
             raise unavailable(error) from error
@@ -167,8 +176,22 @@ def _engine(url: str) -> Engine:
 def _on_connect(connection: Any, _: object) -> None:
     """SQLite: readers beside a writer, foreign keys held, what is committed is on the disk; transactions begin when we say."""
     connection.isolation_level = None
-    for pragma in ("journal_mode=WAL", "foreign_keys=ON", "synchronous=FULL"):
+    _write_ahead(connection)
+    for pragma in ("foreign_keys=ON", "synchronous=FULL"):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _write_ahead(connection: Any) -> None:
+    """Let readers be beside a writer. Of several who turn a new file to that at once, SQLite refuses all but one without any waiting."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.01)
 
 
 def _on_begin(connection: Connection) -> None:

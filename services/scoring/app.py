@@ -8,10 +8,10 @@ from functools import partial
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.scoring.engine import ScoringEngine
-from services.scoring.loading import VISTA, load_scorers
+from services.scoring.loading import VISTA
 from services.scoring.servicer import ScoringServicer
+from services.scoring.tasks import HANDLERS, engine_of
 from sfumato.runtime.artifacts import ArtifactStore
-from sfumato.runtime.device import pick_device
 from sfumato.runtime.serving.lane import Lane
 from sfumato.runtime.serving.server import Service, run
 from sfumato.runtime.settings import ServingSettings, Settings
@@ -37,11 +37,11 @@ def services(serving: ServingSettings) -> Sequence[Service]:
     settings, scoring = Settings(), ScoringSettings()
 
     def load() -> ScoringEngine:
-        return ScoringEngine(load_scorers(scoring.metrics, settings.weights or weights.ROOT, scoring.models, pick_device()))
+        return engine_of(settings.weights or weights.ROOT, scoring.models, scoring.metrics)
 
     lane = Lane(load, waiting=serving.waiting)
     servicer = ScoringServicer(lane, ArtifactStore(settings.artifacts_url))
-    return [Service("sfumato.v1.ScoringService", partial(add_ScoringServiceServicer_to_server, servicer), lane)]
+    return [Service("sfumato.v1.ScoringService", partial(add_ScoringServiceServicer_to_server, servicer), lane, HANDLERS)]
 
 
 if __name__ == "__main__":

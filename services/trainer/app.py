@@ -8,16 +8,13 @@ from pathlib import Path
 
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from services.trainer.servicer import TrainedModel, TrainerServicer
-from sfumato.diffusion.families import family_of
-from sfumato.diffusion.loading import load_pipeline
-from sfumato.lora.fuse import Fuser
+from services.trainer.servicer import TrainerServicer
+from services.trainer.tasks import HANDLERS
+from services.trainer.warm import ServedModel, serve
 from sfumato.runtime.artifacts import ArtifactStore
-from sfumato.runtime.device import pick_device, precision_named
 from sfumato.runtime.serving.lane import Lane
 from sfumato.runtime.serving.server import Service, run
 from sfumato.runtime.settings import ServingSettings, Settings
-from sfumato.runtime.versions import model_version
 from sfumato.v1.trainer_pb2_grpc import add_TrainerServiceServicer_to_server
 from sfumato.vista import weights
 
@@ -39,14 +36,13 @@ def services(serving: ServingSettings) -> Sequence[Service]:
     """The trainer's service on its model."""
     settings, base = Settings(), BaseModelSettings()
 
-    def load() -> TrainedModel:
+    def load() -> ServedModel:
         folder = base.model or weights.locate("generator", settings.weights or weights.ROOT)
-        pipeline = load_pipeline(folder, dtype=precision_named(base.precision), device=pick_device())
-        return TrainedModel(pipeline, Fuser(family_of(pipeline).denoiser), model_version(folder))
+        return serve(folder, base.precision)
 
     lane = Lane(load, waiting=serving.waiting)
     servicer = TrainerServicer(lane, ArtifactStore(settings.artifacts_url))
-    return [Service("sfumato.v1.TrainerService", partial(add_TrainerServiceServicer_to_server, servicer), lane)]
+    return [Service("sfumato.v1.TrainerService", partial(add_TrainerServiceServicer_to_server, servicer), lane, HANDLERS)]
 
 
 if __name__ == "__main__":

@@ -3,66 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
 from services.trainer.checkpoint import Step
 from services.trainer.engine import Pair, TrainedPair, TrainSettings, train_pairs
+from services.trainer.warm import ServedModel, WarmModel
 from sfumato.diffusion.families import family_of
 from sfumato.errors import Diverged, InvalidInput
-from sfumato.lora.fuse import Fuser
 from sfumato.runtime.adapters import encode_adapter
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.serving.images import read_artifact, within
 from sfumato.runtime.serving.lane import Caller, Lane
-from sfumato.runtime.serving.models import adapter_of, check_base
+from sfumato.runtime.serving.models import adapter_of, check_base, fused_of
 from sfumato.v1 import trainer_pb2
 from sfumato.v1.trainer_pb2_grpc import TrainerServiceServicer
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TrainedModel:
-    """The warm pipeline, what puts adapters into its weights and takes them out again, and the version of its base."""
-
-    pipeline: DiffusionPipeline
-    fuser: Fuser
-    base: str
 
 
 class TrainerServicer(TrainerServiceServicer):
     """See ``protos/sfumato/v1/trainer.proto``."""
 
-    def __init__(self, lane: Lane[TrainedModel], artifacts: ArtifactStore) -> None:
+    def __init__(self, lane: Lane[ServedModel], artifacts: ArtifactStore) -> None:
         self._lane, self._artifacts = lane, artifacts
 
     async def Train(self, request: trainer_pb2.TrainRequest, context: Any) -> AsyncIterator[trainer_pb2.TrainResponse]:
         """Train the pairs together; how far it is while it goes on, and the adapters last."""
 
-        def work(model: TrainedModel, caller: Caller) -> trainer_pb2.TrainResponse:
+        def work(served: ServedModel, caller: Caller) -> trainer_pb2.TrainResponse:
             def on_step(step: Step) -> None:
                 caller.check()
                 told = trainer_pb2.TrainProgress(fit=step.fit, done=step.done, total=step.total, pairs=step.pairs, loss=step.loss)
                 caller.tell(trainer_pb2.TrainResponse(progress=told))
 
-            return trainer_pb2.TrainResponse(result=self._result(self._trained(model, request, on_step)))
+            return trainer_pb2.TrainResponse(result=self._result(self._trained(served, request, on_step)))
 
         async for event in self._lane.stream(work):
             yield event
 
-    def _trained(self, model: TrainedModel, request: trainer_pb2.TrainRequest, on_step: Any) -> Sequence[TrainedPair | Diverged]:
-        check_base(request.model, model.base)
+    def _trained(self, served: ServedModel, request: trainer_pb2.TrainRequest, on_step: Any) -> Sequence[TrainedPair | Diverged]:
+        check_base(request.model, served.base)
+        model = served.model()
         pairs, settings = self._pairs(model, request), settings_of(request)
-        adapter = adapter_of(request.model, self._artifacts)
         with within("model", adapter="adapters"):
-            model.fuser.fuse(adapter)
+            model.fuser.use(fused_of(request.model), lambda: adapter_of(request.model, self._artifacts))
         return train_pairs(model.pipeline, pairs, settings, on_step=on_step)
 
-    def _pairs(self, model: TrainedModel, request: trainer_pb2.TrainRequest) -> list[Pair]:
+    def _pairs(self, model: WarmModel, request: trainer_pb2.TrainRequest) -> list[Pair]:
         size = family_of(model.pipeline).limits.default_size
         width = request.width if request.HasField("width") else size
         height = request.height if request.HasField("height") else size

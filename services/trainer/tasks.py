@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
-from diffusers import DiffusionPipeline, FluxPipeline  # pyright: ignore[reportPrivateImportUsage]
+from diffusers import FluxPipeline  # pyright: ignore[reportPrivateImportUsage]
 from safetensors.torch import load
 
 from services.trainer.engine import Pair, TrainSettings, train_pairs
-from sfumato.diffusion.families import family_of
-from sfumato.diffusion.loading import load_pipeline
+from services.trainer.warm import model_of
 from sfumato.errors import Diverged, InvalidInput
 from sfumato.lora import adapter as algebra
 from sfumato.lora.files import verify
-from sfumato.lora.fuse import Fuser
 from sfumato.runtime.adapters import decode_adapter, encode_adapter
 from sfumato.runtime.artifacts import ArtifactStore
-from sfumato.runtime.device import pick_device, precision_named
+from sfumato.runtime.references import checked_folder
+from sfumato.runtime.settings import Settings
 from sfumato.runtime.tasks import Output, Task
 
 
@@ -35,8 +33,8 @@ def train(task: Task, artifacts: ArtifactStore) -> Output:
     """
     params = dict(task.params)
     width, height, digest = params.pop("width"), params.pop("height"), params.pop("adapter")
-    worker = _worker(task.model_path, params.pop("precision", "float32"))
-    worker.fuser.fuse(decode_adapter(artifacts.get(digest)) if digest else None)
+    model = model_of(_folder(task), params.pop("precision", "float32"))
+    model.fuser.use(((digest, 1.0),) if digest else (), lambda: decode_adapter(artifacts.get(digest)) if digest else None)
 
     def latents(digest: str) -> Any:
         return load(artifacts.get(digest))["latents"]
@@ -44,7 +42,7 @@ def train(task: Task, artifacts: ArtifactStore) -> Output:
     pairs = [Pair(item["prompt"], latents(item["before"]), latents(item["after"]), item["seed"], width, height) for item in task.items]
     checkpoint = StoredCheckpoint(artifacts, task.id)
     values, files = [], {}
-    for index, result in enumerate(train_pairs(worker.pipeline, pairs, TrainSettings(**params), checkpoint)):
+    for index, result in enumerate(train_pairs(model.pipeline, pairs, TrainSettings(**params), checkpoint)):
         if isinstance(result, Diverged):
             values.append({"losses": [], "diverged": str(result), "rank": 0, "probes": []})
         else:
@@ -78,11 +76,16 @@ def fuse(task: Task, artifacts: ArtifactStore) -> Output:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "adapter.safetensors"
         path.write_bytes(encode_adapter(stacked))
-        difference = verify(path, cast(FluxPipeline, _worker(task.model_path, task.params.get("precision", "float32")).pipeline), stacked)
+        pipeline = model_of(_folder(task), task.params.get("precision", "float32")).pipeline
+        difference = verify(path, cast(FluxPipeline, pipeline), stacked)
     return Output({"difference": difference}, {"adapter.safetensors": encode_adapter(stacked)})
 
 
 HANDLERS = {"trainer.train": train, "trainer.average": average, "trainer.fuse": fuse}
+
+
+def _folder(task: Task) -> Path:
+    return checked_folder(task.model_reference, "generator", task.model, Settings())
 
 
 @dataclass(slots=True)
@@ -109,17 +112,3 @@ class StoredCheckpoint:
     def delete(self) -> None:
         """The training is done."""
         self.artifacts.delete_key(self.key)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Worker:
-    """The warm model, and what puts earlier iterations into its weights and takes them out again."""
-
-    pipeline: DiffusionPipeline
-    fuser: Fuser
-
-
-@lru_cache(maxsize=1)
-def _worker(path: str, precision: str) -> _Worker:
-    pipeline = load_pipeline(Path(path), dtype=precision_named(precision), device=pick_device())
-    return _Worker(pipeline, Fuser(family_of(pipeline).denoiser))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from orchestrator.recipes.artaug import Plan
 from orchestrator.transport import LocalService
+from sfumato.runtime.references import model_folder
 from sfumato.runtime.settings import Settings
 
 
@@ -14,6 +15,7 @@ def local_services(plan: Plan, folder: Path, settings: Settings) -> dict[str, Lo
     """Workers for every service. Small models get one a core and stay up all the run; large ones share the device by turns."""
     threads = str(settings.threads)
     environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
+    environment["SFUMATO_MODEL_FOLDERS"] = "true"  # it is one machine, and who began the run may read its folders
     small = plan.spec.model == "vista"
     workers = settings.workers or (min(os.cpu_count() or 1, 4) if small else 1)
     companion, server = None, {"SFUMATO_VLM_URL": settings.vlm_url}
@@ -21,7 +23,9 @@ def local_services(plan: Plan, folder: Path, settings: Settings) -> dict[str, Lo
         from sfumato.cli.companion import BackgroundVlm
         from sfumato.cli.vlm import served_model
 
-        model = served_model(plan.spec.ground.profile, plan.models["understanding"].path, settings.vlm_gpus)
+        here = settings.model_copy(update={"model_folders": True})
+        seeing = model_folder(plan.models["understanding"].reference, "understanding", here)
+        model = served_model(plan.spec.ground.profile, seeing, settings.vlm_gpus)
         companion = BackgroundVlm(model, folder / "vllm.log", settings.threads)
         server = companion.environment
     return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,13 +9,11 @@ from pathlib import Path
 from orchestrator.recipes.artaug import Model, Plan
 from orchestrator.spec import PromptSets, RunSpec, load_spec, read_prompt_sets, run_id
 from sfumato.errors import InvalidInput
-from sfumato.runtime.hub import located
+from sfumato.runtime.references import VISTA, model_folder, scorers_reference, scorers_version
 from sfumato.runtime.settings import Settings
 from sfumato.runtime.versions import model_version
-from sfumato.vista import weights
 
 RECORD = "run.json"
-BUILT_IN = ("clip", "aesthetic", "pickscore", "mps")
 
 
 def planned(path: Path, settings: Settings) -> tuple[Plan, Path]:
@@ -87,22 +84,16 @@ def write_record(plan: Plan, folder: Path, *, finished: bool) -> None:
 
 
 def find_models(spec: RunSpec, settings: Settings) -> dict[str, Model]:
-    """Version and folder of the generator, the understanding module and the scorers."""
-    root = (settings.weights or weights.ROOT).resolve()
-    generator = weights.locate("generator", root) if spec.model == "vista" else located(spec.model)
-    seeing = weights.locate("understanding", root) if spec.ground.model == "vista" else located(spec.ground.model)
-    scorers = [(metric, _scorer(metric, spec, root)) for metric in sorted({"clip", *spec.score.metrics})]
-    version = hashlib.sha256("".join(f"{metric} {version}\n" for metric, version in scorers).encode()).hexdigest()
+    """Version and reference of the generator, the understanding module and the scorers; a folder here is one of its own machine."""
+    settings = settings.model_copy(update={"model_folders": True})
+    scorers = scorers_reference(spec.score.metrics)
     return {
-        "generator": Model(model_version(generator), str(generator.resolve())),
-        "understanding": Model(model_version(seeing), str(seeing.resolve())),
-        "scorers": Model(version, str(root)),
+        "generator": _model(spec.model, "generator", settings),
+        "understanding": _model(spec.ground.model, "understanding", settings),
+        "scorers": Model(scorers_version(scorers, {str(k): v for k, v in spec.score.models.items()}, settings), scorers),
     }
 
 
-def _scorer(metric: str, spec: RunSpec, root: Path) -> str:
-    """The version of a metric's weights: those the spec names, Vista's, or none where a package brings its own."""
-    reference = spec.score.models.get(metric)  # pyright: ignore[reportArgumentType]
-    if reference is not None:
-        return model_version(located(reference))
-    return model_version(weights.locate(metric, root)) if metric in BUILT_IN else ""
+def _model(reference: str, part: str, settings: Settings) -> Model:
+    folder = model_folder(reference, part, settings)
+    return Model(model_version(folder), str(folder.resolve()) if reference != VISTA and Path(reference).is_dir() else reference)

@@ -14,6 +14,8 @@ from orchestrator.spec import PromptSets, RunSpec
 from sfumato.cli.planning import read_record
 from sfumato.errors import InvalidInput, MissingWeights, SfumatoError
 from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.references import present_folder
+from sfumato.runtime.settings import Settings
 from sfumato.runtime.tasks import Manifest, Task
 
 if TYPE_CHECKING:
@@ -114,8 +116,8 @@ def _base(plan: Plan) -> Base:
     from services.registry.records import Base
 
     model = plan.models["generator"]
-    folder = Path(model.path)
-    return Base(model.version, plan.spec.model, base_modules(folder) if model.path and folder.is_dir() else None)
+    folder = present_folder(model.reference, "generator", Settings())
+    return Base(model.version, plan.spec.model, base_modules(folder) if folder else None)
 
 
 def _metrics(iteration: Iteration) -> dict[str, float]:

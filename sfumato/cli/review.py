@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,9 +12,10 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from orchestrator.recipes.artaug import Plan, Sample, State
+    from orchestrator.recipes.artaug import Plan, Sample
+    from orchestrator.reviewing import Pair
     from sfumato.runtime.artifacts import ArtifactStore
-    from sfumato.runtime.tasks import Manifest, Task
+    from sfumato.runtime.tasks import Task
     from sfumato.types import Image
 
 
@@ -36,6 +36,7 @@ def review(
     """
     from rich.console import Console
 
+    from orchestrator.reviewing import answer, waiting_pairs
     from sfumato.cli.planning import find_run
     from sfumato.runtime.artifacts import ArtifactStore
     from sfumato.runtime.settings import Settings
@@ -60,83 +61,6 @@ def review(
         console.print(f"No pair waits for a person. Let the run go on: sfumato run --resume {folder.name}", soft_wrap=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """What a person is asked about: the task that waits for the answer, and the sample it is about."""
-
-    task: Task
-    sample: Sample
-    iteration: int
-
-
-def waiting_pairs(plan: Plan, name: str, artifacts: ArtifactStore) -> list[Pair]:
-    """The pairs that wait for a person, in the order of the prompts; none where all of them are answered.
-
-    The run is gone through once more over what it has stored; nothing is computed.
-
-    Raises:
-        InvalidInput: the run does not ask people.
-        SfumatoError: it has not come so far yet.
-    """
-    from orchestrator.engine import Engine, Progress, Waiting
-    from orchestrator.recipes import artaug
-    from sfumato.errors import InvalidInput, SfumatoError
-
-    policy = plan.spec.filter.review
-    if "human" not in policy:
-        hint = "Write filter.review: human (or vlm+human) in the spec and run that."
-        raise InvalidInput("run", f"{name} asks nobody: its review is {policy!r}.", hint=hint)
-    states: list[State] = []
-    answered = False
-
-    def watch(event: Progress) -> None:
-        nonlocal answered
-        states.append(event.state)  # pyright: ignore[reportArgumentType]
-        del states[:-1]
-        if event.done == event.total and event.stage in ("show", "finish"):
-            answered = event.stage == "show" and event.total > 0
-
-    try:
-        Engine(plan, plan.spec.batch, _Standstill(), artifacts, watch).run(artaug.STAGES, artaug.start(plan))
-    except Waiting as waiting:
-        state = states[-1]
-        samples = {(s.before.picture, s.after.picture): s for s in state.samples if s.before and s.after}
-        return [Pair(task, samples[_names(task)], len(state.iterations) + 1) for task in waiting.tasks]
-    except _NotDone:
-        if not answered:
-            hint = f"Let it go on: sfumato run --resume {name}"
-            raise SfumatoError(f"The run {name} has not come to the review yet.", hint=hint) from None
-    return []
-
-
-def answer(task: Task, artifacts: ArtifactStore, accepted: bool, reason: str = "") -> Manifest:
-    """Store what a person says of a pair; an answer that is there already stays."""
-    from sfumato.runtime.tasks import Output, perform
-    from sfumato.runtime.versions import libraries
-
-    return perform(task, lambda _, __: Output([{"accepted": accepted, "reason": reason}]), artifacts, libraries())
-
-
-class _NotDone(Exception):
-    """The run has work to do before anybody is asked."""
-
-
-class _Standstill:
-    """A transport that takes no task: what is not in the store already is the end of the way."""
-
-    def prepare(self, services: Iterable[str]) -> None:
-        raise _NotDone
-
-    def submit(self, task: Task, urgency: int = 0) -> None:
-        raise _NotDone
-
-    def next(self) -> Manifest:
-        raise _NotDone
-
-    def release(self, service: str) -> None:
-        """Nothing was started."""
-
-
 class _Review:
     """The conversation in the terminal."""
 
@@ -145,6 +69,8 @@ class _Review:
 
     def ask(self, pairs: Sequence[Pair]) -> list[Pair]:
         """Show one pair after the other; those that are left."""
+        from orchestrator.reviewing import answer
+
         left = list(pairs)
         for number, pair in enumerate(pairs, 1):
             self.console.rule(f"{number} of {len(pairs)}")

@@ -67,7 +67,8 @@ def _result(folder: Path) -> str:
 def _execute(plan: Plan, folder: Path, settings: Settings) -> None:
     from rich.console import Console
 
-    from orchestrator.engine import Engine, Waiting
+    from orchestrator.engine import Engine, Progress, Waiting
+    from orchestrator.events import Keeper, Teller
     from orchestrator.recipes import artaug
     from orchestrator.report import write_report
     from orchestrator.transport import LocalTransport
@@ -77,7 +78,7 @@ def _execute(plan: Plan, folder: Path, settings: Settings) -> None:
     from sfumato.runtime.artifacts import ArtifactStore
     from sfumato.runtime.journal import Journal
 
-    console = Console(stderr=True)
+    console, teller = Console(stderr=True), Teller()
     artifacts = ArtifactStore(settings.artifacts_url)
     folder.mkdir(parents=True, exist_ok=True)
     write_record(plan, folder, finished=False)
@@ -85,11 +86,17 @@ def _execute(plan: Plan, folder: Path, settings: Settings) -> None:
     try:
         with (
             Journal(folder / "metrics.jsonl") as journal,
-            RunProgress(console, folder, artifacts, journal) as progress,
+            Keeper(journal) as keeper,
+            RunProgress(console, folder, artifacts.get) as shown,
             LocalTransport(local_services(plan, folder, settings), settings.artifacts_url) as transport,
         ):
-            engine = Engine(plan, plan.spec.batch, transport, artifacts, progress.show)
-            state = engine.run(artaug.STAGES, artaug.start(plan))
+
+            def notify(progress: Progress) -> None:
+                event = teller.event(progress)
+                keeper.keep(event)
+                shown.show(event)
+
+            state = Engine(plan, plan.spec.batch, transport, artifacts, notify).run(artaug.STAGES, artaug.start(plan))
             busy = transport.busy_share()
     except (KeyboardInterrupt, SystemExit):
         console.print(f"stopped; what is finished is kept. Go on with: sfumato run --resume {folder.name}", soft_wrap=True)

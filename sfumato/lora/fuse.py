@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
+
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +36,16 @@ class Fuser:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._pristine: dict[str, Tensor] = {}
+        self._name: Hashable = None
+
+    def use(self, name: Hashable, load: Callable[[], Adapter | None]) -> None:
+        """Make the model the one that is called ``name``: with what ``load`` gives, unless that is what is fused now.
+
+        Names are the caller's, one for one adapter, and not None. Raises what ``load`` and `fuse` raise; nothing changes then.
+        """
+        if name != self._name:
+            self.fuse(load())
+            self._name = name
 
     @torch.no_grad()
     def fuse(self, adapter: Adapter | None, scale: float = 1.0) -> None:
@@ -43,6 +55,7 @@ class Fuser:
             InvalidInput: a module the model does not have, or an update of another shape than its weight.
         """
         updates = {} if adapter is None else check_fits(adapter, self._model)
+        self._name = None  # until all of it is written, it is nothing that has a name
         for name, pristine in self._pristine.items():
             if name not in updates:
                 self._model.get_parameter(f"{name}.weight").copy_(pristine)

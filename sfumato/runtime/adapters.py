@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import TypeAlias
 
 from sfumato.lora.adapter import Adapter
 from sfumato.lora.files import load, save
+
+Fused: TypeAlias = tuple[tuple[str, float], ...]
+"""The name of what is fused into a base (`Fuser.use`): the SHA-256 of each adapter's file and its weight, in order."""
 
 
 def encode_adapter(adapter: Adapter) -> bytes:

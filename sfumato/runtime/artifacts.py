@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 import obstore
-from obstore.exceptions import BaseError
+from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, from_url
 
 from sfumato.errors import BrokenWeights, InvalidInput, MissingWeights, Unavailable
@@ -60,6 +62,13 @@ class ArtifactStore:
         """Whether a blob is there (its content is checked when it is read)."""
         return self._exists(_blob(digest))
 
+    def size(self, digest: str) -> int | None:
+        """Bytes of a blob; None where it is not there."""
+        try:
+            return int(obstore.head(self._store, _blob(digest))["size"])
+        except FileNotFoundError:
+            return None
+
     def delete(self, digest: str) -> None:
         """Remove a blob, if it is there."""
         self.delete_key(_blob(digest))
@@ -70,12 +79,24 @@ class ArtifactStore:
             for entry in batch:
                 yield entry["path"]
 
+    def stamped(self, prefix: str) -> Iterator[tuple[str, datetime]]:
+        """The names of all objects in a folder of the store and when each was written, in no order."""
+        for batch in obstore.list(self._store, prefix):
+            for entry in batch:
+                yield entry["path"], entry["last_modified"]
+
     def read_key(self, key: str) -> bytes | None:
         """A named object, or None where there is none."""
+        found = self.read_stamped(key)
+        return None if found is None else found[0]
+
+    def read_stamped(self, key: str) -> tuple[bytes, datetime] | None:
+        """A named object and when it was written, or None where there is none."""
         try:
-            return bytes(obstore.get(self._store, key).bytes())
+            found = obstore.get(self._store, key)
         except FileNotFoundError:
             return None
+        return bytes(found.bytes()), found.meta["last_modified"]
 
     def write_key(self, key: str, data: bytes) -> None:
         """Write or replace a named object, at once or not at all.
@@ -83,8 +104,25 @@ class ArtifactStore:
         Raises:
             Unavailable: the store does not take it, for want of room or of leave.
         """
+        self._write(key, data, "overwrite")
+
+    def create_key(self, key: str, data: bytes) -> bool:
+        """Write a named object unless it is there; of several who do so at once, one does. Whether this call wrote it.
+
+        Raises:
+            Unavailable: the store does not take it, for want of room or of leave.
+        """
         try:
-            obstore.put(self._store, key, data)
+            self._write(key, data, "create")
+        except AlreadyExistsError:
+            return False
+        return True
+
+    def _write(self, key: str, data: bytes, mode: Literal["create", "overwrite"]) -> None:
+        try:
+            obstore.put(self._store, key, data, mode=mode)
+        except AlreadyExistsError:
+            raise
         except (BaseError, OSError) as error:
             raise Unavailable(
                 f"The artifact store {self.url} cannot be written: {str(error).splitlines()[0]}.",

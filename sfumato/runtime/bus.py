@@ -19,7 +19,7 @@ import re
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from nats.aio.client import Client
@@ -222,7 +222,9 @@ class Bus:
         level = logging.DEBUG if isinstance(error, OSError) else logging.WARNING
         log.log(level, "bus: %s: %s", type(error).__name__, error)
 
-    async def send(self, subject: str, data: bytes, message_id: str = "") -> asyncio.Future[dict[str, Any]]:
+    async def send(
+        self, subject: str, data: bytes, message_id: str = "", headers: Mapping[str, str] | None = None
+    ) -> asyncio.Future[dict[str, Any]]:
         """Publish into a stream; the future of the stream's acknowledgement, with ``seq`` and perhaps ``duplicate``.
 
         (As nats-py's `publish_async`, but what was under way when a connection broke fails at once, and keeps nothing.)
@@ -236,8 +238,8 @@ class Bus:
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._acknowledgements[token] = future
         future.add_done_callback(lambda _: self._acknowledgements.pop(token, None))
-        headers = {api.Header.MSG_ID.value: message_id} if message_id else None
-        await self.client.publish(subject, data, reply=f"{self._inbox}.{token}", headers=headers)
+        all_headers = dict(headers or {}) | ({api.Header.MSG_ID.value: message_id} if message_id else {})
+        await self.client.publish(subject, data, reply=f"{self._inbox}.{token}", headers=all_headers or None)
         return future
 
     async def _acknowledged(self, message: Msg) -> None:

@@ -49,12 +49,32 @@ class ServingSettings(BaseSettings):
     tls_client_authority: Path | None = None
     # Bytes of a message, either way.
     max_message: int = Field(default=64 * 2**20, ge=2**20, le=2**30)
+    # Bytes of a file that is put into the artifact store, and of all that are on their way there or from it at the same time.
+    max_artifact: int = Field(default=2**30, ge=2**20)
     # Calls that may wait for an engine while it is at one.
     waiting: int = Field(default=32, ge=0)
     # Calls that may be open at once, of all services and kinds; each may hold a message.
     max_calls: int = Field(default=256, ge=1)
     # Seconds that calls have to end once the service is told to.
     grace: float = Field(default=30.0, ge=0)
+
+
+class ClientSettings(BaseSettings):
+    """How services are called: ``SFUMATO_CLIENT_*``."""
+
+    model_config = SettingsConfigDict(env_prefix="SFUMATO_CLIENT_", frozen=True)
+
+    # What services want to be shown, where they want anything (their SFUMATO_GRPC_TOKEN).
+    token: SecretStr = SecretStr("")
+    # PEM file of the authority that signed the services' certificates; with it, or with an address tls://host:port, it speaks TLS.
+    ca: Path | None = None
+    # PEM files of this client's own certificate and key, where services ask for them (mTLS).
+    certificate: Path | None = None
+    key: Path | None = None
+    # Bytes of a message, either way.
+    max_message: int = Field(default=64 * 2**20, ge=2**20, le=2**30)
+    # Seconds that a call with one answer may take where the caller does not say; streams may take as long as they like.
+    timeout: float = Field(default=600.0, gt=0)
 
 
 class Settings(BaseSettings):
@@ -70,6 +90,8 @@ class Settings(BaseSettings):
     registry_url: str = ""
     # Vista's models, where they are not the shipped ones (retrained with `sfumato vista train`).
     weights: Path | None = None
+    # Whether a task may name a folder of this machine as its model; no service that others can reach should be told so.
+    model_folders: bool = False
     # Processes that paint, and that train, side by side; 0: as many as the machine has cores, one where a model is large.
     workers: int = Field(default=0, ge=0, le=64)
     # CPU threads of each worker process; the last bits of a matrix product depend on it, so it is fixed and not measured.

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
+from sfumato.runtime import telemetry
 from sfumato.runtime.artifacts import ArtifactStore
 
 Json: TypeAlias = Any
@@ -23,7 +24,8 @@ class Task(BaseModel):
     """One micro-batch for one service. ``kind`` is ``service.verb``; artifacts are named by their SHA-256.
 
     ``items`` has one entry per sample, ``params`` what they share, ``model`` the version of the weights that are used.
-    Where the weights lie (``model_path``) and what the orchestrator calls the stage do not change the result, nor the id.
+    By what name to find these weights (``model_reference``, see `sfumato.runtime.references`) and what the orchestrator calls the
+    stage do not change the result, nor the id.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,7 +35,7 @@ class Task(BaseModel):
     items: tuple[Json, ...]
     params: dict[str, Json]
     model: str
-    model_path: str
+    model_reference: str
 
     @property
     def service(self) -> str:
@@ -92,7 +94,10 @@ def perform(task: Task, handler: Handler, artifacts: ArtifactStore, versions: Ma
     if done is not None:
         return done
     output = handler(task, artifacts)
-    files = {name: artifacts.put(data) for name, data in output.files.items()}
+    with telemetry.tracer.start_as_current_span("artifacts") as span:
+        files = {name: artifacts.put(data) for name, data in output.files.items()}
+        for name, digest in files.items():
+            span.add_event(name, {"sha256": digest, "bytes": len(output.files[name])})
     manifest = Manifest(
         task_id=task.id,
         kind=task.kind,

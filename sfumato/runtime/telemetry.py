@@ -43,7 +43,8 @@ request_seconds = Histogram("sfumato_request_seconds", "Seconds from a call's ar
 waiting = Gauge("sfumato_lane_waiting", "Calls and tasks that wait for the engine.")
 in_work = Gauge("sfumato_lane_in_work", "Calls and tasks that the engine is at.")
 engine_seconds = Counter("sfumato_engine_seconds", "Seconds in which the engine (and its GPU, where it has one) was at work.")
-tasks = Counter("sfumato_tasks", "Tasks by kind and outcome: done, failed, parked (to be tried again).", ["kind", "outcome"])
+tasks = Counter("sfumato_tasks", "Tasks by kind and outcome: done, failed, retried (given back to be tried again).", ["kind", "outcome"])
+parked = Counter("sfumato_tasks_parked", "Tasks that were set aside as dead letters, by service.", ["service"])
 task_seconds = Histogram("sfumato_task_seconds", "Seconds of a task's work.", ["kind"], buckets=SECONDS)
 samples = Counter("sfumato_samples", "Samples in tasks that were done.", ["kind"])
 

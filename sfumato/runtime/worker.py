@@ -18,18 +18,21 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
+from typing import Any, TypeAlias
 
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
+from opentelemetry.trace import SpanKind, StatusCode
 
-from sfumato.errors import InvalidInput, SfumatoError
+from sfumato.errors import InvalidInput, SfumatoError, Unavailable
+from sfumato.runtime import telemetry
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.bus import CONSUMER, Bus, Puller, Result, checked_service, failure_subject, stream_of
 from sfumato.runtime.failures import Failure, is_final
-from sfumato.runtime.settings import BusSettings, Settings
+from sfumato.runtime.settings import BusSettings, Settings, TelemetrySettings
 from sfumato.runtime.tasks import Handler, Task, perform
 from sfumato.runtime.versions import libraries
 
@@ -53,10 +56,16 @@ class _Outcome:
     seconds: float = 0.0
 
 
-class Worker:
-    """Does one service's tasks, in a thread of its own so that the bus always hears from it."""
+Turn: TypeAlias = Callable[[Callable[[Any, Any], list[_Outcome]]], Awaitable[list[_Outcome]]]
 
-    def __init__(self, bus: Bus, service: str, handlers: Mapping[str, Handler], artifacts: ArtifactStore) -> None:
+
+class Worker:
+    """Does one service's tasks in another thread, so that the bus always hears from it."""
+
+    def __init__(
+        self, bus: Bus, service: str, handlers: Mapping[str, Handler], artifacts: ArtifactStore, turn: Turn | None = None
+    ) -> None:
+        """``turn`` does work in the thread of the service's engine when it is its turn there; a thread of its own where absent."""
         self._bus, self._service, self._handlers, self._artifacts = bus, checked_service(service), handlers, artifacts
         self._versions = libraries()
         self._name = f"{socket.gethostname()}:{os.getpid()}"
@@ -64,9 +73,7 @@ class Worker:
         self._slowest = HANDFUL_SECONDS
         self._ending = False
         self._closing: list[asyncio.Task[None]] = []
-        self._orders: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        # A daemon: what it does cannot be interrupted, and must not keep the process.
-        threading.Thread(target=self._hands, name="engine", daemon=True).start()
+        self._turn = turn or _OwnThread()
 
     async def run(self, stop: asyncio.Event) -> bool:
         """Work until ``stop`` is set; then finish what is in hand or give it back. False when an engine is still at it."""
@@ -120,15 +127,10 @@ class Worker:
     async def _do(self, messages: list[Msg]) -> None:
         for message in messages:
             self._held[message.reply] = message
-        loop = asyncio.get_running_loop()
-        finished: asyncio.Future[list[_Outcome]] = loop.create_future()
-
-        def order() -> None:
-            outcomes = [self._one(message) for message in messages]
-            loop.call_soon_threadsafe(lambda: finished.cancelled() or finished.set_result(outcomes))
-
-        self._orders.put(order)
-        outcomes = await finished
+        try:
+            outcomes = await self._turn(lambda engine, caller: [self._one(message) for message in messages])
+        except Unavailable:  # the service takes no more work
+            outcomes = [_Outcome(message, None) for message in messages]
         for outcome in outcomes:
             self._slowest = max(outcome.seconds, 0.9 * self._slowest, 1e-4)
         # Announcing takes a round trip to the server, in which the next ones are done.
@@ -178,29 +180,66 @@ class Worker:
             for message in list(self._held.values()):
                 await self._say(message.in_progress())
 
-    def _hands(self) -> None:
-        while True:
-            self._orders.get()()
-
     def _one(self, message: Msg) -> _Outcome:
         """Do one task; in the engine's thread. Never raises: everything becomes an outcome."""
         task_id, started = _task_id(message), time.perf_counter()
         if self._ending:
             return _Outcome(message, None)
-        try:
-            task = _task(message.data, task_id, self._service)
-            if task.kind not in self._handlers:
-                raise InvalidInput("kind", f"{self._service} knows no {task.kind!r}.", hint=f"It knows {', '.join(self._handlers)}.")
-            perform(task, self._handlers[task.kind], self._artifacts, self._versions)
-        except Exception as error:
-            failure, seconds = Failure.of(error), time.perf_counter() - started
-            log.warning("task %s failed: %s", task_id, failure.message, extra={"task": task_id, "trace": failure.trace})
-            if not is_final(error):
-                return _Outcome(message, None, failure, seconds)
-        else:
-            failure, seconds = None, time.perf_counter() - started
+        with telemetry.incoming(message.headers), telemetry.bound(task=task_id):
+            error = self._tried_once(message, task_id)
+        failure, seconds = Failure.of(error) if error is not None else None, time.perf_counter() - started
+        if error is not None and not is_final(error):
+            return _Outcome(message, None, failure, seconds)
         result = Result(task_id=task_id, service=self._service, failure=failure, worker=self._name, seconds=round(seconds, 6))
         return _Outcome(message, result, None, seconds)
+
+    def _tried_once(self, message: Msg, task_id: str) -> Exception | None:
+        """Do the task of a message, and tell of it: a span, metrics, a line where it failed. What it failed of."""
+        kind, started = "unknown", time.perf_counter()
+        with telemetry.tracer.start_as_current_span(f"{self._service} task", kind=SpanKind.CONSUMER) as span:
+            try:
+                task = _task(message.data, task_id, self._service)
+                if task.kind not in self._handlers:
+                    raise InvalidInput("kind", f"{self._service} knows no {task.kind!r}.", hint=f"It knows {', '.join(self._handlers)}.")
+                kind = task.kind
+                span.update_name(kind)
+                span.set_attributes({"sfumato.kind": kind, "sfumato.samples": len(task.items)})
+                perform(task, self._handlers[kind], self._artifacts, self._versions)
+            except Exception as error:
+                telemetry.tasks.labels(kind, "failed" if is_final(error) else "retried").inc()
+                span.record_exception(error)
+                span.set_status(StatusCode.ERROR, type(error).__name__)
+                log.warning("task %s failed: %s", task_id, Failure.of(error).message, extra={"kind": kind}, exc_info=error)
+                return error
+            telemetry.tasks.labels(kind, "done").inc()
+            telemetry.samples.labels(kind).inc(len(task.items))
+            telemetry.task_seconds.labels(kind).observe(time.perf_counter() - started)
+        return None
+
+
+class _OwnThread:
+    """A thread for a worker whose service has no other."""
+
+    def __init__(self) -> None:
+        self._orders: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        # A daemon: what it does cannot be interrupted, and must not keep the process.
+        threading.Thread(target=self._obey, name="engine", daemon=True).start()
+
+    async def __call__(self, work: Callable[[Any, Any], list[_Outcome]]) -> list[_Outcome]:
+        """The work, done in it."""
+        loop = asyncio.get_running_loop()
+        finished: asyncio.Future[list[_Outcome]] = loop.create_future()
+
+        def order() -> None:
+            outcomes = work(None, None)
+            loop.call_soon_threadsafe(lambda: finished.cancelled() or finished.set_result(outcomes))
+
+        self._orders.put(order)
+        return await finished
+
+    def _obey(self) -> None:
+        while True:
+            self._orders.get()()
 
 
 def _task_id(message: Msg) -> str:
@@ -235,14 +274,14 @@ async def serve(service: str, handlers: Mapping[str, Handler], artifacts: Artifa
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line of a worker process; its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m sfumato.runtime.worker", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m sfumato.runtime.worker", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--service", required=True, help="whose tasks to take")
     parser.add_argument("--handlers", required=True, metavar="MODULE", help="the module with the service's HANDLERS")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
-        handlers = importlib.import_module(options.handlers).HANDLERS
-        finished = asyncio.run(serve(options.service, handlers, ArtifactStore(Settings().artifacts_url), BusSettings()))
+        with telemetry.observing(options.service, TelemetrySettings()):
+            handlers = importlib.import_module(options.handlers).HANDLERS
+            finished = asyncio.run(serve(options.service, handlers, ArtifactStore(Settings().artifacts_url), BusSettings()))
     except SfumatoError as error:
         print(f"sfumato: {error}", file=sys.stderr)
         return 2 if isinstance(error, InvalidInput) else 1

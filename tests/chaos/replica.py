@@ -31,7 +31,7 @@ class Numbers:
 
 
 def _task(*items: int) -> Task:
-    return Task(stage="s", kind="echo.slow", items=items, params={"seconds": SECONDS}, model="m", model_path="")
+    return Task(stage="s", kind="echo.slow", items=items, params={"seconds": SECONDS}, model="m", model_reference="")
 
 
 def _slow(_: None, __: Numbers, samples: tuple[int, ...]) -> Task:
@@ -52,7 +52,7 @@ STAGES = (
     ),
 )
 TASKS = 2 * len(SAMPLES) // BATCH + 5
-POISON = Task(stage="poison", kind="echo.fail", items=(1,), params={}, model="m", model_path="")
+POISON = Task(stage="poison", kind="echo.fail", items=(1,), params={}, model="m", model_reference="")
 
 
 def run(transport: Transport, artifacts: ArtifactStore) -> Numbers:

@@ -23,6 +23,7 @@ from sfumato.runtime import vlm
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.images import encode_png
 from sfumato.runtime.tasks import Manifest, Task, perform
+from sfumato.runtime.versions import model_version
 from sfumato.types import Image
 from sfumato.vista.phrases import plain_prompt
 from sfumato.vista.training.questions import refinement, yes_or_no
@@ -100,9 +101,12 @@ def test_refinements_are_the_same(remote: Backend, local: Backend) -> None:
 # --- the tasks of a run, through the same server ---
 
 
+VERSION = model_version(locate("understanding"))
+
+
 def done(folder: Path, verb: str, *items: dict[str, str], backend: str = "vllm") -> Manifest:
     params = {"backend": backend, "profile": "vista"}
-    task = Task(stage="s", kind=f"grounding.{verb}", items=items, params=params, model="1", model_path=str(locate("understanding")))
+    task = Task(stage="s", kind=f"grounding.{verb}", items=items, params=params, model=VERSION, model_reference="vista")
     return perform(task, tasks.HANDLERS[task.kind], ArtifactStore(str(folder)), {})
 
 

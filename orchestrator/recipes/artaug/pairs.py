@@ -148,7 +148,7 @@ def show(plan: Plan, state: State) -> list[Task]:
     waiting = [sample for sample in state.samples if not sample.verdict and verdict(sample, plan.spec.filter) == KEPT]
     generator = plan.models["generator"]
     return [
-        Task(stage="show", kind="review.pair", items=_shown(rows), params={}, model=generator.version, model_path=generator.path)
+        Task(stage="show", kind="review.pair", items=_shown(rows), params={}, model=generator.version, model_reference=generator.reference)
         for rows in chunks(waiting, 1)
     ]
 

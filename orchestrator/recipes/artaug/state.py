@@ -24,10 +24,10 @@ ENOUGH = "max_iterations"
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model's version (the hash of its weights) and where it lies: a folder here, or its name on the hub."""
+    """A model's version (the hash of its weights), and the reference by which any machine finds it (`sfumato.runtime.references`)."""
 
     version: str
-    path: str
+    reference: str
 
 
 @dataclass(frozen=True, slots=True)

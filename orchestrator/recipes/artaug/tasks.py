@@ -20,7 +20,7 @@ def paint(plan: Plan, stage: str, rows: Sequence[tuple[str, int, tuple[Region, .
         for prompt, seed, regions in rows
     )
     params = plan.spec.paint.model_dump() | {"adapter": adapter} | _machine(plan)
-    return Task(stage=stage, kind="generator.paint", items=items, params=params, model=model.version, model_path=model.path)
+    return Task(stage=stage, kind="generator.paint", items=items, params=params, model=model.version, model_reference=model.reference)
 
 
 def painted(done: Manifest) -> list[Painted]:
@@ -38,20 +38,20 @@ def scoring(plan: Plan, stage: str, verb: str, items: tuple[Any, ...], params: d
     """A task for the scoring service."""
     model = plan.models["scorers"]
     params = params | {"models": dict(plan.spec.score.models)}
-    return Task(stage=stage, kind=f"scoring.{verb}", items=items, params=params, model=model.version, model_path=model.path)
+    return Task(stage=stage, kind=f"scoring.{verb}", items=items, params=params, model=model.version, model_reference=model.reference)
 
 
 def asking(plan: Plan, stage: str, verb: str, items: tuple[Any, ...], **params: Any) -> Task:
     """A task for the grounding service."""
     model, ground = plan.models["understanding"], plan.spec.ground
     params = {"backend": ground.backend, "profile": ground.profile} | params
-    return Task(stage=stage, kind=f"grounding.{verb}", items=items, params=params, model=model.version, model_path=model.path)
+    return Task(stage=stage, kind=f"grounding.{verb}", items=items, params=params, model=model.version, model_reference=model.reference)
 
 
 def training(plan: Plan, stage: str, verb: str, items: tuple[Any, ...], params: dict[str, Any]) -> Task:
     """A task for the trainer."""
     model, params = plan.models["generator"], params | _machine(plan)
-    return Task(stage=stage, kind=f"trainer.{verb}", items=items, params=params, model=model.version, model_path=model.path)
+    return Task(stage=stage, kind=f"trainer.{verb}", items=items, params=params, model=model.version, model_reference=model.reference)
 
 
 def _machine(plan: Plan) -> dict[str, Any]:

@@ -37,8 +37,7 @@ class Boundary(grpc.aio.ServerInterceptor):
             return handler
         if not self._admitted(handler_call_details):
             return _refusing(handler, UNAUTHENTICATED)
-        # Calls with streams of requests are reflection's, which has neither rules nor errors of ours.
-        return handler if handler.request_streaming else _within(handler)
+        return _within(handler)
 
     def _admitted(self, details: grpc.HandlerCallDetails) -> bool:
         shown = dict(details.invocation_metadata or ()).get("authorization", "")
@@ -58,30 +57,32 @@ def check(request: Message) -> None:
 
 
 def _within(handler: Handler) -> Handler:
-    """The handler, its request parsed and checked here, its errors translated here."""
+    """The handler, its requests parsed and checked here, its errors translated here."""
     parse, serialize = handler.request_deserializer, handler.response_serializer
+    behaviour = _behaviour(handler)
 
-    async def stream(data: bytes, context: Context) -> AsyncIterator[Any]:
+    def read(data: Any) -> Any:
+        return _read_each(parse, data) if handler.request_streaming else _read(parse, data)
+
+    async def stream(data: Any, context: Context) -> AsyncIterator[Any]:
         try:
-            async for answer in handler.unary_stream(_read(parse, data), context):
+            async for answer in behaviour(read(data), context):
                 yield answer
         except grpc.aio.AbortError:
             raise
         except Exception as error:
             await _refuse(context, refusal(error))
 
-    async def single(data: bytes, context: Context) -> Any:
+    async def single(data: Any, context: Context) -> Any:
         try:
-            return await handler.unary_unary(_read(parse, data), context)
+            return await behaviour(read(data), context)
         except grpc.aio.AbortError:
             raise
         except Exception as error:
             await _refuse(context, refusal(error))
 
     # Without a deserializer the bytes come as they are: gRPC's own answer to bytes that cannot be parsed names Python's classes.
-    if handler.response_streaming:
-        return grpc.unary_stream_rpc_method_handler(stream, None, serialize)
-    return grpc.unary_unary_rpc_method_handler(single, None, serialize)
+    return _maker(handler)(stream if handler.response_streaming else single, None, serialize)
 
 
 def _read(parse: Callable[[bytes], Message], data: bytes) -> Message:
@@ -91,6 +92,11 @@ def _read(parse: Callable[[bytes], Message], data: bytes) -> Message:
         raise BrokenRules([Violation("", "these bytes are not this request's message")]) from None
     check(request)
     return request
+
+
+async def _read_each(parse: Callable[[bytes], Message], pieces: AsyncIterator[bytes]) -> AsyncIterator[Message]:
+    async for data in pieces:
+        yield _read(parse, data)
 
 
 def _refusing(handler: Handler, told: Refusal) -> Handler:
@@ -103,14 +109,23 @@ def _refusing(handler: Handler, told: Refusal) -> Handler:
         await _refuse(context, told)
         yield
 
-    makers = {
-        (False, False): (grpc.unary_unary_rpc_method_handler, single),
-        (False, True): (grpc.unary_stream_rpc_method_handler, stream),
-        (True, False): (grpc.stream_unary_rpc_method_handler, single),
-        (True, True): (grpc.stream_stream_rpc_method_handler, stream),
+    return _maker(handler)(stream if handler.response_streaming else single, None, None)
+
+
+def _maker(handler: Handler) -> Callable[..., Handler]:
+    """What makes a handler of the same kind."""
+    kinds = {
+        (False, False): grpc.unary_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
+        (True, False): grpc.stream_unary_rpc_method_handler,
+        (True, True): grpc.stream_stream_rpc_method_handler,
     }
-    make, behaviour = makers[bool(handler.request_streaming), bool(handler.response_streaming)]
-    return make(behaviour, None, None)
+    return kinds[bool(handler.request_streaming), bool(handler.response_streaming)]
+
+
+def _behaviour(handler: Handler) -> Callable[..., Any]:
+    """What the handler does, whatever its kind."""
+    return handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
 
 
 async def _refuse(context: Context, told: Refusal) -> NoReturn:

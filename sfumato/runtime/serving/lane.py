@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
 from sfumato.errors import Busy, Unavailable
+from sfumato.runtime import telemetry
 
 Engine = TypeVar("Engine")
 Result = TypeVar("Result")
@@ -97,16 +100,28 @@ class Lane(Generic[Engine]):
             Unavailable: as `engine`.
             Busy: too many calls are waiting.
         """
-        engine, caller = self.engine, Caller(tell)
-        if self._inside > self._waiting:
+        if self._engine is not None and self._inside > self._waiting:
             raise Busy(f"{self._waiting} calls are waiting for this service already.", hint="Try again later, or ask another replica.")
+        return await self.turn(work, tell)
+
+    async def turn(self, work: Callable[[Engine, Caller], Result], tell: Callable[[Any], object] = lambda update: None) -> Result:
+        """As `call`, however many are waiting: for one who takes work as fast as it is done, such as the worker on the bus.
+
+        Raises:
+            Unavailable: as `engine`.
+        """
+        engine, caller = self.engine, Caller(tell)
         self._inside += 1
+        telemetry.waiting.inc()
         try:
             await self._free.acquire()
         except asyncio.CancelledError:
             self._inside -= 1
             raise
-        working = asyncio.get_running_loop().run_in_executor(self._thread, work, engine, caller)
+        finally:
+            telemetry.waiting.dec()
+        here = contextvars.copy_context()  # the trace and the words of the log, for the engine's thread
+        working = asyncio.get_running_loop().run_in_executor(self._thread, lambda: here.run(_measured, work, engine, caller))
         working.add_done_callback(self._left)
         try:
             return await asyncio.shield(working)
@@ -132,6 +147,16 @@ class Lane(Generic[Engine]):
         self._inside -= 1
         self._free.release()
         _seen(working)
+
+
+def _measured(work: Callable[[Engine, Caller], Result], engine: Engine, caller: Caller) -> Result:
+    """Do it, and count the time."""
+    started = time.perf_counter()
+    with telemetry.in_work.track_inprogress():
+        try:
+            return work(engine, caller)
+        finally:
+            telemetry.engine_seconds.inc(time.perf_counter() - started)
 
 
 def _seen(ended: asyncio.Future[Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sfumato.errors import BrokenWeights, InvalidInput, NotFound
 from sfumato.lora.adapter import Adapter, stack
-from sfumato.runtime.adapters import decode_adapter
+from sfumato.runtime.adapters import Fused, decode_adapter
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.serving.images import read_artifact
 from sfumato.v1 import common_pb2
@@ -20,22 +20,27 @@ def check_base(model: common_pb2.ModelRef, base: str) -> None:
         raise NotFound(f"model.base: this service has not {model.base}.", hint=f"It serves {base}.")
 
 
+def fused_of(model: common_pb2.ModelRef) -> Fused:
+    """The name of the model's adapters and their weights."""
+    return tuple((ref.artifact, ref.weight if ref.HasField("weight") else 1.0) for ref in model.adapters)
+
+
 def adapter_of(model: common_pb2.ModelRef, artifacts: ArtifactStore) -> Adapter | None:
     """The weighted sum of the model's adapters as one; None where it has none.
 
     Raises:
         NotFound: there is no such artifact.
-        InvalidInput: an artifact is no adapter.
+        InvalidInput: an artifact is no adapter; the field is named as in the model's message.
         BrokenWeights: an artifact is damaged.
     """
     if not model.adapters:
         return None
     adapters = []
     for index, ref in enumerate(model.adapters):
-        field = f"model.adapters[{index}].artifact"
-        data = read_artifact(ref.artifact, field, artifacts)
+        field = f"adapters[{index}].artifact"
+        data = read_artifact(ref.artifact, f"model.{field}", artifacts)
         try:
             adapters.append(decode_adapter(data))
         except BrokenWeights as error:
             raise InvalidInput(field, "is no LoRA adapter.", hint="Name a safetensors file with an adapter of this model.") from error
-    return stack(adapters, [ref.weight if ref.HasField("weight") else 1.0 for ref in model.adapters])
+    return stack(adapters, [weight for _, weight in fused_of(model)])

@@ -1,4 +1,4 @@
-"""A service's gRPC server: it listens, loads its engines, says how it is, answers, and drains when it is told to end."""
+"""A service's process: it listens, loads its engines, says how it is, answers calls and does tasks, and drains when told to end."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,19 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from sfumato.errors import InvalidInput, SfumatoError
+from sfumato.errors import InvalidInput, SfumatoError, Unavailable
+from sfumato.runtime import logs
+from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.bus import Bus
+from sfumato.runtime.serving.artifacts import NAME as ARTIFACTS
+from sfumato.runtime.serving.artifacts import mount
 from sfumato.runtime.serving.boundary import Boundary
 from sfumato.runtime.serving.lane import Lane
-from sfumato.runtime.settings import ServingSettings
+from sfumato.runtime.serving.observed import Observed
+from sfumato.runtime.settings import BusSettings, ServingSettings, Settings, TelemetrySettings
+from sfumato.runtime.tasks import Handler
+from sfumato.runtime.telemetry import observing
+from sfumato.runtime.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -29,19 +39,30 @@ UNSET_CREDENTIALS = "Set SFUMATO_GRPC_TLS_CERTIFICATE and SFUMATO_GRPC_TLS_KEY."
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Service:
-    """A service of the contract: its full name, what registers its servicer, and the lane of the engine behind it."""
+    """A service of the contract: its full name, what registers its servicer, and the lane of the engine behind it.
+
+    ``handlers`` are its tasks by kind (``scoring.score``), where it has any: they are done in the lane's thread, between calls.
+    """
 
     name: str
     register: Callable[[grpc.aio.Server], None]
     lane: Lane[Any]
+    handlers: Mapping[str, Handler] = field(default_factory=dict)
+
+    @property
+    def short(self) -> str:
+        """What its tasks, its logs and its traces call it: scoring for sfumato.v1.ScoringService."""
+        return self.name.rpartition(".")[2].removesuffix("Service").lower()
 
 
 class Server:
     """Start it, load it, and drain it in the end, all in one event loop."""
 
-    def __init__(self, services: Sequence[Service], settings: ServingSettings, address: str = "127.0.0.1:0") -> None:
-        """``address`` is where it listens when the settings do not say."""
-        self._services, self._settings = services, settings
+    def __init__(
+        self, services: Sequence[Service], settings: ServingSettings, address: str = "127.0.0.1:0", artifacts: ArtifactStore | None = None
+    ) -> None:
+        """``address`` is where it listens when the settings do not say; it also offers the store of ``artifacts``."""
+        self._services, self._settings, self._artifacts = services, settings, artifacts
         self._address = settings.address or address
         self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue] (its types do not know it)
 
@@ -53,7 +74,7 @@ class Server:
         """
         secure, settings = credentials(self._settings), self._settings
         self._server = grpc.aio.server(
-            interceptors=[Boundary(settings.token.get_secret_value())],
+            interceptors=[Observed(), Boundary(settings.token.get_secret_value())],
             maximum_concurrent_rpcs=settings.max_calls,
             options=[
                 ("grpc.max_receive_message_length", settings.max_message),
@@ -65,9 +86,11 @@ class Server:
         for service in self._services:
             service.register(self._server)
         names = [service.name for service in self._services]
+        if self._artifacts is not None:
+            names.append(mount(self._server, self._artifacts, settings.max_artifact))
         reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
         for name in ("", *names):
-            await self._health.set(name, NOT_SERVING)
+            await self._health.set(name, SERVING if name == ARTIFACTS else NOT_SERVING)
         port = self._bind(secure)
         await self._server.start()
         return port
@@ -99,16 +122,23 @@ class Server:
 
 
 def run(services: Callable[[ServingSettings], Sequence[Service]], address: str) -> None:
-    """A service's program: serve until SIGTERM or SIGINT, as ``SFUMATO_GRPC_*`` says; ``address`` is where, unless that says so.
+    """A service's program: answer calls, and do tasks where ``SFUMATO_BUS_URL`` is set, until SIGTERM or SIGINT.
 
-    Exit status 2 where the settings, the address or the weights are unusable.
+    ``address`` is where it listens, unless ``SFUMATO_GRPC_ADDRESS`` says so. Exit status 2 where the settings, an address or the
+    weights are unusable, 1 where there is no bus or an engine does not let go within the grace.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    telemetry = TelemetrySettings()
+    logs.configure(telemetry)
     try:
-        stuck = asyncio.run(_serve(services, ServingSettings(), address))
+        settings = ServingSettings()
+        offered = services(settings)
+        with observing(offered[0].short, telemetry) as metrics:
+            if metrics:
+                log.info("Metrics on port %d.", metrics)
+            stuck = asyncio.run(_serve(offered, settings, address))
     except SfumatoError as error:
         log.error("%s", error)
-        raise SystemExit(2) from error
+        raise SystemExit(1 if isinstance(error, Unavailable) else 2) from error
     if stuck:
         # An engine that did not let go within the grace is left as it is: artifacts are written at once or not at all.
         log.warning("Ended with an engine at work.")
@@ -116,26 +146,59 @@ def run(services: Callable[[ServingSettings], Sequence[Service]], address: str) 
         os._exit(1)
 
 
-async def _serve(services: Callable[[ServingSettings], Sequence[Service]], settings: ServingSettings, address: str) -> bool:
-    """Serve until a signal; whether an engine is still at work after the grace."""
+async def _serve(offered: Sequence[Service], settings: ServingSettings, address: str) -> bool:
+    """Serve until a signal; whether an engine is still at work after the grace.
+
+    Raises:
+        SfumatoError: what loading raised, or what ended a worker; calls and tasks in hand were ended in good order.
+    """
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    offered = services(settings)
-    server = Server(offered, settings, address)
+    artifacts = ArtifactStore(Settings().artifacts_url)
+    server = Server(offered, settings, address, artifacts)
     port = await server.start()
     log.info("Listening on port %d; loading.", port)
     loading, stopping = asyncio.create_task(server.load()), asyncio.create_task(stop.wait())
-    await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    working: list[asyncio.Task[None]] = []
     try:
+        await asyncio.wait([loading, stopping], return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             loading.result()
             log.info("Serving %s.", ", ".join(service.name for service in offered))
-            await stopping
+            working = [asyncio.create_task(_work(service, artifacts, stop)) for service in offered if service.handlers and _on_bus()]
+            await asyncio.wait([*working, stopping], return_when=asyncio.FIRST_COMPLETED)
     finally:
         log.info("Draining.")
-        await server.drain()
+        stop.set()  # workers finish what is in hand or give it back, while calls end
+        await asyncio.gather(server.drain(), *working, return_exceptions=True)
+    for job in working:
+        job.result()
     return any(service.lane.busy for service in offered)
+
+
+def _on_bus() -> bool:
+    """Whether anybody said where the bus is."""
+    settings = BusSettings()
+    return "url" in settings.model_fields_set and bool(settings.url)
+
+
+async def _work(service: Service, artifacts: ArtifactStore, stop: asyncio.Event) -> None:
+    """Do the service's tasks between its calls, until told to stop.
+
+    Raises:
+        Unavailable: there is no bus.
+    """
+    async with AsyncExitStack() as stack:
+        bus = Bus(BusSettings(), f"sfumato {service.short}")
+        connecting, stopping = asyncio.create_task(stack.enter_async_context(bus)), asyncio.create_task(stop.wait())
+        await asyncio.wait([connecting, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if not connecting.done():
+            connecting.cancel()
+            return
+        connecting.result()
+        log.info("Taking tasks of %s.", service.short)
+        await Worker(bus, service.short, service.handlers, artifacts, turn=service.lane.turn).run(stop)
 
 
 def credentials(settings: ServingSettings) -> grpc.ServerCredentials | None:

@@ -18,11 +18,13 @@ from sfumato.errors import (
     BrokenWeights,
     Busy,
     Conflict,
+    Faults,
     InvalidInput,
     MissingWeights,
     NotFound,
     SfumatoError,
     Unavailable,
+    WrongState,
 )
 
 log = logging.getLogger(__name__)
@@ -35,6 +37,7 @@ CODES: dict[type[SfumatoError], grpc.StatusCode] = {
     Conflict: grpc.StatusCode.ABORTED,
     Busy: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Unavailable: grpc.StatusCode.UNAVAILABLE,
+    WrongState: grpc.StatusCode.FAILED_PRECONDITION,
     MissingWeights: grpc.StatusCode.FAILED_PRECONDITION,
     BrokenWeights: grpc.StatusCode.DATA_LOSS,
 }
@@ -42,6 +45,8 @@ RETRY = Duration(seconds=1)
 """After which a caller may try again what found the service busy or loading."""
 LONGEST, MOST = 1000, 8
 """Bytes of a message and number of violations told: all of it is HTTP headers, of which a client takes 8 KiB."""
+ROOM, EVERY = 3000, 60
+"""The same where every fault is to be told at once, in a message that says little else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,10 @@ def refusal(error: Exception) -> Refusal:
     if isinstance(error, BrokenRules):
         told = "; ".join(f"{violation.field}: {violation.description}" for violation in error.violations[:MOST])
         return Refusal(grpc.StatusCode.INVALID_ARGUMENT, cut(told), (_bad_request(error.violations), _info("InvalidInput")))
+    if isinstance(error, Faults):
+        told = f"{len(error.faults)} faults: {', '.join(field for field, _ in error.faults)}"
+        violations = [Violation(field, words) for field, words in error.faults]
+        return Refusal(grpc.StatusCode.INVALID_ARGUMENT, cut(told, 400), (_bad_request(violations, ROOM, EVERY), _info("InvalidInput")))
     if not isinstance(error, SfumatoError):
         incident = secrets.token_hex(4)
         log.error("Incident %s: a call failed.", incident, exc_info=error)
@@ -111,7 +120,8 @@ def _info(reason: str) -> ErrorInfo:
     return ErrorInfo(reason="".join(f"_{c}" if c.isupper() else c for c in reason).strip("_").upper(), domain=DOMAIN)
 
 
-def _bad_request(violations: Sequence[Violation]) -> BadRequest:
-    share = LONGEST // min(len(violations), MOST)
-    told = [BadRequest.FieldViolation(field=cut(v.field, 200), description=cut(v.description, share)) for v in violations[:MOST]]
-    return BadRequest(field_violations=told)
+def _bad_request(violations: Sequence[Violation], room: int = LONGEST, most: int = MOST) -> BadRequest:
+    share = room // min(len(violations), most)
+    fields = [cut(violation.field, max(min(share - 16, 200), 16)) for violation in violations[:most]]
+    told = zip(fields, violations, strict=False)
+    return BadRequest(field_violations=[{"field": f, "description": cut(v.description, max(share - len(f), 16))} for f, v in told])

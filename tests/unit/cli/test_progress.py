@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from orchestrator.engine import Progress
+from orchestrator.events import Event, Keeper, Teller
 from orchestrator.recipes.artaug import State
 from sfumato.cli.progress import RunProgress
 from sfumato.runtime.artifacts import ArtifactStore
@@ -20,12 +21,18 @@ from sfumato.runtime.journal import Journal
 from tests.unit.orchestrator import states
 
 
-def _events(store: ArtifactStore) -> list[Progress]:
+def _told(store: ArtifactStore) -> list[Event]:
+    """The events of `_progress`, as they come out of a message."""
+    teller = Teller()
+    return [Event.model_validate_json(teller.event(progress).model_dump_json()) for progress in _progress(store)]
+
+
+def _progress(store: ArtifactStore) -> list[Progress]:
     """Two iterations, the second with too few pairs, and the comparison, as the engine tells of them."""
     whole = states.finished(store, iterations=1)
     first, second = whole.iterations
     empty = replace(whole, iterations=(), base=None, ceiling=None, naive=None, stop_reason="")
-    scored = replace(empty, samples=tuple(replace(sample, verdict="") for sample in first.samples))
+    scored = tuple(replace(sample, verdict="") for sample in first.samples)
     filtered = replace(empty, samples=first.samples, trial=first.trial)
     measured = replace(filtered, base=whole.base)
     concluded = replace(empty, iterations=(first,), base=whole.base)
@@ -35,7 +42,8 @@ def _events(store: ArtifactStore) -> list[Progress]:
     return [
         Progress("generate", 1, 2, 0, empty),
         Progress("generate", 2, 2, 0, empty),
-        Progress("score", 2, 2, 1, scored),
+        Progress("score", 1, 2, 1, empty, scored[:2]),
+        Progress("score", 2, 2, 1, empty, scored[2:]),
         Progress("filter", 0, 0, 0, filtered),
         Progress("train", 0, 1, 0, filtered),
         Progress("train", 1, 1, 0, filtered),
@@ -58,8 +66,9 @@ def _shown(folder: Path, *, terminal: bool = False) -> tuple[str, list[dict[str,
     out = io.StringIO()
     store = ArtifactStore(str(folder / "artifacts"))
     console = Console(file=out, force_terminal=terminal, width=200)
-    with Journal(folder / "metrics.jsonl") as journal, RunProgress(console, folder, store, journal) as progress:
-        for event in _events(store):
+    with Journal(folder / "metrics.jsonl") as journal, Keeper(journal) as keeper, RunProgress(console, folder, store.get) as progress:
+        for event in _told(store):
+            keeper.keep(event)
             progress.show(event)
     return out.getvalue(), journal.events()
 
@@ -120,10 +129,9 @@ def test_a_terminal_sees_bars_and_an_eta(tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_a_run_that_breaks_off_says_so_in_its_journal(tmp_path: Path, error: type[BaseException]) -> None:
     store = ArtifactStore(str(tmp_path / "artifacts"))
-    console = Console(file=io.StringIO())
     with Journal(tmp_path / "metrics.jsonl") as journal:
-        with pytest.raises(error), RunProgress(console, tmp_path, store, journal) as progress:
-            progress.show(_events(store)[0])
+        with pytest.raises(error), Keeper(journal) as keeper:
+            keeper.keep(_told(store)[0])
             raise error
         [event] = journal.events()
     assert (event["iteration"], event["stage"], event["reason"]) == (1, "stopped", error.__name__)
@@ -141,10 +149,21 @@ def test_all_lines_are_json_without_nan(tmp_path: Path) -> None:
 
 def test_a_run_without_any_pair_shows_none(tmp_path: Path) -> None:
     state: State = states.without_advice()
-    samples, artifacts = state.iterations[0].samples, ArtifactStore(str(tmp_path / "artifacts"))
-    with (
-        Journal(tmp_path / "metrics.jsonl") as journal,
-        RunProgress(Console(file=io.StringIO()), tmp_path, artifacts, journal) as progress,
-    ):
-        progress.show(Progress("regenerate", 2, 2, 0, replace(state, samples=samples, iterations=())))
+    event = Teller().event(Progress("regenerate", 2, 2, 0, replace(state, iterations=()), state.iterations[0].samples))
+    assert event.pair is None
+    with RunProgress(Console(file=io.StringIO()), tmp_path, ArtifactStore(str(tmp_path / "artifacts")).get) as progress:
+        progress.show(event)
     assert not (tmp_path / "first-pair.png").exists()
+
+
+def test_who_comes_late_sees_the_present_in_the_newest_event_of_every_stage(tmp_path: Path) -> None:
+    store = ArtifactStore(str(tmp_path / "artifacts"))
+    told = _told(store)[:8]
+    newest = {event.stage: event for event in told}
+    out = io.StringIO()
+    with RunProgress(Console(file=out, width=200), tmp_path, store.get) as progress:
+        for event in sorted(newest.values(), key=lambda event: event.number):
+            progress.show(event)
+    for words in ("iteration 1  score 2/2  1 reused, aesthetic X 2.00, X' 4.00", "2 of 4 kept (50%)", "first pair", "choose 3/3  alpha 2"):
+        assert words in out.getvalue(), words
+    assert max(len(event.model_dump_json()) for event in told) < 1000

@@ -164,7 +164,7 @@ def test_pictures_lie_side_by_side_with_the_edges_on_the_left_one() -> None:
 
 
 def test_an_answer_that_is_there_already_stays(tmp_path: Path) -> None:
-    from sfumato.cli.review import answer, waiting_pairs
+    from orchestrator.reviewing import answer, waiting_pairs
 
     plan, artifacts = _begin(tmp_path, "human")
     _to_the_review(plan, artifacts)

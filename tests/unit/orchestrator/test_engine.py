@@ -22,7 +22,7 @@ class Numbers:
 
 
 def _task(kind: str, items: tuple[int, ...]) -> Task:
-    return Task(stage="s", kind=kind, items=items, params={}, model="m", model_path="")
+    return Task(stage="s", kind=kind, items=items, params={}, model="m", model_reference="")
 
 
 def _transport(folder: Path) -> LocalTransport:

@@ -11,8 +11,9 @@ from sfumato.runtime.tasks import Output, Task
 
 def note(word: object) -> None:
     """Write down that something was really done, where a test counts it."""
-    with Path(os.environ["TEST_LEDGER"]).open("a") as ledger:
-        ledger.write(f"{word}\n")
+    if "TEST_LEDGER" in os.environ:
+        with Path(os.environ["TEST_LEDGER"]).open("a") as ledger:
+            ledger.write(f"{word}\n")
 
 
 def double(task: Task, _: ArtifactStore) -> Output:

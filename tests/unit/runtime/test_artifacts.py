@@ -13,7 +13,7 @@ from sfumato.runtime.tasks import Output, Task, find, perform
 
 
 def _task(**changes: object) -> Task:
-    fields = {"stage": "s", "kind": "echo.say", "items": ("a", "b"), "params": {"x": 1}, "model": "m", "model_path": "/here"}
+    fields = {"stage": "s", "kind": "echo.say", "items": ("a", "b"), "params": {"x": 1}, "model": "m", "model_reference": "/here"}
     return Task.model_validate(fields | changes)
 
 
@@ -59,7 +59,7 @@ def test_what_is_not_there_is_missing(tmp_path: Path) -> None:
 
 
 def test_an_id_depends_on_what_the_result_depends_on_and_nothing_else() -> None:
-    assert _task().id == _task(stage="other", model_path="/elsewhere").id
+    assert _task().id == _task(stage="other", model_reference="/elsewhere").id
     others = [_task(kind="echo.shout"), _task(items=("b", "a")), _task(params={"x": 2}), _task(model="n")]
     assert len({task.id for task in [_task(), *others]}) == 5
 

@@ -87,7 +87,7 @@ def test_a_queue_that_is_gone_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_task_larger_than_a_message_is_refused_with_advice() -> None:
-    task = Task(stage="paint", kind="echo.double", items=("x" * LARGEST_TASK,), params={}, model="m", model_path="")
+    task = Task(stage="paint", kind="echo.double", items=("x" * LARGEST_TASK,), params={}, model="m", model_reference="")
     with pytest.raises(InvalidInput, match="'paint'.*micro-batches smaller"):
         encoded(task)
 
@@ -95,4 +95,4 @@ def test_a_task_larger_than_a_message_is_refused_with_advice() -> None:
 @pytest.mark.parametrize("kind", ["a b.c", "*.x", ">.x", "Echo.x", "x" * 40 + ".y", ".y"])
 def test_a_service_whose_name_is_no_subject_is_refused(kind: str) -> None:
     with pytest.raises(InvalidInput, match="service"):
-        encoded(Task(stage="s", kind=kind, items=(), params={}, model="m", model_path=""))
+        encoded(Task(stage="s", kind=kind, items=(), params={}, model="m", model_reference=""))

@@ -14,13 +14,15 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 import pytest
+import structlog
 from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from sfumato.errors import AnswerRejected, BrokenWeights, Conflict, InvalidInput, MissingWeights, NotFound, SfumatoError, Unavailable
+from sfumato.errors import AnswerRejected, BrokenWeights, Busy, Conflict, InvalidInput, MissingWeights, NotFound, SfumatoError, Unavailable
+from sfumato.runtime import telemetry
 from sfumato.runtime.serving.lane import Caller, CallerGone, Lane
 from sfumato.runtime.serving.server import Server, Service
 from sfumato.runtime.serving.status import DETAILS
@@ -375,6 +377,26 @@ def test_the_line_is_bounded_and_calls_go_one_at_a_time_in_their_order() -> None
             gate.go.set()
             await asyncio.gather(first, *(call for call in later if call not in done))
             assert len(now.engine.began) == 3 and gate.left == ["done"] * 3
+
+    in_loop(test)
+
+
+def test_a_turn_is_taken_in_line_with_calls_and_without_their_limit() -> None:
+    async def test() -> None:
+        lane, order = Lane(lambda: Engine(), waiting=0), []
+        await lane.open()
+        with telemetry.bound(task="t"):
+            turns = [lane.turn(lambda engine, caller, i=i: order.append((i, structlog.contextvars.get_contextvars()))) for i in range(5)]
+            jobs = [asyncio.create_task(turn) for turn in turns]
+        await asyncio.sleep(0)
+        with pytest.raises(Busy):
+            await lane.call(lambda engine, caller: None)
+        await asyncio.gather(*jobs)
+        await lane.call(lambda engine, caller: order.append((5, {})))
+        assert order == [(i, {"task": "t"}) for i in range(5)] + [(5, {})] and not lane.busy
+        lane.end()
+        with pytest.raises(Unavailable):
+            await lane.turn(lambda engine, caller: None)
 
     in_loop(test)
 

@@ -17,6 +17,7 @@ from sfumato.lora.adapter import Adapter
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.images import encode_png
 from sfumato.runtime.tasks import Task
+from sfumato.runtime.versions import model_version
 from sfumato.types import GenerateRequest, Region
 from tests.unit.diffusion import tiny
 
@@ -154,8 +155,9 @@ def test_a_task_paints_what_the_engine_paints_and_may_leave_the_new_settings_out
     items = ({"prompt": "a red house", "seed": 7, "regions": [{"prompt": "glowing moon", "box": [0, 0, 20, 9]}]},)
     params = {"width": 32, "height": 32, "steps": 2, "guidance": 1.0, "adapter": ""}
     wanted = replace(GOOD, regions=(Region("glowing moon", (0, 0, 20, 9)),))
+    named = {"model": model_version(tmp_path / "model"), "model_reference": str(tmp_path / "model")}
     for more in ({}, {"regional_steps": 0.5, "soft_edges": 3.0}):
-        task = Task(stage="g", kind="generator.paint", items=items, params=params | more, model="m", model_path=str(tmp_path / "model"))
+        task = Task(stage="g", kind="generator.paint", items=items, params=params | more, **named)
         output = HANDLERS[task.kind](task, store)
         picture = loaded.generate([replace(wanted, **more)])[0]
         assert output.values == [None]

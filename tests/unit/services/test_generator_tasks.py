@@ -11,6 +11,7 @@ from sfumato.errors import InvalidInput
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.images import decode_image
 from sfumato.runtime.tasks import Task
+from sfumato.runtime.versions import model_version
 from tests.unit.diffusion import tiny
 
 PARAMS: dict[str, Any] = {"adapter": "", "width": 32, "height": 32, "steps": 2, "guidance": 1.0}
@@ -25,7 +26,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def _painted(folder: Path, model: str, **params: Any) -> np.ndarray:
     item = {"prompt": "a red house", "seed": 3, "regions": [{"prompt": "a lake", "box": [0, 0, 16, 32]}]}
-    task = Task(stage="any", kind="generator.paint", items=(item,), params=PARAMS | params, model="tiny", model_path=model)
+    named = {"model": model_version(Path(model)), "model_reference": model}
+    task = Task(stage="any", kind="generator.paint", items=(item,), params=PARAMS | params, **named)
     return decode_image(HANDLERS[task.kind](task, ArtifactStore(str(folder))).files["0.png"]).astype(int)
 
 

@@ -42,7 +42,7 @@ def asked_at(vlm: ScriptedVlm, monkeypatch: pytest.MonkeyPatch) -> None:
 def done(artifacts: ArtifactStore, verb: str, *items: Mapping[str, Any], profile: str = "qwen2-vl", **params: str) -> Manifest:
     """A task done as a worker does it, its manifest read back from the store."""
     settings = {"backend": "vllm", "profile": profile, **params}
-    task = Task(stage="s", kind=f"grounding.{verb}", items=items, params=settings, model="version", model_path="hub/name")
+    task = Task(stage="s", kind=f"grounding.{verb}", items=items, params=settings, model="version", model_reference="hub/name")
     perform(task, tasks.HANDLERS[task.kind], artifacts, {})
     return perform(task, tasks.HANDLERS[task.kind], artifacts, {})
 

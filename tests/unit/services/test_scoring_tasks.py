@@ -10,9 +10,11 @@ import pytest
 from services.scoring.engine import ScoringEngine
 from services.scoring.loading import load_scorers
 from services.scoring.tasks import HANDLERS
-from sfumato.errors import InvalidInput
+from sfumato.errors import InvalidInput, MissingWeights
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.images import encode_png
+from sfumato.runtime.references import scorers_version
+from sfumato.runtime.settings import Settings
 from sfumato.runtime.tasks import Task
 from sfumato.vista import weights
 from sfumato.vista.world import render, sample_scene
@@ -21,7 +23,8 @@ from sfumato.vista.world import render, sample_scene
 def task(store: ArtifactStore, params: dict[str, object]) -> Task:
     rng = random.Random(2)
     items = tuple({"prompt": "a house and a tree", "picture": store.put(encode_png(render(sample_scene(rng))))} for _ in range(2))
-    return Task(stage="score", kind="scoring.score", items=items, params=params, model="vista", model_path=str(weights.ROOT))
+    named = {"model": scorers_version("clip", {}, Settings()), "model_reference": "clip"}
+    return Task(stage="score", kind="scoring.score", items=items, params=params, **named)
 
 
 def test_values_are_numbers_by_metric_in_the_order_of_the_items(tmp_path: Path) -> None:
@@ -35,8 +38,11 @@ def test_values_are_numbers_by_metric_in_the_order_of_the_items(tmp_path: Path) 
 
 def test_a_named_model_takes_the_place_of_vistas(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path.as_uri())
-    named = {"metrics": ["clip", "vista-clip"], "models": {"clip": str(weights.ROOT / "pickscore")}}
-    rows = HANDLERS["scoring.score"](task(store, named), store).values
+    models = {"clip": str(weights.ROOT / "pickscore")}
+    job = task(store, {"metrics": ["clip", "vista-clip"], "models": models})
+    with pytest.raises(MissingWeights, match="the scorers .clip. here"):
+        HANDLERS["scoring.score"](job, store)
+    rows = HANDLERS["scoring.score"](job.model_copy(update={"model": scorers_version("clip", models, Settings())}), store).values
     plain = HANDLERS["scoring.score"](task(store, {"metrics": ["clip"]}), store).values
     assert [row["vista-clip"] for row in rows] == [row["clip"] for row in plain]
     assert all(abs(row["clip"] - row["vista-clip"]) > 0.1 for row in rows)

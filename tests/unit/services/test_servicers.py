@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,22 +15,26 @@ from diffusers import FluxPipeline
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save
 
-from services.generator.engine import GeneratorEngine
-from services.generator.servicer import GeneratorServicer, ServedModel
+from services.generator import tasks as generator_tasks
+from services.generator import warm as generator_warm
+from services.generator.engine import GeneratorEngine, GeneratorSettings, load_generator
+from services.generator.servicer import GeneratorServicer
 from services.grounding.engine import GroundingEngine
 from services.grounding.http_backend import HttpBackend
 from services.grounding.profiles import VISTA
 from services.grounding.servicer import GroundingServicer
+from services.trainer import tasks as trainer_tasks
+from services.trainer import warm as trainer_warm
 from services.trainer.engine import Pair, TrainSettings, train_pairs
-from services.trainer.servicer import TrainedModel, TrainerServicer
-from sfumato.diffusion.families import family_of
+from services.trainer.servicer import TrainerServicer
 from sfumato.lora.adapter import Adapter
-from sfumato.lora.fuse import Fuser
 from sfumato.runtime.adapters import decode_adapter, encode_adapter
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.images import decode_image, encode_png
 from sfumato.runtime.serving.lane import Lane
 from sfumato.runtime.serving.server import Service
+from sfumato.runtime.tasks import Task
+from sfumato.runtime.versions import model_version
 from sfumato.types import GenerateRequest, Region
 from sfumato.v1 import common_pb2, generator_pb2, generator_pb2_grpc, grounding_pb2, grounding_pb2_grpc, trainer_pb2, trainer_pb2_grpc
 from tests.unit.diffusion import tiny
@@ -55,9 +60,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ArtifactStore:
     return ArtifactStore(str(tmp_path_factory.mktemp("artifacts")))
 
 
+def painted_by(engine: GeneratorEngine) -> generator_warm.ServedModel:
+    return generator_warm.ServedModel(lambda: engine, BASE, engine.limits, engine.settings)
+
+
 @pytest.fixture(scope="module")
 def generator(store: ArtifactStore) -> Iterator[generator_pb2_grpc.GeneratorServiceStub]:
-    lane = Lane(lambda: ServedModel(GeneratorEngine(tiny.flux()), BASE))
+    lane = Lane(lambda: painted_by(GeneratorEngine(tiny.flux())))
     register = partial(generator_pb2_grpc.add_GeneratorServiceServicer_to_server, GeneratorServicer(lane, store))
     with served(lambda _: [Service("sfumato.v1.GeneratorService", register, lane)]) as channel:
         yield generator_pb2_grpc.GeneratorServiceStub(channel)
@@ -70,7 +79,8 @@ def pipeline() -> FluxPipeline:
 
 @pytest.fixture(scope="module")
 def trainer(store: ArtifactStore, pipeline: FluxPipeline) -> Iterator[trainer_pb2_grpc.TrainerServiceStub]:
-    lane = Lane(lambda: TrainedModel(pipeline, Fuser(family_of(pipeline).denoiser), BASE))
+    model = trainer_warm.WarmModel(pipeline)
+    lane = Lane(lambda: trainer_warm.ServedModel(lambda: model, BASE))
     register = partial(trainer_pb2_grpc.add_TrainerServiceServicer_to_server, TrainerServicer(lane, store))
     with served(lambda _: [Service("sfumato.v1.TrainerService", register, lane)]) as channel:
         yield trainer_pb2_grpc.TrainerServiceStub(channel)
@@ -82,6 +92,11 @@ def grounding(store: ArtifactStore, vlm: ScriptedVlm) -> Iterator[grounding_pb2_
     register = partial(grounding_pb2_grpc.add_GroundingServiceServicer_to_server, GroundingServicer(lane, store))
     with served(lambda _: [Service("sfumato.v1.GroundingService", register, lane)]) as channel:
         yield grounding_pb2_grpc.GroundingServiceStub(channel)
+
+
+def random_adapter(seed: int) -> Adapter:
+    torch.manual_seed(seed)
+    return Adapter({"transformer_blocks.0.attn.to_q": (torch.randn(2, 32), torch.randn(32, 2))})
 
 
 def refused(call: Callable[[], Any]) -> tuple[grpc.StatusCode, str, list[str]]:
@@ -122,10 +137,7 @@ def test_a_painting_that_is_left_changes_nothing_of_the_next(generator: generato
 def test_adapters_are_fused_for_a_request_and_taken_out_for_the_next(
     generator: generator_pb2_grpc.GeneratorServiceStub, store: ArtifactStore
 ) -> None:
-    engine = GeneratorEngine(tiny.flux())
-    name, weight = next((n, p) for n, p in engine.pipeline.transformer.named_parameters() if n.endswith("attn.to_q.weight"))
-    torch.manual_seed(0)
-    adapter = Adapter({name.removesuffix(".weight"): (torch.randn(2, weight.shape[1]), torch.randn(weight.shape[0], 2))})
+    engine, adapter = GeneratorEngine(tiny.flux()), random_adapter(0)
     ref = common_pb2.AdapterRef(artifact=store.put(encode_adapter(adapter)), weight=0.5)
     plain = generator_pb2.GenerateRequest(painting=PAINTING)
     tuned = generator_pb2.GenerateRequest(painting=PAINTING, model=common_pb2.ModelRef(base=BASE, adapters=[ref]))
@@ -232,3 +244,74 @@ def test_trainings_that_cannot_work_are_refused_by_their_field(
     assert refused(lambda: list(trainer.Train(trainer_pb2.TrainRequest(), timeout=SECONDS)))[2] == [
         "objective", "rank", "pairs", "learning_rate", "batch",
     ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tiny.flux().save_pretrained(folder)
+    return folder
+
+
+def test_calls_and_tasks_with_different_adapters_take_turns_on_one_generator(store: ArtifactStore, folder: Path) -> None:
+    one, other = (store.put(encode_adapter(random_adapter(seed))) for seed in (1, 2))
+    lane = Lane(lambda: generator_warm.serve(folder, "float32", GeneratorSettings()))
+    register = partial(generator_pb2_grpc.add_GeneratorServiceServicer_to_server, GeneratorServicer(lane, store))
+    painting = generator_pb2.Painting(prompt="a red house", seeds=[7], steps=2)
+
+    def by_task(adapter: str) -> bytes:
+        item = {"prompt": "a red house", "seed": 7, "regions": []}
+        params = {"adapter": adapter, "width": 32, "height": 32, "steps": 2, "guidance": 1.0}
+        named = {"model": model_version(folder), "model_reference": str(folder)}
+        task = Task(stage="g", kind="generator.paint", items=(item,), params=params, **named)
+        return generator_tasks.HANDLERS[task.kind](task, store).files["0.png"]
+
+    def alone(adapter: str) -> bytes:
+        engine = load_generator(folder)
+        engine.set_adapter(decode_adapter(store.get(adapter)) if adapter else None)
+        (picture,) = engine.generate([GenerateRequest("a red house", 7, 32, 32, 2)])
+        return encode_png(picture.image)
+
+    expected = {adapter: alone(adapter) for adapter in ("", one, other)}
+    assert len(set(expected.values())) == 3
+    with served(lambda _: [Service("sfumato.v1.GeneratorService", register, lane)]) as channel:
+        stub = generator_pb2_grpc.GeneratorServiceStub(channel)
+
+        def by_call(adapter: str) -> bytes:
+            model = common_pb2.ModelRef(adapters=[common_pb2.AdapterRef(artifact=adapter)] if adapter else [])
+            return stub.Generate(generator_pb2.GenerateRequest(painting=painting, model=model), timeout=SECONDS).pictures[0].image.data
+
+        for call, task in ((one, other), (one, ""), ("", one), (other, other), (one, "")):
+            assert by_call(call) == expected[call]
+            assert by_task(task) == expected[task]
+        assert lane.engine.engine() is generator_warm.engine_of(folder, "float32")
+        # A task for another model takes the engine's place; the next call has its own again.
+        assert generator_warm.engine_of(folder, "bfloat16") is not lane.engine.engine()
+        assert by_call(one) == expected[one]
+
+
+def test_calls_and_tasks_with_different_adapters_take_turns_on_one_trainer(store: ArtifactStore, folder: Path) -> None:
+    theta = store.put(encode_adapter(random_adapter(1)))
+    lane = Lane(lambda: trainer_warm.serve(folder, "float32"))
+    register = partial(trainer_pb2_grpc.add_TrainerServiceServicer_to_server, TrainerServicer(lane, store))
+    tuned = common_pb2.ModelRef(adapters=[common_pb2.AdapterRef(artifact=theta)])
+    request, pair = training(store, model=tuned)
+    item = {"prompt": pair.prompt, "seed": pair.seed, "before": request.pairs[0].before, "after": request.pairs[0].after}
+    settings = {"rank": 2, "learning_rate": 5e-3, "batch": 2, "steps_before": 3, "steps_after": 2, "width": 32, "height": 32}
+
+    def by_task(adapter: str) -> bytes:
+        named = {"model": model_version(folder), "model_reference": str(folder)}
+        task = Task(stage="t", kind="trainer.train", items=(item,), params=settings | {"adapter": adapter}, **named)
+        return trainer_tasks.HANDLERS[task.kind](task, store).files["0.safetensors"]
+
+    with served(lambda _: [Service("sfumato.v1.TrainerService", register, lane)]) as channel:
+        stub = trainer_pb2_grpc.TrainerServiceStub(channel)
+
+        def by_call(request: trainer_pb2.TrainRequest) -> bytes:
+            *_, last = stub.Train(request, timeout=SECONDS)
+            return store.get(last.result.pairs[0].adapter)
+
+        base = by_task("")
+        assert by_call(request) == by_task(theta) != base
+        assert by_task("") == base == by_call(training(store)[0])
+        assert by_call(request) == by_task(theta)

@@ -14,9 +14,11 @@ from safetensors.torch import load, save
 
 from services.trainer import tasks
 from services.trainer.engine import Pair, TrainedPair, TrainSettings, train_pairs
+from services.trainer.warm import model_of
 from sfumato.errors import BrokenWeights
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.tasks import Task
+from sfumato.runtime.versions import model_version
 from tests.unit.diffusion import tiny
 
 PARAMS: dict[str, Any] = {"rank": 2, "batch": 2, "steps_before": 5, "steps_after": 7, "width": 32, "height": 32, "adapter": ""}
@@ -44,7 +46,8 @@ def latents(seed: int) -> torch.Tensor:
 def work(store: ArtifactStore, model: Path) -> Task:
     names = [store.put(save({"latents": latents(seed)})) for seed in range(4)]
     items = tuple({"prompt": "a red house", "seed": seed, "before": names[2 * seed], "after": names[2 * seed + 1]} for seed in range(2))
-    return Task(stage="train", kind="trainer.train", items=items, params=PARAMS, model="tiny", model_path=str(model))
+    version = model_version(model)
+    return Task(stage="train", kind="trainer.train", items=items, params=PARAMS, model=version, model_reference=str(model))
 
 
 def test_a_worker_killed_in_the_middle_of_phi_2_leaves_a_checkpoint_that_ends_in_the_same_bytes(tmp_path: Path) -> None:
@@ -60,7 +63,7 @@ def test_a_worker_killed_in_the_middle_of_phi_2_leaves_a_checkpoint_that_ends_in
     key = tasks.StoredCheckpoint(disturbed, task.id).key
     assert disturbed.read_key(key) is not None
     forwards = []
-    hook = tasks._worker(str(model), "float32").pipeline.transformer.register_forward_hook(lambda *_: forwards.append(1))
+    hook = model_of(model.resolve(), "float32").pipeline.transformer.register_forward_hook(lambda *_: forwards.append(1))
     resumed = tasks.train(task, disturbed)
     hook.remove()
     expected = tasks.train(task, undisturbed)

@@ -15,6 +15,7 @@ from sfumato.lora.adapter import Adapter, combine, delta
 from sfumato.runtime.adapters import decode_adapter, encode_adapter
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.tasks import Output, Task
+from sfumato.runtime.versions import model_version
 from tests.unit.diffusion import tiny
 
 SETTINGS: dict[str, Any] = {"rank": 2, "batch": 2, "steps_before": 3, "steps_after": 3, "learning_rate": 5e-3, "width": 32, "height": 32}
@@ -33,7 +34,8 @@ def store(tmp_path: Path) -> ArtifactStore:
 
 
 def perform(store: ArtifactStore, model: str, kind: str, items: list[Any], params: dict[str, Any]) -> Output:
-    task = Task(stage="any", kind=kind, items=tuple(items), params=params, model="tiny", model_path=model)
+    version = model_version(Path(model))
+    task = Task(stage="any", kind=kind, items=tuple(items), params=params, model=version, model_reference=model)
     return HANDLERS[kind](task, store)
 
 

@@ -27,11 +27,11 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'registry.sqlite'}"
     url, name = request.getfixturevalue("postgres_url"), f"test_{uuid4().hex}"
-    admin = create_engine(f"{url.replace('postgresql:', 'postgresql+psycopg:')}/postgres")
+    admin = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
     with admin.begin() as connection:
         connection.execute(text(f"CREATE SCHEMA {name}"))  # as good as a database of its own, and quicker
     admin.dispose()
-    return f"{url}/postgres?options=-csearch_path%3D{name}"
+    return f"{url}&options=-csearch_path%3D{name}"
 
 
 @pytest.fixture(scope="session")

@@ -35,8 +35,8 @@ def postgres_binaries() -> Path:
 
 @contextmanager
 def postgres() -> Iterator[str]:
-    """A fresh PostgreSQL server; its URL without a database's name at the end."""
-    binaries, folder, port = postgres_binaries(), Path(tempfile.mkdtemp(prefix="sfumato-pg-")), free_port()
+    """A fresh PostgreSQL server, on a socket in a folder of its own, so that no port can be taken; the URL of its database."""
+    binaries, folder = postgres_binaries(), Path(tempfile.mkdtemp(prefix="sfumato-pg-"))
     if USER:
         shutil.chown(folder, USER)
 
@@ -47,10 +47,10 @@ def postgres() -> Iterator[str]:
     data = folder / "data"
     try:
         run("initdb", "-D", data, "-U", "sfumato", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync")
-        options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories={folder} -c fsync=off"
+        options = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off"
         run("pg_ctl", "-D", data, "-w", "-l", folder / "log", "-o", options, "start")
         try:
-            yield f"postgresql://sfumato@127.0.0.1:{port}"
+            yield f"postgresql://sfumato@/postgres?host={folder}"
         finally:
             run("pg_ctl", "-D", data, "-w", "-m", "immediate", "stop")
     finally:

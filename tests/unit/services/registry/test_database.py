@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from importlib.resources import files
@@ -14,7 +15,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, text
 
-from services.registry.database import HEAD, Database
+from services.registry.database import HEAD, Database, _engine
 from services.registry.tables import Table
 from sfumato.errors import InvalidInput, Unavailable
 
@@ -50,6 +51,28 @@ def test_many_who_open_a_new_database_at_once_make_it_once(database_url: str) ->
     script = f"from services.registry.database import Database; Database({database_url!r})"
     several = [subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True) for _ in range(4)]
     assert [(process.communicate()[1], process.returncode) for process in several] == [("", 0)] * 4
+
+
+def test_many_who_turn_a_new_file_to_writing_ahead_at_once_all_open_it(tmp_path: Path) -> None:
+    """SQLite refuses the second of them at once, without the patience that it is told."""
+    for number in range(40):
+        url, together, failures = f"sqlite:///{tmp_path}/{number}.sqlite", threading.Barrier(6), list[BaseException]()
+
+        def connect(url: str = url, together: threading.Barrier = together, failures: list[BaseException] = failures) -> None:
+            engine = _engine(url)
+            together.wait()
+            try:
+                engine.connect().close()
+            except BaseException as error:
+                failures.append(error)
+            engine.dispose()
+
+        threads = [threading.Thread(target=connect) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert failures == []
 
 
 def test_a_database_of_a_newer_version_is_left_alone(database_url: str) -> None:

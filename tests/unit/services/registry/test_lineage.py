@@ -145,7 +145,7 @@ def test_what_an_alias_once_pointed_at_stays_for_a_rollback(registry: Registry) 
 
 def test_files_of_a_run_stay(registry: Registry, store: ArtifactStore) -> None:
     digest, data = adapter(1)
-    task = Task(stage="s", kind="trainer.train", items=(), params={}, model="m", model_path="")
+    task = Task(stage="s", kind="trainer.train", items=(), params={}, model="m", model_reference="")
     perform(task, lambda _, __: Output([], {"0.safetensors": data}), store, {})
     register(registry, 1)
     found = registry.collect(older_than=0, dry_run=False)

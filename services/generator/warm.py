@@ -1,0 +1,43 @@
+"""The generator's one engine in a process: calls and tasks paint on the same, with one copy of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.generator.engine import GeneratorEngine, GeneratorSettings, load_generator
+from sfumato.diffusion.limits import ModelLimits
+from sfumato.runtime.device import pick_device, precision_named
+from sfumato.runtime.versions import model_version
+from sfumato.runtime.warm import Warm
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ServedModel:
+    """What a service paints with: the engine, loaded again where a task for another model took its place; its base's version."""
+
+    engine: Callable[[], GeneratorEngine]
+    base: str
+    limits: ModelLimits
+    settings: GeneratorSettings
+
+
+def serve(folder: Path, precision: str, settings: GeneratorSettings) -> ServedModel:
+    """The model in a folder, loaded, for a service's lane. Raises: as `engine_of`."""
+    return ServedModel(lambda: engine_of(folder, precision), model_version(folder), engine_of(folder, precision).limits, settings)
+
+
+def engine_of(folder: Path, precision: str) -> GeneratorEngine:
+    """The process's engine, on this model.
+
+    Raises:
+        InvalidInput: an unknown precision.
+        MissingWeights, BrokenWeights: as `load_generator`.
+    """
+    return _loaded(folder.resolve(), precision)
+
+
+@Warm
+def _loaded(folder: Path, precision: str) -> GeneratorEngine:
+    return load_generator(folder, dtype=precision_named(precision), device=pick_device())

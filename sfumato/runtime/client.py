@@ -1,0 +1,216 @@
+"""Calling services: a channel with what they want to be shown, their refusals as the errors of `sfumato.errors`, large files in pieces."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grpc
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
+from google.rpc.status_pb2 import Status
+
+from sfumato.errors import (
+    AnswerRejected,
+    BrokenWeights,
+    Busy,
+    Conflict,
+    InvalidInput,
+    MissingWeights,
+    NotFound,
+    SfumatoError,
+    Unavailable,
+)
+from sfumato.runtime.serving.artifacts import CHUNK
+from sfumato.runtime.serving.status import DETAILS
+from sfumato.runtime.settings import ClientSettings
+from sfumato.runtime.telemetry import outgoing
+from sfumato.v1.artifacts_pb2 import GetRequest, PutRequest, StatRequest
+from sfumato.v1.artifacts_pb2_grpc import ArtifactServiceStub
+
+TLS = "tls://"
+KINDS: dict[str, type[SfumatoError]] = {
+    "NOT_FOUND": NotFound,
+    "CONFLICT": Conflict,
+    "BUSY": Busy,
+    "UNAVAILABLE": Unavailable,
+    "MISSING_WEIGHTS": MissingWeights,
+    "BROKEN_WEIGHTS": BrokenWeights,
+}
+"""A refusal's reason -> the error that was raised in the service; those with more than words are made in `error_of`."""
+START_IT = "Is it running, and is this its address? `sfumato up` starts all services."
+
+
+def channel(address: str, settings: ClientSettings | None = None) -> grpc.Channel:
+    """A channel to the service at ``host:port``, in the clear unless the settings name an authority or it is ``tls://host:port``.
+
+    Every call shows the settings' token, and a call with one answer has their timeout unless it brings its own. Nothing is
+    connected yet; close it, or use it in a ``with``.
+
+    Raises:
+        InvalidInput: half of a client certificate is set, or a file cannot be read.
+    """
+    settings = settings or ClientSettings()
+    options = [("grpc.max_receive_message_length", settings.max_message), ("grpc.max_send_message_length", settings.max_message)]
+    secure = _credentials(settings, address.startswith(TLS))
+    target = address.removeprefix(TLS)
+    plain = grpc.insecure_channel(target, options) if secure is None else grpc.secure_channel(target, secure, options)
+    return grpc.intercept_channel(plain, _Manners(settings))
+
+
+@contextmanager
+def calling(address: str = "") -> Iterator[None]:
+    """Turn what gRPC raises within into our errors: around a call, or around the loop over a stream's answers.
+
+    Raises:
+        InvalidInput: the service refused a field (``field`` is its path in the message), or the token.
+        NotFound, Conflict, Busy, Unavailable, MissingWeights, BrokenWeights, AnswerRejected: as the service raised them;
+            Unavailable too where nobody answers at ``address`` or not in time.
+        SfumatoError: the service failed.
+    """
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise error_of(error, address) from error
+
+
+def error_of(error: grpc.RpcError, address: str = "") -> SfumatoError:
+    """The error of our tree that a refused call stands for."""
+    if not isinstance(error, grpc.Call):
+        return SfumatoError(f"The call failed: {error}.")
+    code, told = error.code(), error.details() or "no reason was given"
+    reason, violations = _details(error)
+    if violations:
+        words = [f"{v.field}: {v.description}" for v in violations[1:]]
+        return InvalidInput(violations[0].field, "; ".join([violations[0].description, *words]))
+    if reason in KINDS:
+        return KINDS[reason](told)
+    if reason == "ANSWER_REJECTED":
+        return AnswerRejected(told, raw="")
+    where = f"The service at {address}" if address else "The service"
+    match code:
+        case grpc.StatusCode.INVALID_ARGUMENT:
+            return InvalidInput("request", told)
+        case grpc.StatusCode.UNAUTHENTICATED:
+            return InvalidInput("token", f"{where} does not take it.", hint="Set SFUMATO_CLIENT_TOKEN to the service's SFUMATO_GRPC_TOKEN.")
+        case grpc.StatusCode.UNAVAILABLE:
+            return Unavailable(f"{where} does not answer ({told}).", hint=START_IT)
+        case grpc.StatusCode.DEADLINE_EXCEEDED:
+            return Unavailable(f"{where} did not answer in time.", hint="Give it longer: SFUMATO_CLIENT_TIMEOUT, in seconds.")
+        case grpc.StatusCode.CANCELLED:
+            return Unavailable(f"{where} gave the call up ({told}).", hint="Is it being ended? Call again.")
+        case grpc.StatusCode.UNIMPLEMENTED:
+            return Unavailable(f"{where} does not offer this call.", hint="Is this the address of another service, or of an older one?")
+        case grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return SfumatoError(f"{where} cannot take or give this message ({told}).", hint="Large files travel as artifacts.")
+    return SfumatoError(f"{where} failed ({told}).")
+
+
+def upload(channel: grpc.Channel, data: bytes) -> str:
+    """Put the bytes into the artifact store behind a service; their SHA-256. What is there already is not sent again.
+
+    Raises: as `calling`.
+    """
+    digest, stub = hashlib.sha256(data).hexdigest(), ArtifactServiceStub(channel)
+
+    def pieces() -> Iterator[PutRequest]:
+        yield PutRequest(digest=digest, chunk=data[:CHUNK])
+        for start in range(CHUNK, len(data), CHUNK):
+            yield PutRequest(chunk=data[start : start + CHUNK])
+
+    with calling():
+        if not stub.Stat(StatRequest(digest=digest)).held:
+            stub.Put(pieces())
+    return digest
+
+
+def download(channel: grpc.Channel, digest: str) -> bytes:
+    """The bytes of an artifact in the store behind a service.
+
+    Raises:
+        NotFound: there is none.
+        BrokenWeights: it is damaged, there or on its way.
+        SfumatoError: as `calling`.
+    """
+    with calling():
+        data = b"".join(piece.chunk for piece in ArtifactServiceStub(channel).Get(GetRequest(digest=digest)))
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise BrokenWeights(f"Artifact {digest} did not come whole.", hint="Ask for it again.")
+    return data
+
+
+def _credentials(settings: ClientSettings, tls: bool) -> grpc.ChannelCredentials | None:
+    if (settings.certificate is None) != (settings.key is None):
+        hint = "Set SFUMATO_CLIENT_CERTIFICATE and SFUMATO_CLIENT_KEY."
+        raise InvalidInput("certificate", "a client's certificate needs its key, and a key its certificate.", hint=hint)
+    if settings.ca is None and settings.certificate is None and not tls:
+        return None
+    ca, key, certificate = (_pem(name, getattr(settings, name)) for name in ("ca", "key", "certificate"))
+    return grpc.ssl_channel_credentials(ca, key, certificate)
+
+
+def _pem(field: str, path: Path | None) -> bytes | None:
+    try:
+        return None if path is None else path.read_bytes()
+    except OSError as error:
+        raise InvalidInput(field, f"{path} cannot be read ({error.strerror}).") from error
+
+
+def _details(error: grpc.Call) -> tuple[str, list[BadRequest.FieldViolation]]:
+    """The reason and the fields that came with a refusal."""
+    info, request = ErrorInfo(), BadRequest()
+    metadata: Any = error.trailing_metadata() or ()  # grpc's types say less than it is
+    for key, value in metadata:
+        if key == DETAILS:
+            for detail in Status.FromString(value).details:
+                detail.Unpack(info)
+                detail.Unpack(request)
+    return info.reason, list(request.field_violations)
+
+
+class _Call(NamedTuple):
+    """A call's details, as interceptors may change them."""
+
+    method: str
+    timeout: float | None
+    metadata: Any
+    credentials: Any
+    wait_for_ready: bool | None
+    compression: Any
+
+
+class _Manners(
+    grpc.UnaryUnaryClientInterceptor,
+    grpc.UnaryStreamClientInterceptor,
+    grpc.StreamUnaryClientInterceptor,
+    grpc.StreamStreamClientInterceptor,
+):
+    """Shows the token and the trace with every call, and gives those with one answer a deadline."""
+
+    def __init__(self, settings: ClientSettings) -> None:
+        token = settings.token.get_secret_value()
+        self._shown = (("authorization", f"Bearer {token}"),) if token else ()
+        self._timeout = settings.timeout
+
+    def intercept_unary_unary(self, continuation: Callable[..., Any], client_call_details: Any, request: Any) -> Any:
+        """One question, one answer."""
+        return continuation(self._with(client_call_details, self._timeout), request)
+
+    def intercept_unary_stream(self, continuation: Callable[..., Any], client_call_details: Any, request: Any) -> Any:
+        """One question, many answers."""
+        return continuation(self._with(client_call_details, None), request)
+
+    def intercept_stream_unary(self, continuation: Callable[..., Any], client_call_details: Any, request_iterator: Any) -> Any:
+        """Many questions, one answer."""
+        return continuation(self._with(client_call_details, self._timeout), request_iterator)
+
+    def intercept_stream_stream(self, continuation: Callable[..., Any], client_call_details: Any, request_iterator: Any) -> Any:
+        """Many questions, many answers."""
+        return continuation(self._with(client_call_details, None), request_iterator)
+
+    def _with(self, call: Any, timeout: float | None) -> _Call:
+        metadata = (*(call.metadata or ()), *self._shown, *outgoing().items())
+        timeout = call.timeout if call.timeout is not None else timeout
+        return _Call(call.method, timeout, metadata, call.credentials, call.wait_for_ready, call.compression)
