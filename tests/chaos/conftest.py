@@ -1,10 +1,6 @@
-"""How hard the chaos tests strike."""
+"""What the chaos tests are told on the command line."""
 
 import pytest
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--faults", type=int, default=8, help="faults in the run of the whole system (60: the long variant)")
 
 
 @pytest.fixture
