@@ -1,4 +1,6 @@
-"""Collects dead letters: JetStream only says that a task was given out too often; what it was and why it failed is kept here."""
+"""Collects dead letters of tasks that end their workers: JetStream only says that a task was given out too often; what it was, and
+why it failed if it ever lived to fail, is kept here. (A task that fails is set aside by the worker that saw it fail once too often.)
+"""
 
 from __future__ import annotations
 
@@ -10,20 +12,10 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js.errors import NotFoundError
 
-from sfumato.runtime import telemetry
 from sfumato.runtime.artifacts import ArtifactStore
-from sfumato.runtime.bus import (
-    ADVISORIES,
-    COLLECTOR,
-    EVENTS,
-    Bus,
-    DeadLetter,
-    Puller,
-    Result,
-    dead_subject,
-    failure_subject,
-)
+from sfumato.runtime.bus import ADVISORIES, COLLECTOR, Bus, DeadLetter, Result
 from sfumato.runtime.failures import Failure
+from sfumato.runtime.puller import Puller
 from sfumato.runtime.tasks import manifest_key
 
 log = logging.getLogger(__name__)
@@ -46,8 +38,11 @@ class DeadLetters:
             try:
                 for advisory in await puller.take(1):
                     await self._collect(advisory)
-            except (NatsError, TimeoutError) as error:
+            except NatsError as error:
                 log.debug("dead letters cannot be had now: %s", error)
+                await asyncio.sleep(PAUSE)
+            except Exception as error:  # whatever a store may raise; the advisory comes again
+                log.warning("a dead letter cannot be collected now: %s", error)
                 await asyncio.sleep(PAUSE)
 
     async def _collect(self, advisory: Msg) -> None:
@@ -62,19 +57,17 @@ class DeadLetters:
             # It was done, and whoever did it had no time to say so.
             await self._bus.announce([Result(task_id=task_id, service=service)])
         else:
-            failure = await self._reason(service, task_id)
-            text = (message.data or b"").decode(errors="replace")
-            letter = DeadLetter(task_id=task_id, service=service, deliveries=told["deliveries"], failure=failure, task=text)
-            telemetry.parked.labels(service).inc()
-            log.warning("task %s of %s is set aside: %s", task_id, service, failure.message, extra={"task": task_id})
-            await asyncio.wait_for(await self._bus.send(dead_subject(service, task_id), letter.model_dump_json().encode()), 5.0)
-            await self._bus.announce([Result(task_id=task_id, service=service, failure=failure, dead=True)])
+            last = await self._bus.last_attempt(service, task_id)
+            if last is not None and last.sequence != sequence:
+                last = None  # it was in the queue before this, and that is another story
+            letter = DeadLetter(
+                task_id=task_id,
+                service=service,
+                deliveries=told["deliveries"],
+                failures=0 if last is None else last.failures,
+                failure=SILENT if last is None else last.failure,
+                task=(message.data or b"").decode(errors="replace"),
+            )
+            await self._bus.set_aside(letter)
         await self._bus.js.delete_msg(stream, sequence)
         await advisory.ack()
-
-    async def _reason(self, service: str, task_id: str) -> Failure:
-        try:
-            said = await self._bus.js.get_last_msg(EVENTS, failure_subject(service, task_id))
-        except NotFoundError:
-            return SILENT
-        return Failure.model_validate_json(said.data or b"")

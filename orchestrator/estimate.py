@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from orchestrator.recipes.artaug.judging import MOST
+from orchestrator.recipes.artaug.pairs import MOST_LOOKED
 from orchestrator.spec import RunSpec
 from sfumato.runtime.sizes import Blocks, ModelSize
 
@@ -133,14 +135,20 @@ class _Counts:
         ]
 
     def comparison(self) -> list[StageWork]:
-        """After the loop: the naive trial, if it is asked for, and another look at the first iteration's pairs."""
-        asked = self.samples * (3 if self.spec.ground.strategy == "three-turn" else 1)
-        look = StageWork("compare", "grounding", once=Work(self.tasks(self.samples), questions=asked))
+        """After the loop: the naive trial, if it is asked for, another look at the first iteration's pairs, and the judge's."""
+        looked = min(self.samples, MOST_LOOKED)
+        asked = looked * (3 if self.spec.ground.strategy == "three-turn" else 1)
+        look = [StageWork("compare", "grounding", once=Work(self.tasks(looked), questions=asked))]
+        if self.spec.model == "vista":
+            heldout = min(self.spec.evaluate.count, MOST) * (2 if self.spec.evaluate.ceiling else 1)
+            each = min(self.spec.evaluate.count, MOST)
+            once = Work(1, pictures=heldout + 2 * looked + (each if self.spec.compare else 0))
+            look.append(StageWork("judge", "scoring", once=once, each=Work(pictures=each)))
         if not self.spec.compare:
-            return [look]
+            return look
         naive = [StageWork(f"naive {work.stage}", work.service, once=work.each) for work in self.trial()]
         training = StageWork("naive train", "trainer", once=self.training(self.spec.train.steps_after))
-        return [training, *naive[1:], look]
+        return [training, *naive[1:], *look]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -22,13 +22,14 @@ from typing import Any
 
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
+from nats.js.errors import NotFoundError
 from opentelemetry.trace import SpanKind
 
 from orchestrator.dead_letters import DeadLetters
 from sfumato.errors import PoisonTask, SfumatoError, Unavailable
 from sfumato.runtime import telemetry
 from sfumato.runtime.artifacts import ArtifactStore
-from sfumato.runtime.bus import CONSUMER, Bus, Result, encoded, gone, present, result_subject, stream_of, task_subject
+from sfumato.runtime.bus import ADVISORIES, CONSUMER, Bus, Result, encoded, gone, present, result_subject, stream_of, task_subject
 from sfumato.runtime.settings import BusSettings
 from sfumato.runtime.tasks import Manifest, Task, find
 
@@ -49,11 +50,11 @@ class _Flight:
     order: tuple[int, int]
     task: Task = field(compare=False)
     data: bytes = field(compare=False)
+    # The trace and the words of the log, of whoever submitted it.
+    headers: dict[str, str] = field(compare=False)
     # When to look after it by ourselves, and how long to wait after that; no patience: it is in line and not published yet.
     due: float = field(default=0.0, compare=False)
     patience: float = field(default=0.0, compare=False)
-    # The trace and the words of the log that go with it.
-    headers: dict[str, str] = field(default_factory=dict, compare=False)
     posted: asyncio.Future[dict[str, Any]] | None = field(default=None, compare=False)
     # How many times in a row it was found to be in the queue still.
     queued: int = field(default=0, compare=False)
@@ -114,7 +115,7 @@ class JetStreamTransport:
         self._count += 1
         with telemetry.bound(stage=task.stage), telemetry.tracer.start_as_current_span(f"submit {task.kind}", kind=SpanKind.PRODUCER):
             headers = telemetry.outgoing()
-        self._submitted.append(_Flight((-urgency, self._count), task, encoded(task), headers=headers))
+        self._submitted.append(_Flight((-urgency, self._count), task, encoded(task), headers))
         if not self._awake:
             self._awake = True
             self._loop.call_soon_threadsafe(self._wake)
@@ -177,9 +178,8 @@ class JetStreamTransport:
                     if job.done():
                         job.result()
             finally:
-                for job in [*jobs, stopping]:
-                    job.cancel()
-                await asyncio.gather(*jobs, stopping, return_exceptions=True)
+                stopping.cancel()
+                await _ended(jobs)
 
     def _wake(self) -> None:
         self._news.set()
@@ -224,7 +224,7 @@ class JetStreamTransport:
             flight.posted.cancel()
         try:
             subject = task_subject(flight.task.service, flight.task.id)
-            flight.posted = await self._bus.send(subject, flight.data, message_id=flight.task.id, headers=flight.headers)
+            flight.posted = await self._bus.send(subject, flight.data, flight.headers)
         except NatsError:
             flight.due = time.monotonic() + RETRY
             return
@@ -234,12 +234,12 @@ class JetStreamTransport:
         if future.cancelled():
             return
         error = future.exception()
-        if error is None and not future.result().get("duplicate"):
+        if error is None:
             flight.queued = 0
-        elif error is not None and present(error):
+        elif present(error):
             flight.queued += 1
         else:
-            if error is not None and gone(error):
+            if gone(error):
                 self._ready.discard(flight.task.service)  # the streams are gone: the store was wiped
             flight.due = time.monotonic() + RETRY
 
@@ -253,18 +253,19 @@ class JetStreamTransport:
         if flight is None:
             return
         if result.failure is None:
-            self._readers.submit(self._read, flight)
+            self._readers.submit(self._read, flight, message.headers)
             return
         error = result.failure.error()
-        if result.dead:
-            words = f"A {result.service} task was set aside after {self._settings.deliveries} tries: {error.message}"
+        if result.tries:
+            words = f"A {result.service} task was set aside after {result.tries} tries: {error.message}"
             error = PoisonTask(result.task_id, words, hint=error.hint)
         self._settle(flight, error)
 
-    def _read(self, flight: _Flight) -> None:
+    def _read(self, flight: _Flight, headers: Mapping[str, str] | None) -> None:
         """In a reader's thread: fetch the manifest of a task that is said to be done; one that is not there is looked for again."""
         try:
-            manifest = find(flight.task, self._artifacts)
+            with telemetry.incoming(headers), telemetry.tracer.start_as_current_span(f"result {flight.task.kind}", kind=SpanKind.CONSUMER):
+                manifest = find(flight.task, self._artifacts)
         except Exception as error:  # whatever a store may raise: it is the run's to say
             outcome = error if isinstance(error, SfumatoError) else Unavailable(f"The artifact store cannot be read: {error}")
         else:
@@ -300,11 +301,14 @@ class JetStreamTransport:
             overdue = [flight for flight in self._flights.values() if flight.patience and flight.due <= now]
             for service in {flight.task.service for flight in overdue} - self._ready:
                 await self._ensure(service)
-            found = await asyncio.gather(*(self._loop.run_in_executor(self._readers, find, f.task, self._artifacts) for f in overdue))
-            for flight, manifest in zip(overdue, found, strict=True):
-                if manifest is not None:
-                    self._settle(flight, manifest)
-                elif flight.task.id in self._flights:
+            reading = [self._loop.run_in_executor(self._readers, find, flight.task, self._artifacts) for flight in overdue]
+            for flight, found in zip(overdue, await asyncio.gather(*reading, return_exceptions=True), strict=True):
+                if isinstance(found, Manifest):
+                    self._settle(flight, found)
+                    continue
+                if found is not None:
+                    log.warning("the artifact store cannot be read now: %s", found)
+                if flight.task.id in self._flights:
                     flight.patience = min(2 * flight.patience, SLOWEST_LOOK * self._settings.look)
                     await self._post(flight)
             await self._free_stuck()
@@ -315,7 +319,7 @@ class JetStreamTransport:
         for service in {flight.task.service for flight in suspects}:
             try:
                 info = await self._bus.js.consumer_info(stream_of(service), CONSUMER)
-                if info.num_pending or info.num_ack_pending:
+                if info.num_pending or info.num_ack_pending or await self._set_aside_soon():
                     continue
                 for flight in suspects:
                     if flight.task.service == service:
@@ -324,3 +328,20 @@ class JetStreamTransport:
                         flight.due, flight.queued = 0.0, 0
             except (NatsError, TimeoutError) as error:
                 log.warning("the queue of %s cannot be looked at now: %s", service, error)
+
+    async def _set_aside_soon(self) -> bool:
+        """Whether there is word, of any task, that it was given out too often, and nobody has acted on it yet."""
+        try:
+            return (await self._bus.js.stream_info(ADVISORIES)).state.messages > 0
+        except NotFoundError:
+            return False
+
+
+async def _ended(jobs: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel jobs and wait until they have ended. (Some need telling twice: before Python 3.12 `asyncio.wait_for` may lose a word.)"""
+    left = set(jobs)
+    while left:
+        for job in left:
+            job.cancel()
+        _, left = await asyncio.wait(left, timeout=0.1)
+    await asyncio.gather(*jobs, return_exceptions=True)

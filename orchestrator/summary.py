@@ -1,6 +1,7 @@
 """The numbers of a finished ArtAug run: plain functions from its state to what report.json holds.
 
-Every number is finite or None. Of two runs of one spec, only ``wall_seconds`` may differ.
+Every number is finite or None. They depend on the plan and on the manifests alone: two runs of one spec have the same, whoever did
+them and however often they were broken off.
 """
 
 from __future__ import annotations
@@ -12,9 +13,7 @@ from typing import Any
 
 from orchestrator.recipes.artaug import HeldOut, Iteration, Plan, Sample, State, Trial
 from orchestrator.spec import RunSpec
-from sfumato.runtime.versions import libraries
 
-Marks = Mapping[str, Mapping[str, float]]
 Number = float | None
 
 # Metrics whose scores are logits of a preference: reported as the mean pairwise probability in %, as in the paper's tables.
@@ -22,30 +21,24 @@ PREFERENCES = ("pickscore", "mps")
 FINISH = ("finish", "finish_objects", "finish_sky")
 
 
-def summarise(plan: Plan, state: State, judged: Marks | None, seconds: Mapping[int, float]) -> dict[str, Any]:
-    """Everything the report says in numbers.
-
-    Args:
-        plan: what was asked for.
-        state: the finished run.
-        judged: what the independent judge says of each set of pictures (``base``, ``ceiling``, ``iteration 1``, ..., ``naive``,
-            ``pairs``), or None where there is no judge.
-        seconds: wall seconds of each iteration; under 0 those of the comparison that follows the last.
-    """
+def summarise(plan: Plan, state: State) -> dict[str, Any]:
+    """Everything the report says in numbers: of a plan and its finished run."""
     spec = plan.spec
-    marks = {name: {key: finite(value) for key, value in row.items()} for name, row in (judged or {}).items()}
+    marks = {name: {key: finite(value) for key, value in row.items()} for name, row in (state.judged or {}).items()}
     return {
         "name": spec.name,
         "recipe": spec.recipe,
         "stop_reason": state.stop_reason,
-        "iterations": [_iteration(iteration, spec, state.base, seconds) for iteration in state.iterations],
+        "iterations": [_iteration(iteration, spec, state.base) for iteration in state.iterations],
         "evaluation": _evaluation(spec, state, marks),
         "comparison": _comparison(spec, state, marks),
-        "judge": None if judged is None else marks,
-        "versions": {"libraries": libraries(), "models": {name: model.version for name, model in plan.models.items()}},
+        "judge": None if state.judged is None else marks,
+        "versions": {
+            "libraries": {library: " and ".join(known) for library, known in state.versions.items()},
+            "models": {name: model.version for name, model in plan.models.items()},
+        },
         "seeds": {"prompts": spec.prompts.seed, "tune": spec.tune.seed if spec.tune else None, "evaluate": spec.evaluate.seed},
         "spec": _portable(spec),
-        "wall_seconds": round(math.fsum(seconds.values()), 1),
     }
 
 
@@ -62,7 +55,7 @@ def _portable(spec: RunSpec) -> dict[str, Any]:
 # --- one iteration: the pairs (Figure 4), their training, what it brought on held-out prompts ---
 
 
-def _iteration(iteration: Iteration, spec: RunSpec, base: HeldOut | None, seconds: Mapping[int, float]) -> dict[str, Any]:
+def _iteration(iteration: Iteration, spec: RunSpec, base: HeldOut | None) -> dict[str, Any]:
     samples, kept = iteration.samples, iteration.kept
     return {
         "index": iteration.index,
@@ -76,7 +69,6 @@ def _iteration(iteration: Iteration, spec: RunSpec, base: HeldOut | None, second
         "kept_pairs": _pair_means(kept),
         **_training(iteration.trial, spec),
         "heldout": _against_base(iteration.trial.heldout if iteration.trial else None, base),
-        "wall_seconds": round(seconds.get(iteration.index, 0.0), 1),
     }
 
 

@@ -24,12 +24,26 @@ class Region:
     box: Box
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Start:
+    """A picture to start from instead of noise alone (SDEdit, Meng et al. 2022), of the size that is painted.
+
+    It is noised to the level at which ``strength`` of the steps are left, and denoised from there: 0 gives it back but for the
+    autoencoder's rounding, 1 does not look at it.
+    """
+
+    image: Image
+    strength: float
+
+
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """One picture to paint. Sizes in pixels; ``guidance_scale`` is the model's embedded or classifier-free guidance.
 
     The regions act in the first ``regional_steps`` of the schedule (1: all of it, as in the paper). ``soft_edges`` is the width in
     pixels over which a region's edges fade (0: binary masks, as in the paper; next to nothing: the bare coverage of latent cells).
+    ``condition_noise`` is the standard deviation of normal noise on the prompt's embeddings, drawn from the seed
+    (AGFSync: ``x_0 = G(c + n, z_0)``, ``n ~ N(0, sigma^2 I)``); regions' prompts have none.
     """
 
     prompt: str
@@ -41,3 +55,10 @@ class GenerateRequest:
     regions: tuple[Region, ...] = ()
     regional_steps: float = 1.0
     soft_edges: float = 0.0
+    condition_noise: float = 0.0
+    start: Start | None = None
+
+    @property
+    def steps_made(self) -> int:
+        """Of ``steps``, those that are made: all, or the last of them, rounded down, where there is a start."""
+        return self.steps if self.start is None else int(self.steps * self.start.strength + 1e-9)

@@ -44,7 +44,7 @@ def render(plan: Plan, state: State, artifacts: ArtifactStore, figures: Mapping[
     environment = Environment(
         loader=PackageLoader("orchestrator"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": _number, "signed": _signed, "short": _short, "clock": _clock}
+    environment.filters |= {"number": _number, "signed": _signed, "short": _short}
     iterations = figures["iterations"]
     return environment.get_template("report/page.html.j2").render(
         figures=figures,
@@ -183,11 +183,6 @@ def _short(value: float | None) -> str:
 
 def _signed(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{value:+.{digits}f}".replace("-", "−")
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
 
 
 def _difference(a: float | None, b: float | None) -> float | None:

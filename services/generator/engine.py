@@ -15,6 +15,7 @@ from sfumato.diffusion.budget import RowBudget
 from sfumato.diffusion.families import family_of
 from sfumato.diffusion.limits import ModelLimits
 from sfumato.diffusion.loading import load_pipeline
+from sfumato.diffusion.previews import Previews
 from sfumato.diffusion.sampling import Picture, paint
 from sfumato.errors import InvalidInput
 from sfumato.lora.adapter import Adapter
@@ -57,6 +58,7 @@ class GeneratorEngine:
         requests: Sequence[GenerateRequest],
         on_step: Callable[[int, int], None] | None = None,
         settings: GeneratorSettings | None = None,
+        previews: Previews | None = None,
     ) -> list[Picture]:
         """Paint every request (ArtAug section 3.1 where it has regions; a plain picture where it has none).
 
@@ -66,12 +68,13 @@ class GeneratorEngine:
             requests: what to paint.
             on_step: told ``(steps done, steps in all)``.
             settings: how to use the machine for these; the engine's own when absent.
+            previews: whom to show the pictures while they are in work; it changes nothing of them.
 
         Raises:
             InvalidInput: naming the field of the first request the model cannot serve; nothing was painted then.
         """
         with self._lock:
-            return paint(self._family, requests, self._budget(settings or self.settings), on_step)
+            return paint(self._family, requests, self._budget(settings or self.settings), on_step, previews)
 
     def use(self, name: Hashable, load: Callable[[], Adapter | None]) -> None:
         """From the next picture on, paint with the adapter called ``name``; ``load`` gives it where another one is fused now.

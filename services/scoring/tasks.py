@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from services.scoring.engine import ScoringEngine
+from services.scoring.judging import judge
 from services.scoring.loading import Scorers, check_metrics
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.device import pick_device
@@ -33,7 +34,7 @@ def similarity(task: Task, artifacts: ArtifactStore) -> Output:
     return Output(values=_engine(task, ["clip"]).similarity(first, second))
 
 
-HANDLERS = {"scoring.score": score, "scoring.similarity": similarity}
+HANDLERS = {"scoring.score": score, "scoring.similarity": similarity, "scoring.judge": judge}
 
 
 def engine_of(root: Path, models: Mapping[str, str], metrics: Sequence[str]) -> ScoringEngine:

@@ -9,7 +9,7 @@ from pathlib import Path
 from orchestrator.recipes.artaug import Model, Plan
 from orchestrator.spec import PromptSets, RunSpec, load_spec, read_prompt_sets, run_id
 from sfumato.errors import InvalidInput
-from sfumato.runtime.references import VISTA, model_folder, scorers_reference, scorers_version
+from sfumato.runtime.references import JUDGE, VISTA, model_folder, scorers_reference, scorers_version
 from sfumato.runtime.settings import Settings
 from sfumato.runtime.versions import model_version
 
@@ -84,14 +84,18 @@ def write_record(plan: Plan, folder: Path, *, finished: bool) -> None:
 
 
 def find_models(spec: RunSpec, settings: Settings) -> dict[str, Model]:
-    """Version and reference of the generator, the understanding module and the scorers; a folder here is one of its own machine."""
+    """Version and reference of the generator, the understanding module, the scorers and, of Vista's world, the judge.
+
+    The reference of a folder is its path, which means something on this machine only.
+    """
     settings = settings.model_copy(update={"model_folders": True})
     scorers = scorers_reference(spec.score.metrics)
-    return {
+    models = {
         "generator": _model(spec.model, "generator", settings),
         "understanding": _model(spec.ground.model, "understanding", settings),
         "scorers": Model(scorers_version(scorers, {str(k): v for k, v in spec.score.models.items()}, settings), scorers),
     }
+    return models | ({"judge": Model(scorers_version(JUDGE, {}, settings), JUDGE)} if spec.model == VISTA else {})
 
 
 def _model(reference: str, part: str, settings: Settings) -> Model:

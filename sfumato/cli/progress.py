@@ -78,7 +78,7 @@ class RunProgress:
         if _name(event) == COMPARISON:
             self._say("comparison with naive training")
         else:
-            self._say(_name(event) + (f", about {_clock(took)} if it takes as long as the last" if took > 1 else ""))
+            self._say(_name(event) + (f", about {clock(took)} if it takes as long as the last" if took > 1 else ""))
 
     def _show_pair(self, pair: Pair) -> None:
         """Draw a pair, if it is another than last time; not more than one a second."""
@@ -109,7 +109,7 @@ class RunProgress:
         return np.concatenate([before, after], axis=1)
 
     def _say(self, words: str) -> None:
-        self._console.print(f"{_clock(time.monotonic() - self._began):>8}  {words}".rstrip(), soft_wrap=True, markup=False, highlight=False)
+        self._console.print(f"{clock(time.monotonic() - self._began):>8}  {words}".rstrip(), soft_wrap=True, markup=False, highlight=False)
 
 
 COMPARISON = "comparison"
@@ -119,6 +119,7 @@ def _name(event: Event) -> str:
     return f"iteration {event.iteration}" if event.iteration else COMPARISON
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """A time in words."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

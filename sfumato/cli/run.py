@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from orchestrator.recipes.artaug import Plan, State
-    from sfumato.runtime.artifacts import ArtifactStore
+    from orchestrator.recipes.artaug import Plan
     from sfumato.runtime.settings import Settings
-    from sfumato.types import Image
 
 
 def run(
@@ -69,12 +66,12 @@ def _execute(plan: Plan, folder: Path, settings: Settings) -> None:
 
     from orchestrator.engine import Engine, Progress, Waiting
     from orchestrator.events import Keeper, Teller
+    from orchestrator.finishing import finish
     from orchestrator.recipes import artaug
-    from orchestrator.report import write_report
     from orchestrator.transport import LocalTransport
     from sfumato.cli.machine import local_services
     from sfumato.cli.planning import write_record
-    from sfumato.cli.progress import RunProgress
+    from sfumato.cli.progress import RunProgress, clock
     from sfumato.runtime.artifacts import ArtifactStore
     from sfumato.runtime.journal import Journal
 
@@ -104,44 +101,15 @@ def _execute(plan: Plan, folder: Path, settings: Settings) -> None:
     except Waiting as waiting:
         waiting.hint = f"Look at them: sfumato review {folder.name}"
         raise
-    _deliver(state, artifacts, folder)
-    write_report(plan, state, artifacts, _judged(plan, state, artifacts), journal.seconds(), folder)
+    for name, data in finish(plan, state, artifacts).items():
+        _write(folder / name, data)
     write_record(plan, folder, finished=True)
-    told = f"{state.stop_reason} after {len(state.iterations)} iterations; {busy:.1%} of the time was in the services"
+    took = clock(sum(journal.seconds().values()))
+    told = f"{state.stop_reason} after {len(state.iterations)} iterations and {took}; {busy:.1%} of the time was in the services"
     console.print(told, soft_wrap=True)
 
 
-def _deliver(state: State, artifacts: ArtifactStore, folder: Path) -> None:
-    """One LoRA file an iteration, and all of them stacked into one."""
-    for iteration in state.fused:
-        assert iteration.trial is not None
-        (folder / f"adapter-{iteration.index}.safetensors").write_bytes(artifacts.get(iteration.trial.lora))
-    if state.adapter:
-        (folder / "adapter.safetensors").write_bytes(artifacts.get(state.adapter))
-
-
-def _judged(plan: Plan, state: State, artifacts: ArtifactStore) -> dict[str, dict[str, float]] | None:
-    """What the independent judge says of the pictures, after the run; only Vista has one."""
-    if plan.spec.model != "vista":
-        return None
-    from sfumato.runtime.images import decode_image
-    from sfumato.vista.evaluation.run import judge_pairs, judge_run
-
-    def pictures(names: Sequence[str]) -> list[Image]:
-        return [decode_image(artifacts.get(name)) for name in names]
-
-    assert state.base is not None
-    sets = {"base": pictures(state.base.pictures)}
-    if state.ceiling is not None:
-        sets["ceiling"] = pictures(state.ceiling.pictures)
-    for iteration in state.fused:
-        if iteration.trial is not None and iteration.trial.heldout is not None:
-            sets[f"iteration {iteration.index}"] = pictures(iteration.trial.heldout.pictures)
-    if state.naive is not None and state.naive.heldout is not None:
-        sets["naive"] = pictures(state.naive.heldout.pictures)
-    marks = judge_run(sets, plan.prompts.heldout)
-    kept = [(s.before.picture, s.after.picture, (s.regions, s.regions_after)) for s in state.iterations[0].kept if s.before and s.after]
-    if kept:
-        before, after, advice = zip(*kept, strict=True)
-        marks["pairs"] = judge_pairs(pictures(before), pictures(after), advice)
-    return marks
+def _write(path: Path, data: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(data)
+    temporary.replace(path)

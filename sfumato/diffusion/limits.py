@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from sfumato.errors import InvalidInput
-from sfumato.types import GenerateRequest, Region
+from sfumato.types import GenerateRequest, Region, Start
 
 MAX_SEED = 2**63 - 1
+MAX_CONDITION_NOISE = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,8 @@ def check_request(request: GenerateRequest, limits: ModelLimits, count_tokens: C
 
     Raises:
         InvalidInput: naming the field: ``prompt``, ``width``, ``height``, ``steps``, ``guidance_scale``, ``seed``,
-            ``regional_steps``, ``soft_edges``, ``regions``, ``regions[i].prompt`` or ``regions[i].box``.
+            ``regional_steps``, ``soft_edges``, ``regions``, ``regions[i].prompt``, ``regions[i].box``, ``condition_noise``,
+            ``start.image`` or ``start.strength``.
     """
     _check_prompt("prompt", request.prompt, limits, count_tokens)
     _check_size("width", request.width, limits)
@@ -53,6 +57,10 @@ def check_request(request: GenerateRequest, limits: ModelLimits, count_tokens: C
         raise InvalidInput("regional_steps", f"{request.regional_steps:g} is not in 0..1.", hint="It is a share of the schedule.")
     if not 0 <= request.soft_edges <= max(request.width, request.height):
         raise InvalidInput("soft_edges", f"{request.soft_edges:g} is not in 0..{max(request.width, request.height)} pixels.")
+    if not 0 <= request.condition_noise <= MAX_CONDITION_NOISE:
+        raise InvalidInput("condition_noise", f"{request.condition_noise:g} is not in 0..{MAX_CONDITION_NOISE:g}.")
+    if request.start is not None:
+        _check_start(request.start, request)
     if len(request.regions) > limits.max_regions:
         raise InvalidInput("regions", f"{len(request.regions)} are more than the {limits.max_regions} allowed.")
     for index, region in enumerate(request.regions):
@@ -75,6 +83,15 @@ def _check_size(field: str, size: int, limits: ModelLimits) -> None:
         raise InvalidInput(field, f"{size} is not in {limits.min_size}..{limits.max_size} pixels.")
     if size % limits.grid:
         raise InvalidInput(field, f"{size} is not a multiple of {limits.grid}.")
+
+
+def _check_start(start: Start, request: GenerateRequest) -> None:
+    if start.image.shape != (request.height, request.width, 3) or start.image.dtype != np.uint8:
+        found = " x ".join(map(str, reversed(start.image.shape[:2])))
+        hint = "Scale it, or ask for a picture of its size."
+        raise InvalidInput("start.image", f"is {found} pixels, the picture {request.width} x {request.height}.", hint=hint)
+    if not 0 <= start.strength <= 1:
+        raise InvalidInput("start.strength", f"{start.strength:g} is not in 0..1.", hint="It is a share of the steps.")
 
 
 def _check_box(field: str, region: Region, request: GenerateRequest) -> None:

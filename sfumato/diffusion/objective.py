@@ -32,6 +32,10 @@ class Objective(Protocol):
         """What the denoiser should answer to `noised`, ``[rows, ...]``."""
         ...
 
+    def clean(self, noised: Tensor, prediction: Tensor, levels: Tensor) -> Tensor:
+        """The clean latents ``[rows, ...]`` that the denoiser's answer to `noised` implies."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class FlowMatching:
@@ -57,6 +61,10 @@ class FlowMatching:
         """The velocity, the same at every level."""
         return noise - latents
 
+    def clean(self, noised: Tensor, prediction: Tensor, levels: Tensor) -> Tensor:
+        """Back along the straight line."""
+        return noised - _column(levels, noised) * prediction
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Epsilon:
@@ -81,6 +89,11 @@ class Epsilon:
         """The noise itself."""
         return noise
 
+    def clean(self, noised: Tensor, prediction: Tensor, levels: Tensor) -> Tensor:
+        """`noised` solved for the latents."""
+        signal, spread = self._shares(noised, levels)
+        return (noised - spread * prediction) / signal
+
     def _shares(self, latents: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
         share = self.alphas_cumprod.to(levels.device)[levels]
         return _column(share.sqrt(), latents), _column((1 - share).sqrt(), latents)
@@ -94,6 +107,11 @@ class VPrediction(Epsilon):
         """The angular velocity."""
         signal, spread = self._shares(latents, levels)
         return signal * noise - spread * latents
+
+    def clean(self, noised: Tensor, prediction: Tensor, levels: Tensor) -> Tensor:
+        """The rotation back."""
+        signal, spread = self._shares(noised, levels)
+        return signal * noised - spread * prediction
 
 
 def objective_of(scheduler: Any) -> FlowMatching | Epsilon:

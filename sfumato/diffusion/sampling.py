@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from sfumato.diffusion.budget import RowBudget
 from sfumato.diffusion.families.family import Family
 from sfumato.diffusion.limits import check_request
+from sfumato.diffusion.previews import Previews, watching
 from sfumato.diffusion.regional import plan_branches, regional_average
 from sfumato.types import GenerateRequest, Image
 
@@ -28,14 +30,16 @@ def paint(
     requests: Sequence[GenerateRequest],
     budget: RowBudget,
     on_step: Callable[[int, int], None] | None = None,
+    previews: Previews | None = None,
 ) -> list[Picture]:
-    """Paint every request, in order; those that differ only in prompt, seed and regions share forwards.
+    """Paint every request, in order; those that differ only in prompt, seed, regions and starting picture share forwards.
 
     Args:
         family: the model.
         requests: any mixture of sizes, steps, guidance and numbers of regions.
         budget: rows (pictures, unconditional and region branches) in one forward at most.
         on_step: told ``(steps done, steps in all)`` over all batches.
+        previews: whom to show the pictures while they are in work; it changes nothing of them.
 
     Raises:
         InvalidInput: a request the model cannot serve; checked before anything is painted.
@@ -43,21 +47,31 @@ def paint(
     for request in requests:
         check_request(request, family.limits, family.count_tokens)
     batches = cut_batches(requests, lambda first: budget.rows(first.width, first.height) // family.rows_per_sample(first.guidance_scale))
-    progress = _Progress(sum(requests[batch[0]].steps for batch in batches), on_step)
+    progress = _Progress(sum(requests[batch[0]].steps_made for batch in batches), on_step)
     pictures: dict[int, Picture] = {}
     for batch in batches:
         members = [requests[index] for index in batch]
-        latents = _denoise(family, members, budget, progress)
+
+        def shown(clean: Tensor, done: int, batch: Sequence[int] = batch, first: GenerateRequest = members[0]) -> None:
+            for index, image in zip(batch, _decode(family, clean, first, budget), strict=True):
+                assert previews is not None
+                previews.tell(index, done, first.steps_made, image)
+
+        latents = _denoise(family, members, budget, progress, previews and previews.every, shown)
         for index, image, final in zip(batch, _decode(family, latents, members[0], budget), latents, strict=True):
             pictures[index] = Picture(image=image, latents=final.detach().cpu(), seed=requests[index].seed)
     return [pictures[index] for index in range(len(requests))]
 
 
 def cut_batches(requests: Sequence[GenerateRequest], most: Callable[[GenerateRequest], int]) -> list[list[int]]:
-    """Indices of the requests that share one pipeline call: same size, steps and guidance, at most ``most(one of them)``."""
-    groups: dict[tuple[int, int, int, float], list[int]] = {}
+    """Indices of the requests that share one pipeline call: same size, steps and guidance, at most ``most(one of them)``.
+
+    Those with noise on their condition, and those with a start, are by themselves: what others do must not change a plain picture.
+    """
+    groups: dict[tuple[int, int, int, float, bool, int], list[int]] = {}
     for index, request in enumerate(requests):
-        groups.setdefault((request.width, request.height, request.steps, request.guidance_scale), []).append(index)
+        kind = request.condition_noise > 0, request.steps_made
+        groups.setdefault((request.width, request.height, request.steps, request.guidance_scale, *kind), []).append(index)
     batches = []
     for group in groups.values():
         size = max(1, most(requests[group[0]]))
@@ -82,17 +96,30 @@ class _Progress:
             self.before = now
 
 
-def _denoise(family: Family, members: Sequence[GenerateRequest], budget: RowBudget, progress: _Progress) -> Tensor:
-    """Final latents ``[members, ...]`` of one batch."""
+def _denoise(
+    family: Family,
+    members: Sequence[GenerateRequest],
+    budget: RowBudget,
+    progress: _Progress,
+    every: int | None,
+    shown: Callable[[Tensor, int], None],
+) -> Tensor:
+    """Final latents ``[members, ...]`` of one batch; ``shown`` is told what they will be and the steps done, ``every`` so many."""
     first = members[0]
+    if first.steps_made == 0:
+        return family.encode_pictures([member.start.image for member in members if member.start is not None])
     rows = len(members) * family.rows_per_sample(first.guidance_scale)
     branches = plan_branches(members, family)
-    with regional_average(family, branches, len(members), rows, budget.rows(first.width, first.height)) as hook:
+    averaging = regional_average(family, branches, len(members), rows, budget.rows(first.width, first.height))
+    with averaging as hook, watching(family) if every else nullcontext() as watch:
 
         def step_ended(done: int, count: int) -> None:
             if hook is not None:
                 hook.progress = done / count
-            progress.step_ended(done, count, first.steps)
+            made = done * first.steps_made // count
+            if watch is not None and every and done < count and made % every == 0 and made > (done - 1) * first.steps_made // count:
+                shown(watch.clean(), made)
+            progress.step_ended(done, count, first.steps_made)
 
         return family.paint(members, step_ended)
 

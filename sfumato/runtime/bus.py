@@ -3,7 +3,7 @@
     sfumato.tasks.<service>.<task id>      a work queue a service; a task is in it at most once and leaves it when acknowledged
     sfumato.results.<service>              how tasks ended; whoever waits for them listens, and a stream keeps a day of them
     sfumato.failures.<service>.<task id>   why a task that will be tried again failed
-    sfumato.dead.<service>.<task id>       dead letters: tasks that were given out too often, with the last reason
+    sfumato.dead.<service>.<task id>       dead letters: tasks that failed, or were given out, too often, with the last reason
 
 Nothing here is the truth: manifests in the artifact store are. All of it may be lost, and a run puts what it needs there again.
 """
@@ -18,8 +18,7 @@ import math
 import re
 import ssl
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nats.aio.client import Client
@@ -27,10 +26,11 @@ from nats.aio.msg import Msg
 from nats.errors import ConnectionReconnectingError
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext, api
-from nats.js.errors import APIError, NoStreamResponseError, ServiceUnavailableError
+from nats.js.errors import APIError, NoStreamResponseError, NotFoundError, ServiceUnavailableError
 from pydantic import BaseModel, ConfigDict
 
 from sfumato.errors import InvalidInput, Unavailable
+from sfumato.runtime import telemetry
 from sfumato.runtime.failures import Failure
 from sfumato.runtime.settings import BusSettings
 from sfumato.runtime.tasks import Task
@@ -55,32 +55,47 @@ _OTHER_CONFIG, _STORE_REFUSED = 10058, 10077
 _FULL = "maximum messages per subject exceeded"
 
 DAY = 86_400.0
-# Seconds in which a message id is remembered. It spares a worker what is published twice at once, and nothing depends on it.
+ACKNOWLEDGED = 5.0
+"""Seconds that a stream has for its acknowledgement."""
+# Message ids are not used: what is in a queue is refused by its subject. nats-server wants some window all the same.
 DUPLICATES = 1.0
 
 
 class Result(BaseModel):
-    """How a task ended. Without a failure its manifest is in the artifact store. ``dead``: it was set aside."""
+    """How a task ended. Without a failure its manifest is in the artifact store."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     task_id: str
     service: str
     failure: Failure | None = None
-    dead: bool = False
+    # After so many tries it was set aside; 0: it was not.
+    tries: int = 0
     # Which process did it, and for how many seconds; 0 where it had been done before.
     worker: str = ""
     seconds: float = 0.0
 
 
+class Attempt(BaseModel):
+    """Why a task that will be tried again failed, and for the how-many-th time."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    failure: Failure
+    failures: int
+    # Where its message lies in the stream: a task that is put into the queue anew starts anew.
+    sequence: int
+
+
 class DeadLetter(BaseModel):
-    """A task that was set aside: as it was, how often it was given out, and why it failed last."""
+    """A task that was set aside: as it was, how often it was given out and failed, and why it failed last."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     task_id: str
     service: str
     deliveries: int
+    failures: int
     failure: Failure
     # The message as it was; it may be no task at all.
     task: str
@@ -222,10 +237,8 @@ class Bus:
         level = logging.DEBUG if isinstance(error, OSError) else logging.WARNING
         log.log(level, "bus: %s: %s", type(error).__name__, error)
 
-    async def send(
-        self, subject: str, data: bytes, message_id: str = "", headers: Mapping[str, str] | None = None
-    ) -> asyncio.Future[dict[str, Any]]:
-        """Publish into a stream; the future of the stream's acknowledgement, with ``seq`` and perhaps ``duplicate``.
+    async def send(self, subject: str, data: bytes, headers: Mapping[str, str] | None = None) -> asyncio.Future[dict[str, Any]]:
+        """Publish into a stream; the future of the stream's acknowledgement, with ``seq``.
 
         (As nats-py's `publish_async`, but what was under way when a connection broke fails at once, and keeps nothing.)
 
@@ -238,8 +251,7 @@ class Bus:
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._acknowledgements[token] = future
         future.add_done_callback(lambda _: self._acknowledgements.pop(token, None))
-        all_headers = dict(headers or {}) | ({api.Header.MSG_ID.value: message_id} if message_id else {})
-        await self.client.publish(subject, data, reply=f"{self._inbox}.{token}", headers=all_headers or None)
+        await self.client.publish(subject, data, reply=f"{self._inbox}.{token}", headers=dict(headers) if headers else None)
         return future
 
     async def _acknowledged(self, message: Msg) -> None:
@@ -306,17 +318,64 @@ class Bus:
                 raise
             await self.js.update_stream(config)
 
-    async def announce(self, results: list[Result]) -> None:
-        """Publish results and wait until the stream has them.
+    async def announce(self, results: Sequence[Result], headers: Sequence[Mapping[str, str]] = ()) -> None:
+        """Publish results, with headers for each or none at all, and wait until the stream has them.
 
         Raises:
             NatsError: it may not have all of them.
         """
-        futures = [await self.send(result_subject(result.service), result.model_dump_json().encode()) for result in results]
+        headers = headers or [{}] * len(results)
+        await _kept(
+            *[
+                await self.send(result_subject(result.service), result.model_dump_json().encode(), carried)
+                for result, carried in zip(results, headers, strict=True)
+            ]
+        )
+
+    async def failed(self, service: str, task_id: str, sequence: int, failure: Failure, counted: bool = True) -> Attempt:
+        """Keep the reason why a task failed, for as long as it may be tried again; with how often it did, this time ``counted``.
+
+        Raises:
+            NatsError: the bus is not as it should be; nothing may be kept.
+        """
+        before = await self.last_attempt(service, task_id)
+        failures = before.failures if before is not None and before.sequence == sequence else 0
+        attempt = Attempt(failure=failure, failures=failures + counted, sequence=sequence)
+        await _kept(await self.send(failure_subject(service, task_id), attempt.model_dump_json().encode()))
+        return attempt
+
+    async def last_attempt(self, service: str, task_id: str) -> Attempt | None:
+        """The last failure of a task that was kept, if any.
+
+        Raises:
+            NatsError: the bus does not answer now.
+        """
         try:
-            await asyncio.wait_for(asyncio.gather(*futures), 5.0)
-        except TimeoutError as error:
-            raise NatsError("results were not acknowledged") from error
+            said = await self.js.get_last_msg(EVENTS, failure_subject(service, task_id))
+        except NotFoundError:
+            return None
+        return Attempt.model_validate_json(said.data or b"")
+
+    async def set_aside(self, letter: DeadLetter) -> None:
+        """Keep a dead letter and tell whoever waits for the task. (To take it out of its queue comes after that.)
+
+        Raises:
+            NatsError: it may not be kept.
+        """
+        telemetry.parked.labels(letter.service).inc()
+        log.warning("task %s of %s is set aside: %s", letter.task_id, letter.service, letter.failure.message)
+        await _kept(await self.send(dead_subject(letter.service, letter.task_id), letter.model_dump_json().encode()))
+        tries = letter.failures or letter.deliveries
+        await self.announce([Result(task_id=letter.task_id, service=letter.service, failure=letter.failure, tries=tries)])
+
+
+async def _kept(*acknowledgements: asyncio.Future[dict[str, Any]]) -> None:
+    """Wait until streams have what was sent to them."""
+    try:
+        async with asyncio.timeout(ACKNOWLEDGED):  # not wait_for, which may lose a cancellation before Python 3.12
+            await asyncio.gather(*acknowledgements)
+    except TimeoutError as error:
+        raise NatsError("messages were not acknowledged") from error
 
 
 def present(error: BaseException) -> bool:
@@ -327,78 +386,3 @@ def present(error: BaseException) -> bool:
 def gone(error: BaseException) -> bool:
     """Whether a stream is not there, or JetStream not yet."""
     return isinstance(error, NoStreamResponseError) or (isinstance(error, ServiceUnavailableError) and not present(error))
-
-
-class Puller:
-    """Messages of one consumer as they come: pull requests, of which one at a time is open.
-
-    (`fetch` of nats-py waits for a whole batch; here a message is there as soon as it is delivered.)
-    """
-
-    def __init__(self, bus: Bus, stream: str, consumer: str, expires: float = 5.0) -> None:
-        self._bus, self._expires = bus, expires
-        self._next = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
-        self._messages: deque[Msg] = deque()
-        self._news = asyncio.Event()
-        self._wanted, self._until = 0, 0.0
-        self._lost = False
-        self._closed = False
-
-    async def open(self) -> None:
-        """Begin to listen."""
-        self._bus.on_return.append(self._ask_anew)
-        self._inbox = self._bus.client.new_inbox()
-        self._subscription = await self._bus.client.subscribe(self._inbox, cb=self._received)
-
-    async def close(self) -> list[Msg]:
-        """Listen no longer; what was received and never taken, to be given back."""
-        self._closed = True
-        self._news.set()
-        self._bus.on_return.remove(self._ask_anew)
-        if not self._bus.client.is_closed:
-            await self._subscription.unsubscribe()
-        left = list(self._messages)
-        self._messages.clear()
-        return left
-
-    async def ask(self, most: int) -> None:
-        """Have up to ``most`` messages delivered, unless some are still to come."""
-        now = time.monotonic()
-        if self._closed or self._messages or (self._wanted > 0 and now < self._until):
-            return
-        self._wanted, self._until = most, now + self._expires + 1.0
-        request = {"batch": most, "expires": int(self._expires * 1e9)}
-        await self._bus.client.publish(self._next, json.dumps(request).encode(), reply=self._inbox)
-
-    async def take(self, most: int) -> list[Msg]:
-        """Up to ``most`` messages, at least one; none when closed, or when the consumer does not answer.
-
-        Raises:
-            NatsError: the consumer is not there.
-        """
-        while not self._messages and not self._closed:
-            self._news.clear()
-            await self.ask(most)
-            try:
-                await asyncio.wait_for(self._news.wait(), max(0.0, self._until - time.monotonic()))
-            except TimeoutError:
-                self._wanted = 0
-            if self._lost:
-                self._lost, self._wanted = False, 0
-                raise ServiceUnavailableError(code=503, description="no such consumer")
-        return [self._messages.popleft() for _ in range(min(most, len(self._messages)))]
-
-    def _ask_anew(self) -> None:
-        self._wanted = 0
-        self._news.set()
-
-    async def _received(self, message: Msg) -> None:
-        status = (message.headers or {}).get("Status")
-        if status is None:
-            self._wanted -= 1
-            self._messages.append(message)
-        elif status != "100":
-            self._wanted = 0
-            # 503: nobody answers for the consumer; 409 comes with several meanings, of which one is that it was deleted.
-            self._lost = status == "503" or (status == "409" and "Deleted" in (message.headers or {}).get("Description", ""))
-        self._news.set()

@@ -63,3 +63,8 @@ def is_final(error: BaseException) -> bool:
     What is merely not there now (`Unavailable`) may come back, and an error that nobody foresaw may have been the machine's.
     """
     return isinstance(error, SfumatoError) and not isinstance(error, Unavailable)
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether it says nothing of the task: something that the task needs is away."""
+    return isinstance(error, Unavailable)

@@ -18,8 +18,8 @@ from sfumato.runtime.versions import model_version
 from sfumato.vista import weights
 
 VISTA = "vista"
-BUILT_IN = ("clip", "aesthetic", "pickscore", "mps")
-"""Metrics that Vista has weights for."""
+JUDGE = "detector,judge"
+"""What the independent judge is called: as `scorers_reference`."""
 
 
 def vista_root(settings: Settings) -> Path:
@@ -80,7 +80,7 @@ def scorers_version(reference: str, models: Mapping[str, str], settings: Setting
     """
     lines = []
     for metric in reference.split(","):
-        named = metric in models or metric in BUILT_IN
+        named = metric in models or metric in weights.PARTS
         lines.append(f"{metric} {model_version(model_folder(models.get(metric, VISTA), metric, settings)) if named else ''}\n")
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 

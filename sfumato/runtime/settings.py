@@ -133,9 +133,11 @@ class BusSettings(BaseSettings):
     replicas: int = Field(default=1, ge=1, le=5)
     # Seconds without a word from a worker after which its task is given to another.
     ack_wait: float = Field(default=30.0, ge=0.2)
-    # How often a task is given out before it is set aside as a dead letter.
-    deliveries: int = Field(default=3, ge=1, le=1000)
-    # Seconds before a task that failed is given out again.
+    # How often a task may fail before it is set aside as a dead letter. That something it needs is away (`Unavailable`) is not counted.
+    failures: int = Field(default=3, ge=1, le=1000)
+    # How often it is given out at all, also where its worker was killed, was told to end or lacked something, before it is set aside.
+    deliveries: int = Field(default=20, ge=1, le=1000)
+    # Seconds before a task that failed is given out again, the first time; doubled each time, up to half a minute.
     retry_delay: float = Field(default=1.0, ge=0)
     # Tasks of one service that may be in the hands of workers at the same time.
     in_work: int = Field(default=1000, ge=1)

@@ -3,7 +3,8 @@
     python -m sfumato.runtime.worker --service scoring --handlers services.scoring.tasks
 
 The order is what makes any moment a good one to die in: artifact, manifest, result message, acknowledgement. A task whose
-manifest is there is not done again, only announced again.
+manifest is there is not done again, only announced again. A task that fails too often is set aside by the worker that saw it fail
+last; to be killed while at a task is not held against it.
 """
 
 from __future__ import annotations
@@ -19,19 +20,20 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from queue import SimpleQueue
-from typing import Any, TypeAlias
+from typing import Protocol, TypeVar
 
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
-from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace import Span, SpanKind, StatusCode
 
 from sfumato.errors import InvalidInput, SfumatoError, Unavailable
 from sfumato.runtime import telemetry
 from sfumato.runtime.artifacts import ArtifactStore
-from sfumato.runtime.bus import CONSUMER, Bus, Puller, Result, checked_service, failure_subject, stream_of
-from sfumato.runtime.failures import Failure, is_final
+from sfumato.runtime.bus import CONSUMER, Bus, DeadLetter, Result, checked_service, stream_of
+from sfumato.runtime.failures import Failure, is_final, is_passing
+from sfumato.runtime.puller import Puller
 from sfumato.runtime.settings import BusSettings, Settings, TelemetrySettings
 from sfumato.runtime.tasks import Handler, Task, perform
 from sfumato.runtime.versions import libraries
@@ -44,39 +46,70 @@ HANDFUL_SECONDS = 0.05
 HANDFUL = 64
 PAUSE = 0.2
 """Seconds before another try, while the bus is not as it should be."""
+LONGEST_DELAY = 30.0
+"""Seconds after which a task that failed is given out again at the latest."""
+
+T = TypeVar("T")
+
+
+class Turn(Protocol):
+    """Has work done in the engine's thread when its turn has come, and returns what it returns (as `serving.lane.Lane.turn`)."""
+
+    def __call__(self, work: Callable[..., T]) -> Awaitable[T]:
+        """The work may be given arguments; it takes no heed of them.
+
+        Raises:
+            Unavailable: the engine takes nothing more.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
-    """What became of a message: a result to announce, or a failure after which it is to be given out again."""
+    """What became of a message: a result to announce, or a failure after which it may be given out again, or nothing yet."""
 
     message: Msg
-    result: Result | None
+    result: Result | None = None
     failure: Failure | None = None
+    # Whether the failure is held against the task.
+    counted: bool = True
     seconds: float = 0.0
-
-
-Turn: TypeAlias = Callable[[Callable[[Any, Any], list[_Outcome]]], Awaitable[list[_Outcome]]]
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Worker:
-    """Does one service's tasks in another thread, so that the bus always hears from it."""
+    """Does one service's tasks in the engine's thread, so that the bus always hears from it."""
 
     def __init__(
         self, bus: Bus, service: str, handlers: Mapping[str, Handler], artifacts: ArtifactStore, turn: Turn | None = None
     ) -> None:
-        """``turn`` does work in the thread of the service's engine when it is its turn there; a thread of its own where absent."""
+        """Prepare one.
+
+        Args:
+            bus: a connection that is open.
+            service: whose tasks it takes.
+            handlers: what does them, by kind.
+            artifacts: where their results go.
+            turn: the engine's thread, where others use it too; a thread of its own where absent.
+
+        Raises:
+            InvalidInput: the service's name cannot be one.
+        """
         self._bus, self._service, self._handlers, self._artifacts = bus, checked_service(service), handlers, artifacts
+        self._turn: Turn = turn or _OwnThread().turn
         self._versions = libraries()
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._held: dict[str, Msg] = {}
         self._slowest = HANDFUL_SECONDS
         self._ending = False
         self._closing: list[asyncio.Task[None]] = []
-        self._turn = turn or _OwnThread()
 
     async def run(self, stop: asyncio.Event) -> bool:
-        """Work until ``stop`` is set; then finish what is in hand or give it back. False when an engine is still at it."""
+        """Work until ``stop`` is set; then finish what is in hand, or give it back once the settings' grace is over.
+
+        Returns whether it drained: False when the engine is still at a task, which another has then been given. Waits for a bus
+        that is away for a while. The connection must stay open until it returns.
+        """
         beating = asyncio.create_task(self._beat())
         puller = Puller(self._bus, stream_of(self._service), CONSUMER)
         await puller.open()
@@ -128,9 +161,11 @@ class Worker:
         for message in messages:
             self._held[message.reply] = message
         try:
-            outcomes = await self._turn(lambda engine, caller: [self._one(message) for message in messages])
-        except Unavailable:  # the service takes no more work
-            outcomes = [_Outcome(message, None) for message in messages]
+            outcomes = await self._turn(lambda *_: [self._one(message) for message in messages])
+        except Unavailable as error:
+            log.info("tasks are given back: %s", error)
+            outcomes = [_Outcome(message) for message in messages]
+            await asyncio.sleep(PAUSE)
         for outcome in outcomes:
             self._slowest = max(outcome.seconds, 0.9 * self._slowest, 1e-4)
         # Announcing takes a round trip to the server, in which the next ones are done.
@@ -140,31 +175,41 @@ class Worker:
 
     async def _close(self, outcomes: list[_Outcome]) -> None:
         """Announce what is done, then acknowledge it; give back the rest."""
-        results = [outcome.result for outcome in outcomes if outcome.result is not None]
+        done = [(outcome.result, outcome.headers) for outcome in outcomes if outcome.result is not None]
+        announced = True
         try:
-            if results:
-                await self._bus.announce(results)
+            if done:
+                await self._bus.announce([result for result, _ in done], [headers for _, headers in done])
         except NatsError as error:
             # Nobody heard of it. The manifest is there: whoever gets the task again only announces it.
-            log.warning("%d results could not be announced: %s", len(results), error)
-            results = []
+            log.warning("%d results could not be announced: %s", len(done), error)
+            announced = False
         for outcome in outcomes:
-            if outcome.result is not None and results:
-                await self._say(outcome.message.ack())
-            elif outcome.failure is not None:
-                await self._tried(outcome.message, outcome.failure)
+            if outcome.failure is not None:
+                await self._failed(outcome, outcome.failure)
+            elif outcome.result is None:
+                await self._say(outcome.message.nak())
             else:
-                await self._say(outcome.message.nak(delay=PAUSE if outcome.result else None))
+                await self._say(outcome.message.ack() if announced else outcome.message.nak(delay=PAUSE))
             self._held.pop(outcome.message.reply, None)
 
-    async def _tried(self, message: Msg, failure: Failure) -> None:
-        """Keep the reason, then have the task given out again; the server counts how often."""
-        subject = failure_subject(self._service, _task_id(message))
+    async def _failed(self, outcome: _Outcome, failure: Failure) -> None:
+        """Keep the reason and have the task given out again, or set it aside when it failed too often."""
+        message, task_id, settings = outcome.message, _task_id(outcome.message), self._bus.settings
+        sequence, delivery = message.metadata.sequence.stream, message.metadata.num_delivered or 1
         try:
-            await asyncio.wait_for(await self._bus.send(subject, failure.model_dump_json().encode()), 5.0)
-        except (NatsError, TimeoutError) as error:
-            log.warning("a reason could not be kept: %s", error)
-        await self._say(message.nak(delay=self._bus.settings.retry_delay))
+            failures = (await self._bus.failed(self._service, task_id, sequence, failure, outcome.counted)).failures
+            if outcome.counted and failures >= settings.failures:
+                text = message.data.decode(errors="replace")
+                await self._bus.set_aside(
+                    DeadLetter(
+                        task_id=task_id, service=self._service, deliveries=delivery, failures=failures, failure=failure, task=text
+                    )
+                )
+                return await self._say(message.term())
+        except (NatsError, ValueError) as error:
+            log.warning("a failure could not be kept: %s", error)
+        await self._say(message.nak(delay=min(settings.retry_delay * 2 ** (delivery - 1), LONGEST_DELAY)))
 
     async def _say(self, word: Coroutine[object, object, None]) -> None:
         """Say something to the server that it can do without."""
@@ -182,57 +227,50 @@ class Worker:
 
     def _one(self, message: Msg) -> _Outcome:
         """Do one task; in the engine's thread. Never raises: everything becomes an outcome."""
-        task_id, started = _task_id(message), time.perf_counter()
         if self._ending:
-            return _Outcome(message, None)
-        with telemetry.incoming(message.headers), telemetry.bound(task=task_id):
-            error = self._tried_once(message, task_id)
-        failure, seconds = Failure.of(error) if error is not None else None, time.perf_counter() - started
-        if error is not None and not is_final(error):
-            return _Outcome(message, None, failure, seconds)
-        result = Result(task_id=task_id, service=self._service, failure=failure, worker=self._name, seconds=round(seconds, 6))
-        return _Outcome(message, result, None, seconds)
-
-    def _tried_once(self, message: Msg, task_id: str) -> Exception | None:
-        """Do the task of a message, and tell of it: a span, metrics, a line where it failed. What it failed of."""
-        kind, started = "unknown", time.perf_counter()
-        with telemetry.tracer.start_as_current_span(f"{self._service} task", kind=SpanKind.CONSUMER) as span:
+            return _Outcome(message)
+        task_id = _task_id(message)
+        with (
+            telemetry.incoming(message.headers),
+            telemetry.bound(task=task_id),
+            telemetry.tracer.start_as_current_span(f"{self._service} task", kind=SpanKind.CONSUMER) as span,
+        ):
+            kind, samples, failure, final, counted = "unknown", 0, None, True, True
+            started = time.perf_counter()
             try:
                 task = _task(message.data, task_id, self._service)
                 if task.kind not in self._handlers:
                     raise InvalidInput("kind", f"{self._service} knows no {task.kind!r}.", hint=f"It knows {', '.join(self._handlers)}.")
-                kind = task.kind
+                kind, samples = task.kind, len(task.items)
                 span.update_name(kind)
-                span.set_attributes({"sfumato.kind": kind, "sfumato.samples": len(task.items)})
+                span.set_attributes({"sfumato.kind": kind, "sfumato.samples": samples})
                 perform(task, self._handlers[kind], self._artifacts, self._versions)
             except Exception as error:
-                telemetry.tasks.labels(kind, "failed" if is_final(error) else "retried").inc()
-                span.record_exception(error)
-                span.set_status(StatusCode.ERROR, type(error).__name__)
-                log.warning("task %s failed: %s", task_id, Failure.of(error).message, extra={"kind": kind}, exc_info=error)
-                return error
-            telemetry.tasks.labels(kind, "done").inc()
-            telemetry.samples.labels(kind).inc(len(task.items))
-            telemetry.task_seconds.labels(kind).observe(time.perf_counter() - started)
-        return None
+                failure, final, counted = Failure.of(error), is_final(error), not is_passing(error)
+                _told(span, failure, error)
+            seconds = time.perf_counter() - started
+            _measured(kind, samples, "done" if failure is None else "failed" if final else "retried", seconds)
+            if not final:
+                return _Outcome(message, None, failure, counted, seconds)
+            result = Result(task_id=task_id, service=self._service, failure=failure, worker=self._name, seconds=round(seconds, 6))
+            return _Outcome(message, result, None, seconds=seconds, headers=telemetry.outgoing())
 
 
 class _OwnThread:
-    """A thread for a worker whose service has no other."""
+    """An engine's thread of a worker's own. A daemon: what it does cannot be interrupted, and must not keep the process."""
 
     def __init__(self) -> None:
         self._orders: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        # A daemon: what it does cannot be interrupted, and must not keep the process.
         threading.Thread(target=self._obey, name="engine", daemon=True).start()
 
-    async def __call__(self, work: Callable[[Any, Any], list[_Outcome]]) -> list[_Outcome]:
-        """The work, done in it."""
+    async def turn(self, work: Callable[..., T]) -> T:
+        """A `Turn`: what it is given is done in order. The work never raises."""
         loop = asyncio.get_running_loop()
-        finished: asyncio.Future[list[_Outcome]] = loop.create_future()
+        finished: asyncio.Future[T] = loop.create_future()
 
         def order() -> None:
-            outcomes = work(None, None)
-            loop.call_soon_threadsafe(lambda: finished.cancelled() or finished.set_result(outcomes))
+            result = work()
+            loop.call_soon_threadsafe(lambda: finished.cancelled() or finished.set_result(result))
 
         self._orders.put(order)
         return await finished
@@ -240,6 +278,20 @@ class _OwnThread:
     def _obey(self) -> None:
         while True:
             self._orders.get()()
+
+
+def _told(span: Span, failure: Failure, error: Exception) -> None:
+    """Write a failure into the log and the trace."""
+    log.warning("a task failed: %s", failure.message, exc_info=error)
+    span.record_exception(error)
+    span.set_status(StatusCode.ERROR, type(error).__name__)
+
+
+def _measured(kind: str, samples: int, outcome: str, seconds: float) -> None:
+    telemetry.tasks.labels(kind, outcome).inc()
+    telemetry.task_seconds.labels(kind).observe(seconds)
+    if outcome == "done":
+        telemetry.samples.labels(kind).inc(samples)
 
 
 def _task_id(message: Msg) -> str:
@@ -274,7 +326,7 @@ async def serve(service: str, handlers: Mapping[str, Handler], artifacts: Artifa
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line of a worker process; its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m sfumato.runtime.worker", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m sfumato.runtime.worker", description="A worker of one service, by itself.")
     parser.add_argument("--service", required=True, help="whose tasks to take")
     parser.add_argument("--handlers", required=True, metavar="MODULE", help="the module with the service's HANDLERS")
     options = parser.parse_args(arguments)

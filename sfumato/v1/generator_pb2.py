@@ -26,7 +26,7 @@ from sfumato.v1 import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from sfumato.v1 import common_pb2 as sfumato_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1asfumato/v1/generator.proto\x12\nsfumato.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x17sfumato/v1/common.proto\"\x8d\x04\n\x08Painting\x12^\n\x06prompt\x18\x01 \x01(\tBN\xbaHKr\x03\x18\xa0\x1f\xba\x01\x43\n\ntext.blank\x12\x11must not be blank\x1a\"this.matches(\'[^\\\\s\\\\p{Z}\\\\p{C}]\')\x12\x1f\n\x05seeds\x18\x02 \x03(\x03\x42\x10\xbaH\r\x92\x01\n\x08\x01\x10\x10\"\x04\"\x02(\x00\x12\x1e\n\x05width\x18\x03 \x01(\rB\n\xbaH\x07*\x05\x18\x80@(\x08H\x00\x88\x01\x01\x12\x1f\n\x06height\x18\x04 \x01(\rB\n\xbaH\x07*\x05\x18\x80@(\x08H\x01\x88\x01\x01\x12\x1e\n\x05steps\x18\x05 \x01(\rB\n\xbaH\x07*\x05\x18\xe8\x07(\x01H\x02\x88\x01\x01\x12\x34\n\x0eguidance_scale\x18\x06 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00Y@)\x00\x00\x00\x00\x00\x00\x00\x00H\x03\x88\x01\x01\x12-\n\x07regions\x18\x07 \x03(\x0b\x32\x12.sfumato.v1.RegionB\x08\xbaH\x05\x92\x01\x02\x10@\x12\x34\n\x0eregional_steps\x18\x08 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00H\x04\x88\x01\x01\x12\x30\n\nsoft_edges\x18\t \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xc0@)\x00\x00\x00\x00\x00\x00\x00\x00H\x05\x88\x01\x01\x42\x08\n\x06_widthB\t\n\x07_heightB\x08\n\x06_stepsB\x11\n\x0f_guidance_scaleB\x11\n\x0f_regional_stepsB\r\n\x0b_soft_edges\"\x12\n\x10GetLimitsRequest\"\x85\x02\n\x11GetLimitsResponse\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\t\x12\x0c\n\x04grid\x18\x02 \x01(\r\x12\x10\n\x08min_size\x18\x03 \x01(\r\x12\x10\n\x08max_size\x18\x04 \x01(\r\x12\x15\n\rprompt_tokens\x18\x05 \x01(\r\x12\x11\n\tmax_steps\x18\x06 \x01(\r\x12\x14\n\x0cmin_guidance\x18\x07 \x01(\x01\x12\x14\n\x0cmax_guidance\x18\x08 \x01(\x01\x12\x13\n\x0bmax_regions\x18\t \x01(\r\x12\x14\n\x0c\x64\x65\x66\x61ult_size\x18\n \x01(\r\x12\x15\n\rdefault_steps\x18\x0b \x01(\r\x12\x18\n\x10\x64\x65\x66\x61ult_guidance\x18\x0c \x01(\x01\"\x98\x01\n\x0fGenerateRequest\x12.\n\x08painting\x18\x01 \x01(\x0b\x32\x14.sfumato.v1.PaintingB\x06\xbaH\x03\xc8\x01\x01\x12#\n\x05model\x18\x02 \x01(\x0b\x32\x14.sfumato.v1.ModelRef\x12\x30\n\x08\x64\x65livery\x18\x03 \x01(\x0e\x32\x14.sfumato.v1.DeliveryB\x08\xbaH\x05\x82\x01\x02\x10\x01\"9\n\x10GenerateResponse\x12%\n\x08pictures\x18\x01 \x03(\x0b\x32\x13.sfumato.v1.Picture\"\x9e\x01\n\x15GenerateStreamRequest\x12.\n\x08painting\x18\x01 \x01(\x0b\x32\x14.sfumato.v1.PaintingB\x06\xbaH\x03\xc8\x01\x01\x12#\n\x05model\x18\x02 \x01(\x0b\x32\x14.sfumato.v1.ModelRef\x12\x30\n\x08\x64\x65livery\x18\x03 \x01(\x0e\x32\x14.sfumato.v1.DeliveryB\x08\xbaH\x05\x82\x01\x02\x10\x01\"y\n\x16GenerateStreamResponse\x12,\n\x08progress\x18\x01 \x01(\x0b\x32\x18.sfumato.v1.StepProgressH\x00\x12(\n\x08pictures\x18\x02 \x01(\x0b\x32\x14.sfumato.v1.PicturesH\x00\x42\x07\n\x05\x65vent\"+\n\x0cStepProgress\x12\x0c\n\x04\x64one\x18\x01 \x01(\r\x12\r\n\x05total\x18\x02 \x01(\r\"1\n\x08Pictures\x12%\n\x08pictures\x18\x01 \x03(\x0b\x32\x13.sfumato.v1.Picture\"J\n\x07Picture\x12\x0c\n\x04seed\x18\x01 \x01(\x03\x12 \n\x05image\x18\x02 \x01(\x0b\x32\x11.sfumato.v1.Image\x12\x0f\n\x07latents\x18\x03 \x01(\t2\xfe\x01\n\x10GeneratorService\x12H\n\tGetLimits\x12\x1c.sfumato.v1.GetLimitsRequest\x1a\x1d.sfumato.v1.GetLimitsResponse\x12\x45\n\x08Generate\x12\x1b.sfumato.v1.GenerateRequest\x1a\x1c.sfumato.v1.GenerateResponse\x12Y\n\x0eGenerateStream\x12!.sfumato.v1.GenerateStreamRequest\x1a\".sfumato.v1.GenerateStreamResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1asfumato/v1/generator.proto\x12\nsfumato.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x17sfumato/v1/common.proto\"\xfa\x04\n\x08Painting\x12^\n\x06prompt\x18\x01 \x01(\tBN\xbaHKr\x03\x18\xa0\x1f\xba\x01\x43\n\ntext.blank\x12\x11must not be blank\x1a\"this.matches(\'[^\\\\s\\\\p{Z}\\\\p{C}]\')\x12\x1f\n\x05seeds\x18\x02 \x03(\x03\x42\x10\xbaH\r\x92\x01\n\x08\x01\x10\x10\"\x04\"\x02(\x00\x12\x1e\n\x05width\x18\x03 \x01(\rB\n\xbaH\x07*\x05\x18\x80@(\x08H\x00\x88\x01\x01\x12\x1f\n\x06height\x18\x04 \x01(\rB\n\xbaH\x07*\x05\x18\x80@(\x08H\x01\x88\x01\x01\x12\x1e\n\x05steps\x18\x05 \x01(\rB\n\xbaH\x07*\x05\x18\xe8\x07(\x01H\x02\x88\x01\x01\x12\x34\n\x0eguidance_scale\x18\x06 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00Y@)\x00\x00\x00\x00\x00\x00\x00\x00H\x03\x88\x01\x01\x12-\n\x07regions\x18\x07 \x03(\x0b\x32\x12.sfumato.v1.RegionB\x08\xbaH\x05\x92\x01\x02\x10@\x12\x34\n\x0eregional_steps\x18\x08 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00H\x04\x88\x01\x01\x12\x30\n\nsoft_edges\x18\t \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xc0@)\x00\x00\x00\x00\x00\x00\x00\x00H\x05\x88\x01\x01\x12\x35\n\x0f\x63ondition_noise\x18\n \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00$@)\x00\x00\x00\x00\x00\x00\x00\x00H\x06\x88\x01\x01\x12 \n\x05start\x18\x0b \x01(\x0b\x32\x11.sfumato.v1.StartB\x08\n\x06_widthB\t\n\x07_heightB\x08\n\x06_stepsB\x11\n\x0f_guidance_scaleB\x11\n\x0f_regional_stepsB\r\n\x0b_soft_edgesB\x12\n\x10_condition_noise\"q\n\x05Start\x12(\n\x05image\x18\x01 \x01(\x0b\x32\x11.sfumato.v1.ImageB\x06\xbaH\x03\xc8\x01\x01\x12\x31\n\x08strength\x18\x02 \x01(\x01\x42\x1a\xbaH\x17\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00\xc8\x01\x01H\x00\x88\x01\x01\x42\x0b\n\t_strength\"\x12\n\x10GetLimitsRequest\"\x85\x02\n\x11GetLimitsResponse\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\t\x12\x0c\n\x04grid\x18\x02 \x01(\r\x12\x10\n\x08min_size\x18\x03 \x01(\r\x12\x10\n\x08max_size\x18\x04 \x01(\r\x12\x15\n\rprompt_tokens\x18\x05 \x01(\r\x12\x11\n\tmax_steps\x18\x06 \x01(\r\x12\x14\n\x0cmin_guidance\x18\x07 \x01(\x01\x12\x14\n\x0cmax_guidance\x18\x08 \x01(\x01\x12\x13\n\x0bmax_regions\x18\t \x01(\r\x12\x14\n\x0c\x64\x65\x66\x61ult_size\x18\n \x01(\r\x12\x15\n\rdefault_steps\x18\x0b \x01(\r\x12\x18\n\x10\x64\x65\x66\x61ult_guidance\x18\x0c \x01(\x01\"\x98\x01\n\x0fGenerateRequest\x12.\n\x08painting\x18\x01 \x01(\x0b\x32\x14.sfumato.v1.PaintingB\x06\xbaH\x03\xc8\x01\x01\x12#\n\x05model\x18\x02 \x01(\x0b\x32\x14.sfumato.v1.ModelRef\x12\x30\n\x08\x64\x65livery\x18\x03 \x01(\x0e\x32\x14.sfumato.v1.DeliveryB\x08\xbaH\x05\x82\x01\x02\x10\x01\"9\n\x10GenerateResponse\x12%\n\x08pictures\x18\x01 \x03(\x0b\x32\x13.sfumato.v1.Picture\"\xd8\x01\n\x15GenerateStreamRequest\x12.\n\x08painting\x18\x01 \x01(\x0b\x32\x14.sfumato.v1.PaintingB\x06\xbaH\x03\xc8\x01\x01\x12#\n\x05model\x18\x02 \x01(\x0b\x32\x14.sfumato.v1.ModelRef\x12\x30\n\x08\x64\x65livery\x18\x03 \x01(\x0e\x32\x14.sfumato.v1.DeliveryB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12&\n\rpreview_every\x18\x04 \x01(\rB\n\xbaH\x07*\x05\x18\xe8\x07(\x01H\x00\x88\x01\x01\x42\x10\n\x0e_preview_every\"\xa1\x01\n\x16GenerateStreamResponse\x12,\n\x08progress\x18\x01 \x01(\x0b\x32\x18.sfumato.v1.StepProgressH\x00\x12(\n\x08pictures\x18\x02 \x01(\x0b\x32\x14.sfumato.v1.PicturesH\x00\x12&\n\x07preview\x18\x03 \x01(\x0b\x32\x13.sfumato.v1.PreviewH\x00\x42\x07\n\x05\x65vent\"W\n\x07Preview\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04\x64one\x18\x02 \x01(\r\x12\r\n\x05total\x18\x03 \x01(\r\x12 \n\x05image\x18\x04 \x01(\x0b\x32\x11.sfumato.v1.Image\"+\n\x0cStepProgress\x12\x0c\n\x04\x64one\x18\x01 \x01(\r\x12\r\n\x05total\x18\x02 \x01(\r\"1\n\x08Pictures\x12%\n\x08pictures\x18\x01 \x03(\x0b\x32\x13.sfumato.v1.Picture\"J\n\x07Picture\x12\x0c\n\x04seed\x18\x01 \x01(\x03\x12 \n\x05image\x18\x02 \x01(\x0b\x32\x11.sfumato.v1.Image\x12\x0f\n\x07latents\x18\x03 \x01(\t2\xfe\x01\n\x10GeneratorService\x12H\n\tGetLimits\x12\x1c.sfumato.v1.GetLimitsRequest\x1a\x1d.sfumato.v1.GetLimitsResponse\x12\x45\n\x08Generate\x12\x1b.sfumato.v1.GenerateRequest\x1a\x1c.sfumato.v1.GenerateResponse\x12Y\n\x0eGenerateStream\x12!.sfumato.v1.GenerateStreamRequest\x1a\".sfumato.v1.GenerateStreamResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -51,6 +51,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PAINTING'].fields_by_name['regional_steps']._serialized_options = b'\272H\024\022\022\031\000\000\000\000\000\000\360?)\000\000\000\000\000\000\000\000'
   _globals['_PAINTING'].fields_by_name['soft_edges']._loaded_options = None
   _globals['_PAINTING'].fields_by_name['soft_edges']._serialized_options = b'\272H\024\022\022\031\000\000\000\000\000\000\300@)\000\000\000\000\000\000\000\000'
+  _globals['_PAINTING'].fields_by_name['condition_noise']._loaded_options = None
+  _globals['_PAINTING'].fields_by_name['condition_noise']._serialized_options = b'\272H\024\022\022\031\000\000\000\000\000\000$@)\000\000\000\000\000\000\000\000'
+  _globals['_START'].fields_by_name['image']._loaded_options = None
+  _globals['_START'].fields_by_name['image']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_START'].fields_by_name['strength']._loaded_options = None
+  _globals['_START'].fields_by_name['strength']._serialized_options = b'\272H\027\022\022\031\000\000\000\000\000\000\360?)\000\000\000\000\000\000\000\000\310\001\001'
   _globals['_GENERATEREQUEST'].fields_by_name['painting']._loaded_options = None
   _globals['_GENERATEREQUEST'].fields_by_name['painting']._serialized_options = b'\272H\003\310\001\001'
   _globals['_GENERATEREQUEST'].fields_by_name['delivery']._loaded_options = None
@@ -59,26 +65,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATESTREAMREQUEST'].fields_by_name['painting']._serialized_options = b'\272H\003\310\001\001'
   _globals['_GENERATESTREAMREQUEST'].fields_by_name['delivery']._loaded_options = None
   _globals['_GENERATESTREAMREQUEST'].fields_by_name['delivery']._serialized_options = b'\272H\005\202\001\002\020\001'
+  _globals['_GENERATESTREAMREQUEST'].fields_by_name['preview_every']._loaded_options = None
+  _globals['_GENERATESTREAMREQUEST'].fields_by_name['preview_every']._serialized_options = b'\272H\007*\005\030\350\007(\001'
   _globals['_PAINTING']._serialized_start=97
-  _globals['_PAINTING']._serialized_end=622
-  _globals['_GETLIMITSREQUEST']._serialized_start=624
-  _globals['_GETLIMITSREQUEST']._serialized_end=642
-  _globals['_GETLIMITSRESPONSE']._serialized_start=645
-  _globals['_GETLIMITSRESPONSE']._serialized_end=906
-  _globals['_GENERATEREQUEST']._serialized_start=909
-  _globals['_GENERATEREQUEST']._serialized_end=1061
-  _globals['_GENERATERESPONSE']._serialized_start=1063
-  _globals['_GENERATERESPONSE']._serialized_end=1120
-  _globals['_GENERATESTREAMREQUEST']._serialized_start=1123
-  _globals['_GENERATESTREAMREQUEST']._serialized_end=1281
-  _globals['_GENERATESTREAMRESPONSE']._serialized_start=1283
-  _globals['_GENERATESTREAMRESPONSE']._serialized_end=1404
-  _globals['_STEPPROGRESS']._serialized_start=1406
-  _globals['_STEPPROGRESS']._serialized_end=1449
-  _globals['_PICTURES']._serialized_start=1451
-  _globals['_PICTURES']._serialized_end=1500
-  _globals['_PICTURE']._serialized_start=1502
-  _globals['_PICTURE']._serialized_end=1576
-  _globals['_GENERATORSERVICE']._serialized_start=1579
-  _globals['_GENERATORSERVICE']._serialized_end=1833
+  _globals['_PAINTING']._serialized_end=731
+  _globals['_START']._serialized_start=733
+  _globals['_START']._serialized_end=846
+  _globals['_GETLIMITSREQUEST']._serialized_start=848
+  _globals['_GETLIMITSREQUEST']._serialized_end=866
+  _globals['_GETLIMITSRESPONSE']._serialized_start=869
+  _globals['_GETLIMITSRESPONSE']._serialized_end=1130
+  _globals['_GENERATEREQUEST']._serialized_start=1133
+  _globals['_GENERATEREQUEST']._serialized_end=1285
+  _globals['_GENERATERESPONSE']._serialized_start=1287
+  _globals['_GENERATERESPONSE']._serialized_end=1344
+  _globals['_GENERATESTREAMREQUEST']._serialized_start=1347
+  _globals['_GENERATESTREAMREQUEST']._serialized_end=1563
+  _globals['_GENERATESTREAMRESPONSE']._serialized_start=1566
+  _globals['_GENERATESTREAMRESPONSE']._serialized_end=1727
+  _globals['_PREVIEW']._serialized_start=1729
+  _globals['_PREVIEW']._serialized_end=1816
+  _globals['_STEPPROGRESS']._serialized_start=1818
+  _globals['_STEPPROGRESS']._serialized_end=1861
+  _globals['_PICTURES']._serialized_start=1863
+  _globals['_PICTURES']._serialized_end=1912
+  _globals['_PICTURE']._serialized_start=1914
+  _globals['_PICTURE']._serialized_end=1988
+  _globals['_GENERATORSERVICE']._serialized_start=1991
+  _globals['_GENERATORSERVICE']._serialized_end=2245
 # @@protoc_insertion_point(module_scope)

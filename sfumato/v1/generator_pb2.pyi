@@ -9,7 +9,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Painting(_message.Message):
-    __slots__ = ("prompt", "seeds", "width", "height", "steps", "guidance_scale", "regions", "regional_steps", "soft_edges")
+    __slots__ = ("prompt", "seeds", "width", "height", "steps", "guidance_scale", "regions", "regional_steps", "soft_edges", "condition_noise", "start")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     SEEDS_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
@@ -19,6 +19,8 @@ class Painting(_message.Message):
     REGIONS_FIELD_NUMBER: _ClassVar[int]
     REGIONAL_STEPS_FIELD_NUMBER: _ClassVar[int]
     SOFT_EDGES_FIELD_NUMBER: _ClassVar[int]
+    CONDITION_NOISE_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
     prompt: str
     seeds: _containers.RepeatedScalarFieldContainer[int]
     width: int
@@ -28,7 +30,17 @@ class Painting(_message.Message):
     regions: _containers.RepeatedCompositeFieldContainer[_common_pb2.Region]
     regional_steps: float
     soft_edges: float
-    def __init__(self, prompt: _Optional[str] = ..., seeds: _Optional[_Iterable[int]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., regions: _Optional[_Iterable[_Union[_common_pb2.Region, _Mapping]]] = ..., regional_steps: _Optional[float] = ..., soft_edges: _Optional[float] = ...) -> None: ...
+    condition_noise: float
+    start: Start
+    def __init__(self, prompt: _Optional[str] = ..., seeds: _Optional[_Iterable[int]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., regions: _Optional[_Iterable[_Union[_common_pb2.Region, _Mapping]]] = ..., regional_steps: _Optional[float] = ..., soft_edges: _Optional[float] = ..., condition_noise: _Optional[float] = ..., start: _Optional[_Union[Start, _Mapping]] = ...) -> None: ...
+
+class Start(_message.Message):
+    __slots__ = ("image", "strength")
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    STRENGTH_FIELD_NUMBER: _ClassVar[int]
+    image: _common_pb2.Image
+    strength: float
+    def __init__(self, image: _Optional[_Union[_common_pb2.Image, _Mapping]] = ..., strength: _Optional[float] = ...) -> None: ...
 
 class GetLimitsRequest(_message.Message):
     __slots__ = ()
@@ -79,22 +91,38 @@ class GenerateResponse(_message.Message):
     def __init__(self, pictures: _Optional[_Iterable[_Union[Picture, _Mapping]]] = ...) -> None: ...
 
 class GenerateStreamRequest(_message.Message):
-    __slots__ = ("painting", "model", "delivery")
+    __slots__ = ("painting", "model", "delivery", "preview_every")
     PAINTING_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     DELIVERY_FIELD_NUMBER: _ClassVar[int]
+    PREVIEW_EVERY_FIELD_NUMBER: _ClassVar[int]
     painting: Painting
     model: _common_pb2.ModelRef
     delivery: _common_pb2.Delivery
-    def __init__(self, painting: _Optional[_Union[Painting, _Mapping]] = ..., model: _Optional[_Union[_common_pb2.ModelRef, _Mapping]] = ..., delivery: _Optional[_Union[_common_pb2.Delivery, str]] = ...) -> None: ...
+    preview_every: int
+    def __init__(self, painting: _Optional[_Union[Painting, _Mapping]] = ..., model: _Optional[_Union[_common_pb2.ModelRef, _Mapping]] = ..., delivery: _Optional[_Union[_common_pb2.Delivery, str]] = ..., preview_every: _Optional[int] = ...) -> None: ...
 
 class GenerateStreamResponse(_message.Message):
-    __slots__ = ("progress", "pictures")
+    __slots__ = ("progress", "pictures", "preview")
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     PICTURES_FIELD_NUMBER: _ClassVar[int]
+    PREVIEW_FIELD_NUMBER: _ClassVar[int]
     progress: StepProgress
     pictures: Pictures
-    def __init__(self, progress: _Optional[_Union[StepProgress, _Mapping]] = ..., pictures: _Optional[_Union[Pictures, _Mapping]] = ...) -> None: ...
+    preview: Preview
+    def __init__(self, progress: _Optional[_Union[StepProgress, _Mapping]] = ..., pictures: _Optional[_Union[Pictures, _Mapping]] = ..., preview: _Optional[_Union[Preview, _Mapping]] = ...) -> None: ...
+
+class Preview(_message.Message):
+    __slots__ = ("index", "done", "total", "image")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    done: int
+    total: int
+    image: _common_pb2.Image
+    def __init__(self, index: _Optional[int] = ..., done: _Optional[int] = ..., total: _Optional[int] = ..., image: _Optional[_Union[_common_pb2.Image, _Mapping]] = ...) -> None: ...
 
 class StepProgress(_message.Message):
     __slots__ = ("done", "total")

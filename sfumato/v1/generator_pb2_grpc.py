@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class GeneratorServiceStub:
-    """Prompts, seeds and advice in, pictures out. The same request gives the same bytes on the same kind of machine.
+    """Prompts, seeds and advice in, pictures out. The same request gives the same bytes on the same kind of machine. Pictures that come
+    back in the answer have 16 megapixels in all at most; INVALID_ARGUMENT for the field delivery where there would be more.
     """
 
     def __init__(self, channel):
@@ -53,7 +54,8 @@ class GeneratorServiceStub:
 
 
 class GeneratorServiceServicer:
-    """Prompts, seeds and advice in, pictures out. The same request gives the same bytes on the same kind of machine.
+    """Prompts, seeds and advice in, pictures out. The same request gives the same bytes on the same kind of machine. Pictures that come
+    back in the answer have 16 megapixels in all at most; INVALID_ARGUMENT for the field delivery where there would be more.
     """
 
     def GetLimits(self, request, context):
@@ -104,7 +106,8 @@ def add_GeneratorServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GeneratorService:
-    """Prompts, seeds and advice in, pictures out. The same request gives the same bytes on the same kind of machine.
+    """Prompts, seeds and advice in, pictures out. The same request gives the same bytes on the same kind of machine. Pictures that come
+    back in the answer have 16 megapixels in all at most; INVALID_ARGUMENT for the field delivery where there would be more.
     """
 
     @staticmethod

@@ -92,8 +92,7 @@ def test_a_run_among_falling_processes_ends_in_the_same_bytes(tmp_path: Path, fa
     with LocalTransport({"echo": local_service}, str(undisturbed)) as transport:
         expected = run(transport, ArtifactStore(str(undisturbed)))
 
-    # Deliveries enough that none of the killed workers' tasks is taken for a poisoned one.
-    with running(tmp_path, deliveries=12, ack_wait=3.0) as system:
+    with running(tmp_path, ack_wait=3.0) as system:
         killer = Killer(system, tmp_path, seed=7)
         for _ in range(faults):
             time.sleep(killer.random.uniform(0.2, 0.8))

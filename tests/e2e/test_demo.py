@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -73,14 +72,6 @@ def _listening() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _figures(folder: Path) -> dict[str, Any]:
-    """The report's numbers, without those that say how long it took."""
-    figures = json.loads((folder / "report.json").read_text())
-    for timed in (figures, *figures["iterations"]):
-        assert timed.pop("wall_seconds") >= 0
-    return figures
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_run_that_was_stopped_and_killed_ends_in_the_same_bytes_as_an_undisturbed_one(tmp_path: Path) -> None:
@@ -101,9 +92,8 @@ def test_a_run_that_was_stopped_and_killed_ends_in_the_same_bytes_as_an_undistur
 
     adapters = sorted(path.name for path in first.glob("*.safetensors"))
     assert adapters == ["adapter-1.safetensors", "adapter-2.safetensors", "adapter.safetensors"]
-    for name in adapters:
+    for name in (*adapters, "report.json", "report.html"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
-    assert _figures(first) == _figures(second)
     _holds_what_a_report_must(first)
 
     journal = (second / "metrics.jsonl").read_bytes()

@@ -9,7 +9,7 @@ model, until too few pairs survive.
 from __future__ import annotations
 
 from orchestrator.engine import Each, Gather, Loop, Stage
-from orchestrator.recipes.artaug import measuring, pairs, tuning
+from orchestrator.recipes.artaug import judging, measuring, pairs, tuning
 from orchestrator.recipes.artaug.state import HeldOut, Iteration, Model, Painted, Plan, Sample, State, Trial, again, start
 
 __all__ = ["STAGES", "HeldOut", "Iteration", "Model", "Painted", "Plan", "Sample", "State", "Trial", "start"]
@@ -39,4 +39,5 @@ STAGES: tuple[Stage, ...] = (
     Gather("naive", tuning.nothing, tuning.begin_naive),  # section 4.3.2, Table 2
     *TRIAL,
     Gather("compare", pairs.look_again, tuning.conclude_naive),
+    Gather("judge", judging.ask, judging.absorb),  # for the report
 )

@@ -38,7 +38,7 @@ def absorb_repainted(plan: Plan, state: State, done: list[Manifest]) -> State:
     rows = chunks(pictures, len(plan.prompts.heldout))
     for (whose, _, _), row in zip(_asked(plan, state), rows, strict=True):
         state = _noted(state, whose, HeldOut(tuple(row)))
-    return state
+    return state.made_with(done)
 
 
 def rate(plan: Plan, state: State) -> list[Task]:
@@ -56,7 +56,7 @@ def absorb_rated(plan: Plan, state: State, done: list[Manifest]) -> State:
     rows = chunks(values, len(plan.prompts.heldout))
     for (whose, _, pictures), row in zip(_unrated(plan, state), rows, strict=True):
         state = _noted(state, whose, HeldOut(tuple(pictures), tuple(row)))
-    return state
+    return state.made_with(done)
 
 
 def _unrated(plan: Plan, state: State) -> list[tuple[str, tuple[str, ...], Sequence[str]]]:

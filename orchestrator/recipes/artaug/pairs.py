@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 
 from orchestrator.recipes.artaug.state import KEPT, Painted, Plan, Sample, State
 from orchestrator.recipes.artaug.tasks import asking, chunks, paint, painted, scoring
@@ -168,21 +169,26 @@ def absorb_shown(_: Plan, state: State, done: list[Manifest]) -> State:
 # --- look again: where the VLM finds the same things in X', after the run; for the report only ---
 
 
+MOST_LOOKED = 512
+"""Pairs in which the VLM looks again, the first ones."""
+
+
 def look_again(plan: Plan, state: State) -> list[Task]:
     """Ask about X' of the first iteration's kept pairs as was asked about X."""
-    kept = state.iterations[0].kept if state.iterations else ()
-    items = [{"prompt": sample.prompt, "picture": _of(sample.after).picture} for sample in kept]
+    items = [{"prompt": sample.prompt, "picture": _of(sample.after).picture} for sample in _kept_first(state)]
     return [asking(plan, "compare", "ground", tuple(rows), strategy=plan.spec.ground.strategy) for rows in chunks(items, plan.spec.batch)]
 
 
 def absorb_look(state: State, done: list[Manifest]) -> State:
     """Note what the VLM found in X'."""
-    if not state.iterations:
-        return state
-    found = iter([_regions(value) for manifest in done for value in manifest.values])
-    first = state.iterations[0]
-    samples = tuple(replace(sample, regions_after=next(found)) if sample.verdict == KEPT else sample for sample in first.samples)
-    return replace(state, iterations=(replace(first, samples=samples), *state.iterations[1:]))
+    found = [_regions(value) for manifest in done for value in manifest.values]
+    pairs = zip(_kept_first(state), found, strict=True)
+    return replace(state, looked=tuple(replace(sample, regions_after=regions) for sample, regions in pairs))
+
+
+def _kept_first(state: State) -> list[Sample]:
+    samples = state.iterations[0].samples if state.iterations else ()
+    return list(islice((sample for sample in samples if sample.verdict == KEPT), MOST_LOOKED))
 
 
 def _shown(samples: Sequence[Sample]) -> tuple[Json, ...]:

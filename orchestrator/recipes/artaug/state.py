@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from orchestrator.spec import PromptSets, RunSpec
-from sfumato.runtime.tasks import Json
+from sfumato.runtime.tasks import Json, Manifest
 from sfumato.types import Region
 
 Scores = Mapping[str, float]
+# What the judge says of each set of pictures, by the set's name; None where there was nothing to take a mean of.
+Marks = Mapping[str, Mapping[str, float | None]]
 
 KEPT = "kept"
 # The filter's rules in the order in which they are asked (section 3.2), by the name under which they are counted.
@@ -32,7 +34,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the run was asked for; ``models`` are ``generator``, ``understanding`` and ``scorers``."""
+    """What the run was asked for; ``models`` are ``generator``, ``understanding``, ``scorers`` and, where there is one, ``judge``."""
 
     spec: RunSpec
     prompts: PromptSets
@@ -155,7 +157,9 @@ class State:
     """The run so far. Files are named by their SHA-256 in the artifact store.
 
     ``samples`` and ``trial`` belong to the iteration in work; ``base`` and ``ceiling`` are the base model's held-out pictures, of
-    plain prompts and of those that ask for beauty outright; ``naive`` is the comparison's trial.
+    plain prompts and of those that ask for beauty outright; ``naive`` is the comparison's trial, ``looked`` the pairs in which the VLM
+    looked again after the last iteration, ``judged`` what the independent judge says, and ``versions`` with which libraries it was
+    painted, scored and trained.
     """
 
     samples: tuple[Sample, ...]
@@ -164,6 +168,9 @@ class State:
     base: HeldOut | None = None
     ceiling: HeldOut | None = None
     naive: Trial | None = None
+    looked: tuple[Sample, ...] = ()
+    judged: Marks | None = None
+    versions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     stop_reason: str = ""
 
     @property
@@ -180,6 +187,14 @@ class State:
     def with_samples(self, samples: tuple[Sample, ...]) -> State:
         """A copy with other samples."""
         return replace(self, samples=samples)
+
+    def made_with(self, done: Iterable[Manifest]) -> State:
+        """A copy that knows the libraries of these tasks' workers as well."""
+        versions = {library: set(known) for library, known in self.versions.items()}
+        for manifest in done:
+            for library, version in manifest.versions.items():
+                versions.setdefault(library, set()).add(version)
+        return replace(self, versions={library: tuple(sorted(versions[library])) for library in sorted(versions)})
 
 
 def start(plan: Plan) -> State:

@@ -75,7 +75,7 @@ def absorb_trained(_: Plan, state: State, done: list[Manifest]) -> State:
                 adapters.append(manifest.files[f"{index}.safetensors"])
     if not adapters and state.trial.objective == "differential":
         return replace(state, trial=None, stop_reason=DIVERGED)
-    return replace(state, trial=replace(state.trial, adapters=tuple(adapters), trainings=tuple(trainings)))
+    return replace(state, trial=replace(state.trial, adapters=tuple(adapters), trainings=tuple(trainings))).made_with(done)
 
 
 # --- average: the exact mean of B_i A_i (A4, section 3.4) ---

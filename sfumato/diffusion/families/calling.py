@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -9,17 +10,35 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sfumato.diffusion.families.family import Family
 from sfumato.types import GenerateRequest, Image
 
 SMALL = 256
+# What the denoiser's forward calls the text, and what pipelines call it.
+TEXTS = {
+    "encoder_hidden_states": "prompt_embeds",
+    "pooled_projections": "pooled_prompt_embeds",
+    "text_embeds": "pooled_prompt_embeds",
+}
 
 
-def call_pipeline(pipeline: Any, requests: Sequence[GenerateRequest], on_step: Callable[[int, int], None] | None, **more: Any) -> Tensor:
-    """Final latents ``[batch, ...]`` of requests of one size, number of steps and guidance; ``more`` goes to the pipeline as it is.
+def call_pipeline(family: Family, requests: Sequence[GenerateRequest], on_step: Callable[[int, int], None] | None, **more: Any) -> Tensor:
+    """Final latents ``[batch, ...]`` of requests of one size, number of steps, guidance and kind (with or without a start, with or
+    without noise on the condition); ``more`` goes to the pipeline as it is.
 
     Every sample's noise comes from its own generator on the CPU, so it depends on its seed alone.
     """
     first = requests[0]
+    pipeline: Any = family.pipeline
+    arguments: dict[str, Any] = {"prompt": [request.prompt for request in requests]}
+    if first.condition_noise > 0:
+        arguments = {TEXTS[name]: text for name, text in noised_conditions(family, requests).items()}
+    if first.steps_made < first.steps:
+        pipeline, start = family.from_pictures([request.start.image for request in requests if request.start is not None])
+        # Half a step away from where the pipeline would round to another number of steps.
+        arguments |= start | {"strength": (first.steps_made + family.rounding) / first.steps}
+    else:
+        arguments |= {"width": first.width, "height": first.height}
 
     def step_ended(_: Any, index: int, __: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if on_step is not None:
@@ -27,9 +46,7 @@ def call_pipeline(pipeline: Any, requests: Sequence[GenerateRequest], on_step: C
         return tensors  # the loop's own, unchanged
 
     return pipeline(
-        prompt=[request.prompt for request in requests],
-        width=first.width,
-        height=first.height,
+        **arguments,
         num_inference_steps=first.steps,
         guidance_scale=first.guidance_scale,
         generator=[torch.Generator().manual_seed(request.seed) for request in requests],
@@ -38,6 +55,26 @@ def call_pipeline(pipeline: Any, requests: Sequence[GenerateRequest], on_step: C
         return_dict=False,
         **more,
     )[0]
+
+
+def noised_conditions(family: Family, requests: Sequence[GenerateRequest]) -> dict[str, Tensor]:
+    """The prompts as `Family.encode` gives them, plus normal noise of each request's ``condition_noise``, drawn from its seed."""
+    texts = family.encode([request.prompt for request in requests])
+    # A stream of its own: the seed itself makes the latents' noise, of which this must know nothing.
+    draws = [int.from_bytes(hashlib.sha256(f"condition {request.seed}".encode()).digest()[:8]) >> 1 for request in requests]
+    generators = [torch.Generator().manual_seed(draw) for draw in draws]
+    sigmas = [request.condition_noise for request in requests]
+    noised = {}
+    for name, text in sorted(texts.items()):
+        noise = [sigma * torch.randn(text.shape[1:], generator=each) for sigma, each in zip(sigmas, generators, strict=True)]
+        noised[name] = (text.float() + torch.stack(noise).to(text.device)).to(text.dtype)
+    return noised
+
+
+def quiet(pipeline: Any) -> Any:
+    """Without a progress bar."""
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def to_images(pipeline: Any, pixels: Tensor, denormalize: list[bool] | None = None) -> list[Image]:

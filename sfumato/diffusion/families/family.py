@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
@@ -26,6 +26,8 @@ class Family(Protocol):
     lora_prefix: ClassVar[str]
     # The arguments of the denoiser's forward with a row per sample; the latents come first.
     per_sample: ClassVar[tuple[str, ...]]
+    # What the image-to-image pipeline does to a number of steps that is no whole one: half a step up is +0.5, half down is -0.5.
+    rounding: ClassVar[float]
 
     @property
     def pipeline(self) -> DiffusionPipeline:
@@ -68,6 +70,10 @@ class Family(Protocol):
 
         ``on_step`` is told ``(steps done, steps of the scheduler)``; some schedulers take a step or more beyond those asked for.
         """
+        ...
+
+    def from_pictures(self, images: Sequence[Image]) -> tuple[DiffusionPipeline, dict[str, Any]]:
+        """The image-to-image pipeline of the same parts, and what it is to be given of pictures of one size that it starts from."""
         ...
 
     def decode(self, latents: Tensor, width: int, height: int) -> list[Image]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, cast
+from functools import cached_property
+from typing import Any, ClassVar, cast
 
 import torch
-from diffusers import FluxPipeline
+from diffusers import FluxImg2ImgPipeline, FluxPipeline
 from torch import Tensor, nn
 
-from sfumato.diffusion.families.calling import call_pipeline, size_range, to_cells, to_images
+from sfumato.diffusion.families.calling import call_pipeline, quiet, size_range, to_cells, to_images
 from sfumato.diffusion.limits import ModelLimits
 from sfumato.diffusion.masks import cell_mask
 from sfumato.diffusion.objective import FlowMatching
@@ -26,6 +27,7 @@ class FluxFamily:
 
     per_sample: ClassVar[tuple[str, ...]] = ("hidden_states", "timestep", "guidance", "encoder_hidden_states", "pooled_projections")
     lora_prefix: ClassVar[str] = "transformer"
+    rounding: ClassVar[float] = -0.5
     # Attention, MLP and modulation.
     lora_targets: ClassVar[str] = (
         r"(single_)?transformer_blocks\.\d+\.(attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"
@@ -85,7 +87,17 @@ class FluxFamily:
     @torch.no_grad()
     def paint(self, requests: Sequence[GenerateRequest], on_step: Callable[[int, int], None] | None = None) -> Tensor:
         """See `Family.paint`."""
-        return call_pipeline(self.pipeline, requests, on_step, max_sequence_length=self.limits.prompt_tokens)
+        return call_pipeline(self, requests, on_step, max_sequence_length=self.limits.prompt_tokens)
+
+    def from_pictures(self, images: Sequence[Image]) -> tuple[FluxImg2ImgPipeline, dict[str, Any]]:
+        """See `Family.from_pictures`."""
+        height, width = images[0].shape[:2]
+        cells = FluxPipeline._unpack_latents(self.encode_pictures(images), height, width, self.pipeline.vae_scale_factor)
+        return self._from_pictures, {"image": cells, "width": width, "height": height}
+
+    @cached_property
+    def _from_pictures(self) -> FluxImg2ImgPipeline:
+        return quiet(FluxImg2ImgPipeline(**self.pipeline.components))
 
     @torch.no_grad()
     def decode(self, latents: Tensor, width: int, height: int) -> list[Image]:

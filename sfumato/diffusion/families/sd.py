@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import Tensor, nn
 
-from sfumato.diffusion.families.calling import call_pipeline, size_range, to_cells, to_images
+from sfumato.diffusion.families.calling import call_pipeline, quiet, size_range, to_cells, to_images
 from sfumato.diffusion.limits import ModelLimits
 from sfumato.diffusion.masks import cell_mask
 from sfumato.diffusion.objective import objective_of
@@ -22,6 +23,7 @@ class UNetFamily:
     # text_embeds and time_ids are SDXL's, timestep_cond is that of models with distilled guidance.
     per_sample: ClassVar[tuple[str, ...]] = ("sample", "timestep", "timestep_cond", "encoder_hidden_states", "text_embeds", "time_ids")
     lora_prefix: ClassVar[str] = "unet"
+    rounding: ClassVar[float] = 0.5
     # Attention and MLP of every transformer block.
     lora_targets: ClassVar[str] = (
         r"(down_blocks\.\d+|mid_block|up_blocks\.\d+)\.attentions\.\d+\.transformer_blocks\.\d+"
@@ -74,7 +76,8 @@ class UNetFamily:
     @torch.no_grad()
     def paint(self, requests: Sequence[GenerateRequest], on_step: Callable[[int, int], None] | None = None) -> Tensor:
         """See `Family.paint`; the unconditional branch is the empty prompt."""
-        return call_pipeline(self.pipeline, requests, on_step)
+        whole: Any = self  # what a family has besides, SD and SDXL bring themselves
+        return call_pipeline(whole, requests, on_step)
 
     def predict(
         self, noised: Tensor, levels: Tensor, conditions: Mapping[str, Tensor], width: int, height: int, guidance: float
@@ -96,6 +99,14 @@ class UNetFamily:
 
 class SDFamily(UNetFamily):
     """What the engines need to know of one ``StableDiffusionPipeline``."""
+
+    def from_pictures(self, images: Sequence[Image]) -> tuple[Any, dict[str, Any]]:
+        """See `Family.from_pictures`."""
+        return self._from_pictures, {"image": self.encode_pictures(images)}
+
+    @cached_property
+    def _from_pictures(self) -> Any:
+        return quiet(StableDiffusionImg2ImgPipeline(**self.pipeline.components, requires_safety_checker=False))
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
+from diffusers import StableDiffusionXLImg2ImgPipeline
 from torch import Tensor
 
-from sfumato.diffusion.families.calling import to_cells, to_images
+from sfumato.diffusion.families.calling import quiet, to_cells, to_images
 from sfumato.diffusion.families.sd import UNetFamily
 from sfumato.types import Image
 
@@ -17,6 +19,16 @@ class SDXLFamily(UNetFamily):
     """What the engines need to know of one ``StableDiffusionXLPipeline``."""
 
     default_guidance: ClassVar[float] = 5.0
+
+    def from_pictures(self, images: Sequence[Image]) -> tuple[Any, dict[str, Any]]:
+        """See `Family.from_pictures`."""
+        return self._from_pictures, {"image": self.encode_pictures(images)}
+
+    @cached_property
+    def _from_pictures(self) -> Any:
+        zeros = self.pipeline.config.force_zeros_for_empty_prompt
+        parts = self.pipeline.components
+        return quiet(StableDiffusionXLImg2ImgPipeline(**parts, force_zeros_for_empty_prompt=zeros, add_watermarker=False))
 
     def count_tokens(self, prompt: str) -> int:
         """Tokens of the longer of both CLIP texts, with begin and end."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
 from sfumato.types import Box, Image, Region
+from sfumato.vista import weights
 from sfumato.vista.evaluation.detector import Detector
 from sfumato.vista.evaluation.generator import composition_iou, iou
 from sfumato.vista.evaluation.judge import Judge
@@ -15,7 +17,9 @@ from sfumato.vista.phrases import kind_of
 from sfumato.vista.world import KINDS
 
 
-def judge_run(sets: Mapping[str, Sequence[Image]], prompts: Sequence[str]) -> dict[str, dict[str, float]]:
+def judge_run(
+    sets: Mapping[str, Sequence[Image]], prompts: Sequence[str], root: Path = weights.ROOT
+) -> dict[str, dict[str, float]]:
     """Per set (``base``, ``iteration 1``, ...) the finish of what is seen, presence of what is named, overlap with base.
 
     Finish is the mean probability of the beautiful one, 0 to 1: ``finish`` over all elements, every object the detector finds and
@@ -26,8 +30,9 @@ def judge_run(sets: Mapping[str, Sequence[Image]], prompts: Sequence[str]) -> di
     Args:
         sets: one picture a prompt in each, painted from the same seeds.
         prompts: the plain prompts, in the same order.
+        root: where Vista's models lie.
     """
-    detector, judge = _detector(), Judge.load()
+    detector, judge = _detector(root), Judge.load(root)
     found = {name: detector.detect(pictures) for name, pictures in sets.items()}
     named = [[kind for kind in KINDS if kind in prompt.split(" under ")[0].replace(",", "").split()] for prompt in prompts]
     figures: dict[str, dict[str, float]] = {}
@@ -48,7 +53,10 @@ def judge_run(sets: Mapping[str, Sequence[Image]], prompts: Sequence[str]) -> di
 
 
 def judge_pairs(
-    before: Sequence[Image], after: Sequence[Image], advice: Sequence[tuple[Sequence[Region], Sequence[Region]]]
+    before: Sequence[Image],
+    after: Sequence[Image],
+    advice: Sequence[tuple[Sequence[Region], Sequence[Region]]],
+    root: Path = weights.ROOT,
 ) -> dict[str, float]:
     """Whether X' keeps X's composition, for pairs of the two.
 
@@ -61,8 +69,9 @@ def judge_pairs(
         before: X of every pair.
         after: X'.
         advice: what the VLM said of X, and what of X'.
+        root: where Vista's models lie.
     """
-    detector = _detector()
+    detector = _detector(root)
     overlaps = [
         iou(first[kind], second[kind])
         for first, second in ((_boxes(x), _boxes(y)) for x, y in advice)
@@ -91,5 +100,5 @@ def _mean(values: Sequence[float]) -> float:
 
 
 @lru_cache(maxsize=1)
-def _detector() -> Detector:
-    return Detector.load()
+def _detector(root: Path) -> Detector:
+    return Detector.load(root)

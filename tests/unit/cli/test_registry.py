@@ -24,7 +24,7 @@ from sfumato.runtime.tasks import Output, Task, canonical
 from tests.unit.orchestrator import rehearsal
 from tests.unit.orchestrator.rehearsal import HANDLERS, plan_of, rehearse, write_spec
 
-MODELS = {part: hashlib.sha256(part.encode()).hexdigest() for part in ("generator", "understanding", "scorers")}
+MODELS = {part: hashlib.sha256(part.encode()).hexdigest() for part in ("generator", "understanding", "scorers", "judge")}
 
 
 def _seeded(*content: object) -> Adapter:

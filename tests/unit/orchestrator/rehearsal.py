@@ -86,6 +86,11 @@ def fuse(task: Task, _: ArtifactStore) -> Output:
     return Output({"difference": 0.0}, {"adapter.safetensors": canonical(stack)})
 
 
+def judge(task: Task, _: ArtifactStore) -> Output:
+    """It likes everything."""
+    return Output({item["set"]: {"finish": 1.0, "finish_objects": 1.0, "finish_sky": None, "object_presence": 1.0} for item in task.items})
+
+
 HANDLERS: dict[str, Handler] = {
     "generator.paint": paint,
     "grounding.ground": ground,
@@ -93,6 +98,7 @@ HANDLERS: dict[str, Handler] = {
     "grounding.compare": compare,
     "scoring.score": score,
     "scoring.similarity": similarity,
+    "scoring.judge": judge,
     "trainer.train": train,
     "trainer.average": average,
     "trainer.fuse": fuse,
@@ -126,7 +132,7 @@ class InPlace:
 
 def plan_of(spec: RunSpec) -> Plan:
     """The plan of a spec with models that nobody loads."""
-    return Plan(spec, read_prompt_sets(spec), {part: Model(part, "") for part in ("generator", "understanding", "scorers")})
+    return Plan(spec, read_prompt_sets(spec), {part: Model(part, "") for part in ("generator", "understanding", "scorers", "judge")})
 
 
 def write_spec(folder: Path, **sections: str) -> RunSpec:

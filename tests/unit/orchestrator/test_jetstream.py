@@ -24,7 +24,7 @@ from tests.unit.orchestrator.test_engine import STAGES, Numbers
 HANDLERS = "tests.unit.orchestrator.workers"
 
 
-def _task(kind: str, *items: int, **params: float) -> Task:
+def _task(kind: str, *items: int, **params: float | str) -> Task:
     return Task(stage="s", kind=kind, items=items, params=params, model="m", model_reference="")
 
 
@@ -98,7 +98,7 @@ def test_what_was_away_for_a_moment_is_asked_again(tmp_path: Path) -> None:
 
 def test_a_poison_task_is_set_aside_with_its_reason_and_the_rest_is_done(tmp_path: Path) -> None:
     poison = _task("echo.fail", 1)
-    with running(tmp_path, workers=2, deliveries=3) as system, system.transport() as transport:
+    with running(tmp_path, workers=2) as system, system.transport() as transport:
         transport.submit(poison)
         for item in range(5):
             transport.submit(_task("echo.double", item))
@@ -112,7 +112,7 @@ def test_a_poison_task_is_set_aside_with_its_reason_and_the_rest_is_done(tmp_pat
             transport.next()
         assert system.done() == ["fail"] * 3
         letter = DeadLetter.model_validate_json(_ask(system, lambda bus: _letter(bus, poison)))  # pyright: ignore[reportArgumentType]
-        assert (letter.deliveries, letter.failure.kind) == (3, "ZeroDivisionError")
+        assert (letter.deliveries, letter.failures, letter.failure.kind) == (3, 3, "ZeroDivisionError")
         assert Task.model_validate_json(letter.task) == poison
         _until(lambda: _ask(system, _queued) == 0)
 
@@ -123,6 +123,36 @@ async def _letter(bus: Bus, task: Task) -> bytes | None:
 
 async def _queued(bus: Bus) -> int:
     return (await bus.js.stream_info(stream_of("echo"))).state.messages
+
+
+def test_failures_are_counted_whichever_worker_sees_them(tmp_path: Path) -> None:
+    poison = _task("echo.fated", 1, script="fff")
+    with running(tmp_path, retry_delay=0.5) as system, system.transport() as transport:
+        transport.submit(poison)
+        for count in (1, 2, 3):
+            worker = system.worker()
+            _until(lambda count=count: system.done() == ["fated"] * count)
+            worker.terminate()  # in good order: it keeps the reason first
+            assert worker.wait(30) == 0
+        with pytest.raises(PoisonTask, match="3 tries.*in process"):
+            transport.next()
+        # Put into the queue anew, it starts anew.
+        system.ledger.unlink()
+        transport.submit(poison)
+        system.worker()
+        with pytest.raises(PoisonTask, match="3 tries.*in process"):
+            transport.next()
+        assert len(system.done()) == 3
+
+
+def test_that_its_workers_were_killed_or_lacked_something_is_not_held_against_a_task(tmp_path: Path) -> None:
+    with running(tmp_path, ack_wait=0.4) as system, system.transport() as transport:
+        transport.submit(_task("echo.fated", 1, script="kfkakkkd"))
+        for _ in range(5):
+            assert system.worker().wait(60) == 9
+        system.worker()
+        assert transport.next().values == [8]
+        assert _ask(system, _dead) == 0
 
 
 def test_a_task_that_kills_its_workers_is_set_aside(tmp_path: Path) -> None:
@@ -142,7 +172,7 @@ def test_a_message_that_is_no_task_is_set_aside(tmp_path: Path) -> None:
         # Somebody else's task under this name.
         await (await bus.send(task_subject("echo", "b" * 64), encoded(_task("echo.double", 1))))
 
-    with running(tmp_path, workers=1, deliveries=2) as system, system.transport() as transport:
+    with running(tmp_path, workers=1) as system, system.transport() as transport:
         _ask(system, vandal)
         _until(lambda: _ask(system, _dead) == 2)
         transport.submit(_task("echo.double", 1))

@@ -15,7 +15,7 @@ import pytest
 
 from orchestrator.recipes.artaug import State
 from orchestrator.recipes.artaug.state import KEPT
-from orchestrator.report import charts, pictures, write_report
+from orchestrator.report import charts, pictures, report_files
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.images import encode_png
 from tests.unit.orchestrator import states
@@ -56,8 +56,10 @@ class _Page(HTMLParser):
 
 def _written(folder: Path, build: Callable[[ArtifactStore], State], judged: Any = states.JUDGED) -> tuple[_Page, dict[str, Any]]:
     store = ArtifactStore(str(folder / "artifacts"))
-    page = write_report(states.plan(), build(store), store, judged, {1: 60.0, 2: 30.0}, folder)
-    return _Page(page.read_text(encoding="utf-8")), json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    files = report_files(states.plan(), replace(build(store), judged=judged), store)
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    return _Page(files["report.html"].decode()), json.loads(files["report.json"])
 
 
 def test_the_page_needs_nothing_from_outside_and_its_links_lead_somewhere(tmp_path: Path) -> None:

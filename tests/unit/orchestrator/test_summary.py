@@ -15,11 +15,9 @@ from orchestrator.recipes.artaug import HeldOut, State
 from orchestrator.summary import preference, summarise
 from tests.unit.orchestrator import states
 
-SECONDS = {1: 60.0, 2: 30.0, 3: 5.0, 0: 20.0}
-
 
 def _summary(state: State, judged: Any = states.JUDGED) -> dict[str, Any]:
-    return summarise(states.plan(), state, judged, SECONDS)
+    return summarise(states.plan(), replace(state, judged=judged))
 
 
 def test_preference_is_the_sigmoid_of_the_difference_and_never_overflows() -> None:
@@ -32,7 +30,7 @@ def test_an_iteration_counts_what_every_rule_removed_and_what_is_left() -> None:
     assert (first["prompts"], first["kept"], first["kept_share"]) == (4, 2, 0.5)
     assert first["removed_by"] == {"no_advice": 1, "aesthetic": 0, "clip": 1, "nudenet": 0, "vlm_review": 0, "human_review": 0}
     assert first["kept"] + sum(first["removed_by"].values()) == first["prompts"]
-    assert (first["regions"], first["answers_rejected"], first["wall_seconds"]) == (6, 1, 60.0)
+    assert (first["regions"], first["answers_rejected"]) == (6, 1)
 
 
 def test_figure_4_takes_the_means_of_all_samples_with_both_pictures_and_of_the_kept_ones_beside() -> None:
@@ -119,17 +117,11 @@ def test_a_metric_that_was_not_measured_is_null() -> None:
     assert (evaluation["base"]["nudenet"], evaluation["pickscore_win"]) == (None, None)
 
 
-def test_only_wall_seconds_may_differ_and_no_folder_is_named() -> None:
-    def timeless(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: timeless(part) for key, part in value.items() if key != "wall_seconds"}
-        return [timeless(part) for part in value] if isinstance(value, list) else value
-
-    one = summarise(states.plan(), states.finished(), states.JUDGED, {1: 1.0})
-    other = summarise(states.plan(), states.finished(), states.JUDGED, SECONDS)
-    assert one != other
-    assert timeless(one) == timeless(other)
-    assert one["spec"]["evaluate"]["file"] == "held.txt"
+def test_no_folder_and_no_time_is_named_and_libraries_are_the_workers() -> None:
+    figures = summarise(states.plan(), replace(states.finished(), versions={"torch": ("2.1", "2.2"), "python": ("3.11",)}))
+    assert figures["spec"]["evaluate"]["file"] == "held.txt"
+    assert figures["versions"]["libraries"] == {"torch": "2.1 and 2.2", "python": "3.11"}
+    assert "seconds" not in json.dumps(figures)
 
 
 ANY = st.floats(-1e300, 1e300) | st.sampled_from((math.nan, math.inf, -math.inf))

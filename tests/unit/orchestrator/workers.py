@@ -54,6 +54,20 @@ def die(_: Task, __: ArtifactStore) -> Output:
     os._exit(9)
 
 
+def fated(task: Task, _: ArtifactStore) -> Output:
+    """Ends as its script says, a letter for each time it is begun: k as if killed, f fails, a lacks something, d done."""
+    note("fated")
+    begun = Path(os.environ["TEST_LEDGER"]).read_text().split().count("fated")
+    match task.params["script"][begun - 1]:
+        case "k":
+            os._exit(9)
+        case "f":
+            raise ZeroDivisionError(f"in process {os.getpid()}")
+        case "a":
+            raise Unavailable("The model's server does not answer.")
+    return Output([begun])
+
+
 def bulk(task: Task, _: ArtifactStore) -> Output:
     """A result larger than a pipe's buffer."""
     return Output(["x" * 200_000 for _ in task.items])
@@ -73,5 +87,6 @@ HANDLERS = {
     "echo.fail": fail,
     "echo.away": away,
     "echo.die": die,
+    "echo.fated": fated,
     "echo.process": process,
 }

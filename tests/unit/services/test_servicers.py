@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from safetensors.torch import save
 from services.generator import tasks as generator_tasks
 from services.generator import warm as generator_warm
 from services.generator.engine import GeneratorEngine, GeneratorSettings, load_generator
-from services.generator.servicer import GeneratorServicer
+from services.generator.servicer import GeneratorServicer, small
 from services.grounding.engine import GroundingEngine
 from services.grounding.http_backend import HttpBackend
 from services.grounding.profiles import VISTA
@@ -35,7 +36,7 @@ from sfumato.runtime.serving.lane import Lane
 from sfumato.runtime.serving.server import Service
 from sfumato.runtime.tasks import Task
 from sfumato.runtime.versions import model_version
-from sfumato.types import GenerateRequest, Region
+from sfumato.types import GenerateRequest, Region, Start
 from sfumato.v1 import common_pb2, generator_pb2, generator_pb2_grpc, grounding_pb2, grounding_pb2_grpc, trainer_pb2, trainer_pb2_grpc
 from tests.unit.diffusion import tiny
 from tests.unit.scripted_vlm import ScriptedVlm
@@ -123,6 +124,30 @@ def test_the_stream_tells_every_step_and_ends_in_the_same_pictures(generator: ge
     assert events[-1].pictures.pictures == plain.pictures
 
 
+def test_previews_come_between_the_steps_and_change_nothing(generator: generator_pb2_grpc.GeneratorServiceStub) -> None:
+    plain = generator.Generate(generator_pb2.GenerateRequest(painting=PAINTING), timeout=SECONDS)
+    request = generator_pb2.GenerateStreamRequest(painting=PAINTING, preview_every=1)
+    events = list(generator.GenerateStream(request, timeout=SECONDS))
+    assert [event.WhichOneof("event") for event in events] == ["preview", "preview", "progress", "progress", "pictures"]
+    assert [(event.preview.index, event.preview.done, event.preview.total) for event in events[:2]] == [(0, 1, 2), (1, 1, 2)]
+    assert decode_image(events[0].preview.image.data).shape == (32, 32, 3)
+    assert events[-1].pictures.pictures == plain.pictures
+    assert max(small(np.zeros((500, 1000, 3), np.uint8)).shape) == 128
+
+
+def test_noise_on_the_condition_and_a_start_reach_the_engine(
+    generator: generator_pb2_grpc.GeneratorServiceStub, store: ArtifactStore
+) -> None:
+    pixels = np.asarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
+    begun = generator_pb2.Start(image=common_pb2.Image(artifact=store.put(encode_png(pixels))), strength=0.5)
+    painting = generator_pb2.Painting(prompt="a lake", seeds=[3], steps=4, condition_noise=0.5, start=begun)
+    (picture,) = generator.Generate(generator_pb2.GenerateRequest(painting=painting), timeout=SECONDS).pictures
+    engine, wanted = GeneratorEngine(tiny.flux()), GenerateRequest("a lake", 3, 32, 32, 4, condition_noise=0.5, start=Start(pixels, 0.5))
+    (expected,) = engine.generate([wanted])
+    assert picture.image.data == encode_png(expected.image)
+    assert not np.array_equal(expected.image, engine.generate([replace(wanted, condition_noise=0.0)])[0].image)
+
+
 def test_a_painting_that_is_left_changes_nothing_of_the_next(generator: generator_pb2_grpc.GeneratorServiceStub) -> None:
     plain = generator.Generate(generator_pb2.GenerateRequest(painting=PAINTING), timeout=SECONDS)
     long = generator_pb2.Painting()
@@ -159,6 +184,14 @@ def test_what_the_generator_cannot_do_is_refused_by_its_field(
     outside = [common_pb2.Region(prompt="a boat", box=common_pb2.Box(x1=8, y1=8, x2=64, y2=16))]
     assert said(width=24) == (*invalid, ["painting.width"])
     assert said(regions=outside) == (*invalid, ["painting.regions[0].box"])
+    begun = generator_pb2.Start(image=PICTURE, strength=0.5)
+    assert said(start=begun) == (*invalid, ["painting.width"])  # it has 64 pixels, the model paints 32
+    assert said(start=begun, width=32, height=32) == (*invalid, ["painting.start.image"])
+    assert said(start=generator_pb2.Start(image=PICTURE)) == (*invalid, ["painting.start.strength"])
+    vast = generator_pb2.Start(image=common_pb2.Image(data=bomb()), strength=0.5)
+    assert said(start=vast) == (*invalid, ["painting.start.image.data"])
+    assert said(condition_noise=float("nan")) == (*invalid, ["painting.condition_noise"])
+    assert said(seeds=range(16), width=1024, height=1024) == (*invalid, ["delivery"])
     assert said(prompt="a lake " * 20) == (*invalid, ["painting.prompt"])
     absent = common_pb2.ModelRef(adapters=[common_pb2.AdapterRef(artifact="0" * 64)])
     assert said(absent) == (grpc.StatusCode.NOT_FOUND, "NOT_FOUND", [])
