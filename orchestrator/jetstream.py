@@ -30,6 +30,7 @@ from sfumato.errors import PoisonTask, SfumatoError, Unavailable
 from sfumato.runtime import telemetry
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.bus import ADVISORIES, CONSUMER, Bus, Result, encoded, gone, present, result_subject, stream_of, task_subject
+from sfumato.runtime.ending import ended
 from sfumato.runtime.settings import BusSettings
 from sfumato.runtime.tasks import Manifest, Task, find
 
@@ -138,6 +139,10 @@ class JetStreamTransport:
                 raise outcome
             return outcome
 
+    def interrupt(self, error: SfumatoError) -> None:
+        """Have `next` raise this, once it has handed over what came before; from any thread."""
+        self._outcomes.put(error)
+
     def release(self, service: str) -> None:
         """Nothing: workers on the bus are others' as well."""
 
@@ -178,8 +183,7 @@ class JetStreamTransport:
                     if job.done():
                         job.result()
             finally:
-                stopping.cancel()
-                await _ended(jobs)
+                await ended([*jobs, stopping])
 
     def _wake(self) -> None:
         self._news.set()
@@ -335,13 +339,3 @@ class JetStreamTransport:
             return (await self._bus.js.stream_info(ADVISORIES)).state.messages > 0
         except NotFoundError:
             return False
-
-
-async def _ended(jobs: Iterable[asyncio.Task[None]]) -> None:
-    """Cancel jobs and wait until they have ended. (Some need telling twice: before Python 3.12 `asyncio.wait_for` may lose a word.)"""
-    left = set(jobs)
-    while left:
-        for job in left:
-            job.cancel()
-        _, left = await asyncio.wait(left, timeout=0.1)
-    await asyncio.gather(*jobs, return_exceptions=True)

@@ -69,8 +69,8 @@ def verified(data: bytes, sha256: str = "") -> Verified:
         sha256: what its sender says it is; empty where nothing is said.
 
     Raises:
-        InvalidInput: too large, not what its sender says, or no plain LoRA: the message names the key.
-        BrokenWeights: it is no safetensors file, or holds numbers that are not finite.
+        InvalidInput: too large, not what its sender says, no safetensors file, no plain LoRA, or with numbers that are not finite:
+            the message names the key.
     """
     if len(data) > MAX_BYTES:
         raise InvalidInput("adapter", f"{len(data):,} bytes are more than the limit of {MAX_BYTES:,}.", hint="Compress it to a lower rank.")
@@ -80,7 +80,7 @@ def verified(data: bytes, sha256: str = "") -> Verified:
     try:
         tensors = deserialize(data)
     except SafetensorError as error:
-        raise BrokenWeights(f"The adapter is not a safetensors file: {error}.", hint="Fetch it again.") from error
+        raise InvalidInput("adapter", f"is not a safetensors file: {error}.", hint="Fetch it again.") from error
     if SCALED in _free_text(data):
         raise InvalidInput("adapter", f"its scale stands in {SCALED}, not in its numbers.", hint=CONVERT)
     halves: dict[str, dict[str, tuple[int, int]]] = {}
@@ -162,7 +162,7 @@ def _check_numbers(key: str, dtype: str, data: bytes | bytearray) -> None:
     numbers: NDArray[np.unsignedinteger] = np.frombuffer(data, dtype=kind)
     exponent = numbers.dtype.type(mask)
     if ((numbers & exponent) == exponent).any():
-        raise BrokenWeights(f"The adapter's {key} holds numbers that are not finite.", hint="Its training diverged: train it again.")
+        raise InvalidInput("adapter", f"{key} holds numbers that are not finite.", hint="Its training diverged: train it again.")
 
 
 def _free_text(data: bytes) -> Mapping[str, str]:

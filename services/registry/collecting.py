@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from services.registry import tables
 from services.registry.graph import chunks, reached
-from services.registry.records import Collection
+from sfumato.registry.records import Collection
 from sfumato.runtime.artifacts import ArtifactStore
 
 MANIFESTS = "manifests/"

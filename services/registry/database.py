@@ -40,6 +40,7 @@ class Database:
             Unavailable: the database does not answer, or was made by a newer version.
         """
         self.engine = _engine(url)
+        self._closed = False
         # SQLite lets those who wait for its lock look again now and then, whoever came first: of one process only one stands there.
         self._turn = threading.Lock() if self.engine.dialect.name == "sqlite" else nullcontext()
         try:
@@ -59,11 +60,8 @@ class Database:
             Unavailable: the database does not answer.
         """
         options: dict[str, Any] = {} if self.engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
-        try:
-            with self.engine.connect().execution_options(**options) as connection, Session(connection) as session:
-                yield session
-        except OperationalError as error:
-            raise unavailable(error) from error
+        with self._connected(**options) as connection, Session(connection) as session:
+            yield session
 
     @contextmanager
     def writing(self) -> Iterator[Writing]:
@@ -72,20 +70,25 @@ class Database:
         Raises:
             Unavailable: the database does not answer.
         """
-        try:
-            with (
-                self._turn,
-                self.engine.connect().execution_options(writes=True) as connection,
-                Session(connection) as session,
-                session.begin(),
-            ):
-                yield Writing(session)
-        except OperationalError as error:
-            raise unavailable(error) from error
+        with self._turn, self._connected(writes=True) as connection, Session(connection) as session, session.begin():
+            yield Writing(session)
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections; those that are in use in other threads when they are done."""
+        self._closed = True
         self.engine.dispose()
+
+    @contextmanager
+    def _connected(self, **options: Any) -> Iterator[Connection]:
+        pool = self.engine.pool
+        try:
+            with self.engine.connect().execution_options(**options) as connection:
+                yield connection
+        except OperationalError as error:
+            raise unavailable(error) from error
+        finally:
+            if self._closed:
+                pool.dispose()  # it was given the connection back after `close` had emptied it
 
     def _migrate(self) -> None:
         with self.engine.connect() as connection:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
@@ -14,7 +13,9 @@ from services.registry import graph, tables
 from services.registry.adapters import Verified, check_base, verified
 from services.registry.collecting import garbage, remove
 from services.registry.database import Database, Writing
-from services.registry.records import (
+from sfumato.errors import Conflict, InvalidInput, NotFound
+from sfumato.registry.models import Merge
+from sfumato.registry.records import (
     DIGEST,
     PREFIX,
     Base,
@@ -34,10 +35,8 @@ from services.registry.records import (
     check_text,
     version_id,
 )
-from sfumato.errors import Conflict, InvalidInput, NotFound
 from sfumato.runtime.artifacts import ArtifactStore
 
-Merge = Literal["stack", "mean"]
 MERGES: tuple[Merge, ...] = ("stack", "mean")
 MAX_PAGE = 500
 DAY = 86_400.0
@@ -79,9 +78,10 @@ class Registry:
             note: a few words.
 
         Raises:
-            InvalidInput: a field cannot be used, an adapter is none or does not fit the base.
+            InvalidInput: a field cannot be used; an adapter is none, is not finite or does not fit the base.
             MissingWeights: an adapter is neither sent nor in the store.
-            BrokenWeights: an adapter is damaged, or not finite.
+            BrokenWeights: an adapter in the store is damaged.
+            Conflict: somebody told other modules of the base meanwhile.
         """
         parts, files = tuple(parts), files or {}
         check_digest("base", base.id)
@@ -283,15 +283,10 @@ class Registry:
             rows = session.scalars(query).all()
             return tuple(Event(row.number, row.kind, row.subject, row.content, row.happened) for row in rows)
 
-    async def watch(self, after: int = 0, *, interval: float = 0.5) -> AsyncIterator[Event]:
-        """Events as they come, from number ``after`` on, until the caller ends it; looks every ``interval`` seconds."""
-        while True:
-            found = await asyncio.to_thread(self.events, after)
-            for event in found:
-                yield event
-                after = event.number
-            if not found:
-                await asyncio.sleep(interval)
+    def latest(self) -> int:
+        """The number of the last event; 0 where there is none."""
+        with self._database.reading() as session:
+            return session.scalars(select(tables.Clock.event)).one()
 
     def collect(self, *, older_than: float = 7 * DAY, dry_run: bool = True) -> Collection:
         """Say what may go (see `garbage`), and with ``dry_run=False`` take it away; ``older_than`` in seconds.
@@ -329,6 +324,8 @@ def _keep_base(writing: Writing, base: Base) -> None:
         writing.session.add(tables.Base(id=base.id, name=base.name, modules=modules, created=writing.now))
     elif row.modules is None:
         row.modules = modules
+    elif modules is not None and modules != row.modules:
+        raise Conflict(f"The modules of {base.id} were told by somebody else just now.", hint="Register again.")
     writing.session.flush()
 
 

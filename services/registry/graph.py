@@ -9,8 +9,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from services.registry import tables
-from services.registry.records import KIND, Edge, Lineage, Node, check_digest, digest_of
 from sfumato.errors import InvalidInput
+from sfumato.registry.records import KIND, Edge, Lineage, Node, check_digest, digest_of
 
 # How many ids go into one query; SQLite takes 32 766.
 CHUNK = 1000

@@ -14,7 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from services.registry.engine import Registry
-    from services.registry.records import Lineage, Version
+    from sfumato.registry.records import Lineage, Version
 
 app = typer.Typer(no_args_is_help=True, help="The registry: versions, lineage, aliases.")
 

@@ -6,12 +6,11 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from orchestrator.recipes.artaug import Model, Plan
+from orchestrator.models import find_models
+from orchestrator.recipes.artaug import Plan
 from orchestrator.spec import PromptSets, RunSpec, load_spec, read_prompt_sets, run_id
 from sfumato.errors import InvalidInput
-from sfumato.runtime.references import JUDGE, VISTA, model_folder, scorers_reference, scorers_version
 from sfumato.runtime.settings import Settings
-from sfumato.runtime.versions import model_version
 
 RECORD = "run.json"
 
@@ -25,7 +24,7 @@ def planned(path: Path, settings: Settings) -> tuple[Plan, Path]:
     """
     spec = load_spec(path)
     prompts = read_prompt_sets(spec)
-    models = find_models(spec, settings)
+    models = find_models(spec, _here(settings))
     name = run_id(spec, prompts, {part: model.version for part, model in models.items()})
     return Plan(spec, prompts, models), settings.runs / name
 
@@ -50,7 +49,7 @@ def recorded(folder: Path, settings: Settings) -> Plan:
     """
     record = read_record(folder)
     spec = RunSpec.model_validate(record.spec)
-    models = find_models(spec, settings)
+    models = find_models(spec, _here(settings))
     changed = [name for name, model in models.items() if model.version != record.models[name]["version"]]
     if changed:
         raise InvalidInput("resume", f"the weights of {', '.join(changed)} changed since the run began.", hint="Start a new run.")
@@ -83,21 +82,6 @@ def write_record(plan: Plan, folder: Path, *, finished: bool) -> None:
     temporary.replace(folder / RECORD)
 
 
-def find_models(spec: RunSpec, settings: Settings) -> dict[str, Model]:
-    """Version and reference of the generator, the understanding module, the scorers and, of Vista's world, the judge.
-
-    The reference of a folder is its path, which means something on this machine only.
-    """
-    settings = settings.model_copy(update={"model_folders": True})
-    scorers = scorers_reference(spec.score.metrics)
-    models = {
-        "generator": _model(spec.model, "generator", settings),
-        "understanding": _model(spec.ground.model, "understanding", settings),
-        "scorers": Model(scorers_version(scorers, {str(k): v for k, v in spec.score.models.items()}, settings), scorers),
-    }
-    return models | ({"judge": Model(scorers_version(JUDGE, {}, settings), JUDGE)} if spec.model == VISTA else {})
-
-
-def _model(reference: str, part: str, settings: Settings) -> Model:
-    folder = model_folder(reference, part, settings)
-    return Model(model_version(folder), str(folder.resolve()) if reference != VISTA and Path(reference).is_dir() else reference)
+def _here(settings: Settings) -> Settings:
+    """The settings of a run on this machine, where a model may be a folder."""
+    return settings.model_copy(update={"model_folders": True})

@@ -20,7 +20,7 @@ from sfumato.runtime.tasks import Manifest, Task
 
 if TYPE_CHECKING:
     from services.registry.engine import Registry
-    from services.registry.records import Base, Edge, Lineage, Node, Version
+    from sfumato.registry.records import Base, Edge, Lineage, Node, Version
 
 
 def register_run(folder: Path, registry: Registry, artifacts: ArtifactStore, note: str = "") -> list[Version]:
@@ -36,7 +36,7 @@ def register_run(folder: Path, registry: Registry, artifacts: ArtifactStore, not
         InvalidInput: the run is not finished, or none of its iterations was fused.
         MissingWeights: something it made is no longer in the store.
     """
-    from services.registry.records import Part
+    from sfumato.registry.records import Part
 
     record = read_record(folder)
     if not record.finished:
@@ -113,7 +113,7 @@ class _Nobody:
 def _base(plan: Plan) -> Base:
     """The base model, with its linears where it still lies where the run had it."""
     from services.registry.adapters import base_modules
-    from services.registry.records import Base
+    from sfumato.registry.records import Base
 
     model = plan.models["generator"]
     folder = present_folder(model.reference, "generator", Settings())
@@ -134,7 +134,7 @@ class _Lineage:
     """From a model of a run back to the prompts: version, iteration, run; adapters, pairs, pictures, prompts."""
 
     def __init__(self, name: str, plan: Plan, libraries: dict[str, str]) -> None:
-        from services.registry.records import Node
+        from sfumato.registry.records import Node
 
         spec = plan.spec
         places = {"prompts": {"file"}, "tune": {"file"}, "evaluate": {"file", "ceiling"}}
@@ -151,7 +151,7 @@ class _Lineage:
 
     def of(self, base: Base, adapter: str, parent: Version, iteration: Iteration) -> Lineage:
         """The graph of one iteration's model; ``parent`` is the one before it."""
-        from services.registry.records import Lineage, Node, Part, version_id
+        from sfumato.registry.records import Lineage, Node, Part, version_id
 
         trial = iteration.trial
         assert trial is not None
@@ -177,7 +177,7 @@ class _Lineage:
         return Lineage(tuple(self._nodes.values()), tuple(self._edges))
 
     def _pair(self, sample: Sample, rank: int, diverged: str) -> Node:
-        from services.registry.records import Node
+        from sfumato.registry.records import Node
 
         regions = [{"prompt": region.prompt, "box": list(region.box)} for region in sample.regions]
         scores = {"before": dict(sample.scores_before or {}), "after": dict(sample.scores_after or {})}
@@ -193,7 +193,7 @@ class _Lineage:
 
     def _came(self, node: Node, relation: str, source: Node) -> None:
         """Note an edge, and both its ends. A mean of one adapter, or a sum of one, is that adapter: no edge."""
-        from services.registry.records import Edge
+        from sfumato.registry.records import Edge
 
         self._nodes.setdefault(node.id, node)
         self._nodes.setdefault(source.id, source)

@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from sfumato.errors import InvalidInput, Unavailable
+from sfumato.runtime import children
 
 HOST = "127.0.0.1"
 POLL = 0.05
@@ -38,7 +39,8 @@ class Cluster:
 class NatsServer:
     """A nats-server of our own, on this machine. Use it in a ``with`` block, or `start` and `stop` it.
 
-    It keeps its port and its folder from start to start, so that clients find it again, with all it had stored.
+    It keeps its port and its folder from start to start, so that clients find it again, with all it had stored: also where it was
+    killed, or a later process gives the same folder and port. It does not outlive the process that started it.
     """
 
     def __init__(
@@ -91,10 +93,12 @@ class NatsServer:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         config = self.folder / "nats-server.conf"
+        config.touch(mode=0o600)  # the token is in it
         config.write_text(self._config(), encoding="utf-8")
-        config.chmod(0o600)  # the token is in it
+        for left in self.folder.glob("nats-server_*.ports"):  # of one that was killed; a process may get its number
+            left.unlink()
         with self.log.open("ab") as output:
-            self.process = subprocess.Popen(
+            self.process = children.start(
                 [_binary(), "--config", str(config)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,

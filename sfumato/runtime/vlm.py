@@ -7,8 +7,6 @@ command of its own, so the server's module is run).
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -27,11 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfumato.errors import InvalidInput, MissingWeights, Unavailable
+from sfumato.runtime import children
 
 HOST = "127.0.0.1"
 POLL = 0.25
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-_SET_PARENT_DEATH_SIGNAL = 1  # prctl(2)
 STOPPING = 10.0
 """Seconds a server is given to end by itself."""
 # The server is on this machine: no proxy is asked for the way.
@@ -131,14 +129,13 @@ def serving(
         hint = "Give a folder saved by save_pretrained, or a model's id on a hub such as Qwen/Qwen2.5-VL-7B-Instruct."
         raise MissingWeights(f"{model.source} holds no model.", hint=hint)
     port = _usable_port(host, port)
-    _libc()  # looked up here, for a child must not
     with tempfile.TemporaryDirectory(prefix="sfumato-vlm-") as scratch:
         site = Path(scratch) / "site"
         site.mkdir()
         (site / "sitecustomize.py").write_text(_SHIM)
         log = log or Path(scratch) / "vllm.log"
         with log.open("wb") as output:
-            process = subprocess.Popen(
+            process = children.start(
                 command(model, flavour, host, port),
                 env=environment(model, flavour, site, threads, api_key),
                 stdin=subprocess.DEVNULL,
@@ -146,7 +143,6 @@ def serving(
                 stderr=subprocess.STDOUT,
                 cwd=scratch,
                 start_new_session=True,
-                preexec_fn=dies_with_starter,
             )
         server = VlmServer(f"http://{_reachable(host)}:{port}", process, log)
         try:
@@ -194,17 +190,6 @@ def healthy(url: str, timeout: float = 2.0) -> bool:
             return answer.status == 200
     except (urllib.error.URLError, OSError, ValueError):
         return False
-
-
-def dies_with_starter() -> None:
-    """Run in a child before its program: when whoever started it is killed outright, Linux ends the child too."""
-    if sys.platform == "linux":
-        _libc().prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
-
-
-@functools.cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None)
 
 
 def _wait_healthy(server: VlmServer, timeout: float, on_wait: Callable[[float], None] | None) -> None:

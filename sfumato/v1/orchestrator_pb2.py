@@ -23,12 +23,13 @@ _sym_db = _symbol_database.Default()
 
 
 from sfumato.v1 import validate_pb2 as buf_dot_validate_dot_validate__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from sfumato.v1 import common_pb2 as sfumato_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsfumato/v1/orchestrator.proto\x12\nsfumato.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17sfumato/v1/common.proto\"\x97\x01\n\nPromptSets\x12 \n\x05train\x18\x01 \x03(\tB\x11\xbaH\x0e\x92\x01\x0b\x10\xa0\x8d\x06\"\x05r\x03\x18\xa0\x1f\x12\x1f\n\x04tune\x18\x02 \x03(\tB\x11\xbaH\x0e\x92\x01\x0b\x10\xa0\x8d\x06\"\x05r\x03\x18\xa0\x1f\x12\"\n\x07heldout\x18\x03 \x03(\tB\x11\xbaH\x0e\x92\x01\x0b\x10\xa0\x8d\x06\"\x05r\x03\x18\xa0\x1f\x12\"\n\x07\x63\x65iling\x18\x04 \x03(\tB\x11\xbaH\x0e\x92\x01\x0b\x10\xa0\x8d\x06\"\x05r\x03\x18\xa0\x1f\"[\n\rSubmitRequest\x12\x19\n\x04spec\x18\x01 \x01(\tB\x0b\xbaH\x08r\x06\x10\x01(\x80\x80\x04\x12/\n\x07prompts\x18\x02 \x01(\x0b\x32\x16.sfumato.v1.PromptSetsB\x06\xbaH\x03\xc8\x01\x01\"?\n\x0eSubmitResponse\x12\x1c\n\x03run\x18\x01 \x01(\x0b\x32\x0f.sfumato.v1.Run\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"^\n\x1dOrchestratorServiceGetRequest\x12=\n\x06run_id\x18\x01 \x01(\tB-\xbaH*r(2&^[a-z0-9][a-z0-9-]{0,40}-[0-9a-f]{10}$\"L\n\x1eOrchestratorServiceGetResponse\x12\x1c\n\x03run\x18\x01 \x01(\x0b\x32\x0f.sfumato.v1.Run\x12\x0c\n\x04spec\x18\x02 \x01(\t\"|\n\x1eOrchestratorServiceListRequest\x12\x1b\n\tpage_size\x18\x01 \x01(\rB\x08\xbaH\x05*\x03\x18\xf4\x03\x12=\n\npage_token\x18\x02 \x01(\tB)\xbaH&r!2\x1f^[0-9]{1,19}[.][a-z0-9-]{1,60}$\xd8\x01\x01\"Y\n\x1fOrchestratorServiceListResponse\x12\x1d\n\x04runs\x18\x01 \x03(\x0b\x32\x0f.sfumato.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"`\n\x1fOrchestratorServiceWatchRequest\x12=\n\x06run_id\x18\x01 \x01(\tB-\xbaH*r(2&^[a-z0-9][a-z0-9-]{0,40}-[0-9a-f]{10}$\"p\n OrchestratorServiceWatchResponse\x12\x1e\n\x03run\x18\x01 \x01(\x0b\x32\x0f.sfumato.v1.RunH\x00\x12\"\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x11.sfumato.v1.EventH\x00\x42\x08\n\x06update\"M\n\x0cPauseRequest\x12=\n\x06run_id\x18\x01 \x01(\tB-\xbaH*r(2&^[a-z0-9][a-z0-9-]{0,40}-[0-9a-f]{10}$\"-\n\rPauseResponse\x12\x1c\n\x03run\x18\x01 \x01(\x0b\x32\x0f.sfumato.v1.Run\"N\n\rResumeRequest\x12=\n\x06run_id\x18\x01 \x01(\tB-\xbaH*r(2&^[a-z0-9][a-z0-9-]{0,40}-[0-9a-f]{10}$\".\n\x0eResumeResponse\x12\x1c\n\x03run\x18\x01 \x01(\x0b\x32\x0f.sfumato.v1.Run\"N\n\rCancelRequest\x12=\n\x06run_id\x18\x01 \x01(\tB-\xbaH*r(2&^[a-z0-9][a-z0-9-]{0,40}-[0-9a-f]{10}$\".\n\x0e\x43\x61ncelResponse\x12\x1c\n\x03run\x18\x01 \x01(\x0b\x32\x0f.sfumato.v1.Run\"\\\n\x06\x41nswer\x12&\n\x07pair_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x08\x12\x18\n\x06reason\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\xe8\x07\"~\n\rReviewRequest\x12=\n\x06run_id\x18\x01 \x01(\tB-\xbaH*r(2&^[a-z0-9][a-z0-9-]{0,40}-[0-9a-f]{10}$\x12.\n\x07\x61nswers\x18\x02 \x03(\x0b\x32\x12.sfumato.v1.AnswerB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07\"X\n\x0eReviewResponse\x12#\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\x12.sfumato.v1.Answer\x12!\n\x07waiting\x18\x02 \x03(\x0b\x32\x10.sfumato.v1.Pair\"\xf3\x02\n\x04Pair\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\titeration\x18\x02 \x01(\r\x12\x0e\n\x06prompt\x18\x03 \x01(\t\x12\r\n\x05\x61sked\x18\x04 \x01(\t\x12\x0c\n\x04seed\x18\x05 \x01(\x03\x12\x0e\n\x06\x62\x65\x66ore\x18\x06 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x07 \x01(\t\x12#\n\x07regions\x18\x08 \x03(\x0b\x32\x12.sfumato.v1.Region\x12\x39\n\rscores_before\x18\t \x03(\x0b\x32\".sfumato.v1.Pair.ScoresBeforeEntry\x12\x37\n\x0cscores_after\x18\n \x03(\x0b\x32!.sfumato.v1.Pair.ScoresAfterEntry\x1a\x33\n\x11ScoresBeforeEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x32\n\x10ScoresAfterEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xe4\x02\n\x03Run\x12\n\n\x02id\x18\x01 \x01(\t\x12#\n\x05state\x18\x02 \x01(\x0e\x32\x14.sfumato.v1.RunState\x12\x0c\n\x04note\x18\x03 \x01(\t\x12-\n\tsubmitted\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05\x65nded\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07waiting\x18\x06 \x01(\r\x12\x0e\n\x06\x64river\x18\x07 \x01(\t\x12!\n\x06latest\x18\x08 \x01(\x0b\x32\x11.sfumato.v1.Event\x12$\n\x07outcome\x18\t \x01(\x0b\x32\x13.sfumato.v1.Outcome\x12+\n\x06models\x18\n \x03(\x0b\x32\x1b.sfumato.v1.Run.ModelsEntry\x1a-\n\x0bModelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xc1\x01\n\x07Outcome\x12\x13\n\x0bstop_reason\x18\x01 \x01(\t\x12\r\n\x05\x65rror\x18\x02 \x01(\t\x12\x0c\n\x04hint\x18\x03 \x01(\t\x12-\n\x05\x66iles\x18\x04 \x03(\x0b\x32\x1e.sfumato.v1.Outcome.FilesEntry\x12\'\n\tset_aside\x18\x05 \x03(\x0b\x32\x14.sfumato.v1.SetAside\x1a,\n\nFilesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\":\n\x08SetAside\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\r\n\x05stage\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\xfe\x01\n\x05\x45vent\x12\x11\n\titeration\x18\x01 \x01(\r\x12\r\n\x05stage\x18\x02 \x01(\t\x12\x0c\n\x04\x64one\x18\x03 \x01(\r\x12\r\n\x05total\x18\x04 \x01(\r\x12\x0e\n\x06reused\x18\x05 \x01(\r\x12\x0c\n\x04note\x18\x06 \x01(\t\x12(\n\x07metrics\x18\x07 \x01(\x0b\x32\x17.google.protobuf.Struct\x12#\n\x04pair\x18\x08 \x01(\x0b\x32\x15.sfumato.v1.ShownPair\x12\x0f\n\x07outcome\x18\t \x01(\t\x12\x0e\n\x06number\x18\n \x01(\x04\x12(\n\x04time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"_\n\tShownPair\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x02 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\x12#\n\x07regions\x18\x04 \x03(\x0b\x32\x12.sfumato.v1.Region*\xf8\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10RUN_STATE_QUEUED\x10\x01\x12\x15\n\x11RUN_STATE_RUNNING\x10\x02\x12\x15\n\x11RUN_STATE_WAITING\x10\x03\x12\x15\n\x11RUN_STATE_PAUSING\x10\x04\x12\x14\n\x10RUN_STATE_PAUSED\x10\x05\x12\x19\n\x15RUN_STATE_INTERRUPTED\x10\x06\x12\x16\n\x12RUN_STATE_FINISHED\x10\x07\x12\x14\n\x10RUN_STATE_FAILED\x10\x08\x12\x17\n\x13RUN_STATE_CANCELLED\x10\t2\xfc\x04\n\x13OrchestratorService\x12?\n\x06Submit\x12\x19.sfumato.v1.SubmitRequest\x1a\x1a.sfumato.v1.SubmitResponse\x12\\\n\x03Get\x12).sfumato.v1.OrchestratorServiceGetRequest\x1a*.sfumato.v1.OrchestratorServiceGetResponse\x12_\n\x04List\x12*.sfumato.v1.OrchestratorServiceListRequest\x1a+.sfumato.v1.OrchestratorServiceListResponse\x12\x64\n\x05Watch\x12+.sfumato.v1.OrchestratorServiceWatchRequest\x1a,.sfumato.v1.OrchestratorServiceWatchResponse0\x01\x12<\n\x05Pause\x12\x18.sfumato.v1.PauseRequest\x1a\x19.sfumato.v1.PauseResponse\x12?\n\x06Resume\x12\x19.sfumato.v1.ResumeRequest\x1a\x1a.sfumato.v1.ResumeResponse\x12?\n\x06\x43\x61ncel\x12\x19.sfumato.v1.CancelRequest\x1a\x1a.sfumato.v1.CancelResponse\x12?\n\x06Review\x12\x19.sfumato.v1.ReviewRequest\x1a\x1a.sfumato.v1.ReviewResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsfumato/v1/orchestrator.proto\x12\nsfumato.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17sfumato/v1/common.proto\"\x97\x01\n\nPromptSets\x12 \n\x05train\x18\x01 \x03(\tB\x11\xbaH\x0e\x92\x01\x0b\x10\xa0\x8d\x06\"\x05r\x03\x18\xa0\x1f\x12\x1f\n\x04tune\x18\x02 \x03(\tB\x11\xbaH\x0e\x92\x01\x0b\x10\xa0\x8d\x06\"\x05r\x03\x18\xa0\x1f\x12\"\n\x07heldout\x18\x03 \x03(\tB\x11\xbaH\x0e\x92\x01\x0b\x10\xa0\x8d\x06\"\x05r\x03\x18\xa0\x1f\x12\"\n\x07\x63\x65iling\x18\x04 \x03(\tB\x11\xbaH\x0e\x92\x01\x0b\x10\xa0\x8d\x06\"\x05r\x03\x18\xa0\x1f\"[\n\rSubmitRequest\x12\x19\n\x04spec\x18\x01 \x01(\tB\x0b\xbaH\x08r\x06\x10\x01(\x80\x80\x04\x12/\n\x07prompts\x18\x02 \x01(\x0b\x32\x16.sfumato.v1.PromptSetsB\x06\xbaH\x03\xc8\x01\x01\"?\n\x0eSubmitResponse\x12\x1c\n\x03run\x18\x01 \x01(\x0b\x32\x0f.sfumato.v1.Run\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"^\n\x1dOrchestratorServiceGetRequest\x12=\n\x06run_id\x18\x01 \x01(\tB-\xbaH*r(2&^[a-z0-9][a-z0-9-]{0,40}-[0-9a-f]{10}$\"L\n\x1eOrchestratorServiceGetResponse\x12\x1c\n\x03run\x18\x01 \x01(\x0b\x32\x0f.sfumato.v1.Run\x12\x0c\n\x04spec\x18\x02 \x01(\t\"|\n\x1eOrchestratorServiceListRequest\x12\x1b\n\tpage_size\x18\x01 \x01(\rB\x08\xbaH\x05*\x03\x18\xf4\x03\x12=\n\npage_token\x18\x02 \x01(\tB)\xbaH&r!2\x1f^[0-9]{1,19}[.][a-z0-9-]{1,60}$\xd8\x01\x01\"Y\n\x1fOrchestratorServiceListResponse\x12\x1d\n\x04runs\x18\x01 \x03(\x0b\x32\x0f.sfumato.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"`\n\x1fOrchestratorServiceWatchRequest\x12=\n\x06run_id\x18\x01 \x01(\tB-\xbaH*r(2&^[a-z0-9][a-z0-9-]{0,40}-[0-9a-f]{10}$\"p\n OrchestratorServiceWatchResponse\x12\x1e\n\x03run\x18\x01 \x01(\x0b\x32\x0f.sfumato.v1.RunH\x00\x12\"\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x11.sfumato.v1.EventH\x00\x42\x08\n\x06update\"M\n\x0cPauseRequest\x12=\n\x06run_id\x18\x01 \x01(\tB-\xbaH*r(2&^[a-z0-9][a-z0-9-]{0,40}-[0-9a-f]{10}$\"-\n\rPauseResponse\x12\x1c\n\x03run\x18\x01 \x01(\x0b\x32\x0f.sfumato.v1.Run\"N\n\rResumeRequest\x12=\n\x06run_id\x18\x01 \x01(\tB-\xbaH*r(2&^[a-z0-9][a-z0-9-]{0,40}-[0-9a-f]{10}$\".\n\x0eResumeResponse\x12\x1c\n\x03run\x18\x01 \x01(\x0b\x32\x0f.sfumato.v1.Run\"N\n\rCancelRequest\x12=\n\x06run_id\x18\x01 \x01(\tB-\xbaH*r(2&^[a-z0-9][a-z0-9-]{0,40}-[0-9a-f]{10}$\".\n\x0e\x43\x61ncelResponse\x12\x1c\n\x03run\x18\x01 \x01(\x0b\x32\x0f.sfumato.v1.Run\"\\\n\x06\x41nswer\x12&\n\x07pair_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x08\x12\x18\n\x06reason\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\xe8\x07\"~\n\rReviewRequest\x12=\n\x06run_id\x18\x01 \x01(\tB-\xbaH*r(2&^[a-z0-9][a-z0-9-]{0,40}-[0-9a-f]{10}$\x12.\n\x07\x61nswers\x18\x02 \x03(\x0b\x32\x12.sfumato.v1.AnswerB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07\"X\n\x0eReviewResponse\x12#\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\x12.sfumato.v1.Answer\x12!\n\x07waiting\x18\x02 \x03(\x0b\x32\x10.sfumato.v1.Pair\"\xf3\x02\n\x04Pair\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\titeration\x18\x02 \x01(\r\x12\x0e\n\x06prompt\x18\x03 \x01(\t\x12\r\n\x05\x61sked\x18\x04 \x01(\t\x12\x0c\n\x04seed\x18\x05 \x01(\x03\x12\x0e\n\x06\x62\x65\x66ore\x18\x06 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x07 \x01(\t\x12#\n\x07regions\x18\x08 \x03(\x0b\x32\x12.sfumato.v1.Region\x12\x39\n\rscores_before\x18\t \x03(\x0b\x32\".sfumato.v1.Pair.ScoresBeforeEntry\x12\x37\n\x0cscores_after\x18\n \x03(\x0b\x32!.sfumato.v1.Pair.ScoresAfterEntry\x1a\x33\n\x11ScoresBeforeEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x32\n\x10ScoresAfterEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x92\x03\n\x03Run\x12\n\n\x02id\x18\x01 \x01(\t\x12#\n\x05state\x18\x02 \x01(\x0e\x32\x14.sfumato.v1.RunState\x12\x0c\n\x04note\x18\x03 \x01(\t\x12-\n\tsubmitted\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05\x65nded\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07waiting\x18\x06 \x01(\r\x12\x0e\n\x06\x64river\x18\x07 \x01(\t\x12!\n\x06latest\x18\x08 \x01(\x0b\x32\x11.sfumato.v1.Event\x12$\n\x07outcome\x18\t \x01(\x0b\x32\x13.sfumato.v1.Outcome\x12+\n\x06models\x18\n \x03(\x0b\x32\x1b.sfumato.v1.Run.ModelsEntry\x12,\n\tremaining\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x1a-\n\x0bModelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xc1\x01\n\x07Outcome\x12\x13\n\x0bstop_reason\x18\x01 \x01(\t\x12\r\n\x05\x65rror\x18\x02 \x01(\t\x12\x0c\n\x04hint\x18\x03 \x01(\t\x12-\n\x05\x66iles\x18\x04 \x03(\x0b\x32\x1e.sfumato.v1.Outcome.FilesEntry\x12\'\n\tset_aside\x18\x05 \x03(\x0b\x32\x14.sfumato.v1.SetAside\x1a,\n\nFilesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\":\n\x08SetAside\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\r\n\x05stage\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\xfe\x01\n\x05\x45vent\x12\x11\n\titeration\x18\x01 \x01(\r\x12\r\n\x05stage\x18\x02 \x01(\t\x12\x0c\n\x04\x64one\x18\x03 \x01(\r\x12\r\n\x05total\x18\x04 \x01(\r\x12\x0e\n\x06reused\x18\x05 \x01(\r\x12\x0c\n\x04note\x18\x06 \x01(\t\x12(\n\x07metrics\x18\x07 \x01(\x0b\x32\x17.google.protobuf.Struct\x12#\n\x04pair\x18\x08 \x01(\x0b\x32\x15.sfumato.v1.ShownPair\x12\x0f\n\x07outcome\x18\t \x01(\t\x12\x0e\n\x06number\x18\n \x01(\x04\x12(\n\x04time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"_\n\tShownPair\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x02 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\x12#\n\x07regions\x18\x04 \x03(\x0b\x32\x12.sfumato.v1.Region*\xf8\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10RUN_STATE_QUEUED\x10\x01\x12\x15\n\x11RUN_STATE_RUNNING\x10\x02\x12\x15\n\x11RUN_STATE_WAITING\x10\x03\x12\x15\n\x11RUN_STATE_PAUSING\x10\x04\x12\x14\n\x10RUN_STATE_PAUSED\x10\x05\x12\x19\n\x15RUN_STATE_INTERRUPTED\x10\x06\x12\x16\n\x12RUN_STATE_FINISHED\x10\x07\x12\x14\n\x10RUN_STATE_FAILED\x10\x08\x12\x17\n\x13RUN_STATE_CANCELLED\x10\t2\xfc\x04\n\x13OrchestratorService\x12?\n\x06Submit\x12\x19.sfumato.v1.SubmitRequest\x1a\x1a.sfumato.v1.SubmitResponse\x12\\\n\x03Get\x12).sfumato.v1.OrchestratorServiceGetRequest\x1a*.sfumato.v1.OrchestratorServiceGetResponse\x12_\n\x04List\x12*.sfumato.v1.OrchestratorServiceListRequest\x1a+.sfumato.v1.OrchestratorServiceListResponse\x12\x64\n\x05Watch\x12+.sfumato.v1.OrchestratorServiceWatchRequest\x1a,.sfumato.v1.OrchestratorServiceWatchResponse0\x01\x12<\n\x05Pause\x12\x18.sfumato.v1.PauseRequest\x1a\x19.sfumato.v1.PauseResponse\x12?\n\x06Resume\x12\x19.sfumato.v1.ResumeRequest\x1a\x1a.sfumato.v1.ResumeResponse\x12?\n\x06\x43\x61ncel\x12\x19.sfumato.v1.CancelRequest\x1a\x1a.sfumato.v1.CancelResponse\x12?\n\x06Review\x12\x19.sfumato.v1.ReviewRequest\x1a\x1a.sfumato.v1.ReviewResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -77,64 +78,64 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RUN_MODELSENTRY']._serialized_options = b'8\001'
   _globals['_OUTCOME_FILESENTRY']._loaded_options = None
   _globals['_OUTCOME_FILESENTRY']._serialized_options = b'8\001'
-  _globals['_RUNSTATE']._serialized_start=3115
-  _globals['_RUNSTATE']._serialized_end=3363
-  _globals['_PROMPTSETS']._serialized_start=163
-  _globals['_PROMPTSETS']._serialized_end=314
-  _globals['_SUBMITREQUEST']._serialized_start=316
-  _globals['_SUBMITREQUEST']._serialized_end=407
-  _globals['_SUBMITRESPONSE']._serialized_start=409
-  _globals['_SUBMITRESPONSE']._serialized_end=472
-  _globals['_ORCHESTRATORSERVICEGETREQUEST']._serialized_start=474
-  _globals['_ORCHESTRATORSERVICEGETREQUEST']._serialized_end=568
-  _globals['_ORCHESTRATORSERVICEGETRESPONSE']._serialized_start=570
-  _globals['_ORCHESTRATORSERVICEGETRESPONSE']._serialized_end=646
-  _globals['_ORCHESTRATORSERVICELISTREQUEST']._serialized_start=648
-  _globals['_ORCHESTRATORSERVICELISTREQUEST']._serialized_end=772
-  _globals['_ORCHESTRATORSERVICELISTRESPONSE']._serialized_start=774
-  _globals['_ORCHESTRATORSERVICELISTRESPONSE']._serialized_end=863
-  _globals['_ORCHESTRATORSERVICEWATCHREQUEST']._serialized_start=865
-  _globals['_ORCHESTRATORSERVICEWATCHREQUEST']._serialized_end=961
-  _globals['_ORCHESTRATORSERVICEWATCHRESPONSE']._serialized_start=963
-  _globals['_ORCHESTRATORSERVICEWATCHRESPONSE']._serialized_end=1075
-  _globals['_PAUSEREQUEST']._serialized_start=1077
-  _globals['_PAUSEREQUEST']._serialized_end=1154
-  _globals['_PAUSERESPONSE']._serialized_start=1156
-  _globals['_PAUSERESPONSE']._serialized_end=1201
-  _globals['_RESUMEREQUEST']._serialized_start=1203
-  _globals['_RESUMEREQUEST']._serialized_end=1281
-  _globals['_RESUMERESPONSE']._serialized_start=1283
-  _globals['_RESUMERESPONSE']._serialized_end=1329
-  _globals['_CANCELREQUEST']._serialized_start=1331
-  _globals['_CANCELREQUEST']._serialized_end=1409
-  _globals['_CANCELRESPONSE']._serialized_start=1411
-  _globals['_CANCELRESPONSE']._serialized_end=1457
-  _globals['_ANSWER']._serialized_start=1459
-  _globals['_ANSWER']._serialized_end=1551
-  _globals['_REVIEWREQUEST']._serialized_start=1553
-  _globals['_REVIEWREQUEST']._serialized_end=1679
-  _globals['_REVIEWRESPONSE']._serialized_start=1681
-  _globals['_REVIEWRESPONSE']._serialized_end=1769
-  _globals['_PAIR']._serialized_start=1772
-  _globals['_PAIR']._serialized_end=2143
-  _globals['_PAIR_SCORESBEFOREENTRY']._serialized_start=2040
-  _globals['_PAIR_SCORESBEFOREENTRY']._serialized_end=2091
-  _globals['_PAIR_SCORESAFTERENTRY']._serialized_start=2093
-  _globals['_PAIR_SCORESAFTERENTRY']._serialized_end=2143
-  _globals['_RUN']._serialized_start=2146
-  _globals['_RUN']._serialized_end=2502
-  _globals['_RUN_MODELSENTRY']._serialized_start=2457
-  _globals['_RUN_MODELSENTRY']._serialized_end=2502
-  _globals['_OUTCOME']._serialized_start=2505
-  _globals['_OUTCOME']._serialized_end=2698
-  _globals['_OUTCOME_FILESENTRY']._serialized_start=2654
-  _globals['_OUTCOME_FILESENTRY']._serialized_end=2698
-  _globals['_SETASIDE']._serialized_start=2700
-  _globals['_SETASIDE']._serialized_end=2758
-  _globals['_EVENT']._serialized_start=2761
-  _globals['_EVENT']._serialized_end=3015
-  _globals['_SHOWNPAIR']._serialized_start=3017
-  _globals['_SHOWNPAIR']._serialized_end=3112
-  _globals['_ORCHESTRATORSERVICE']._serialized_start=3366
-  _globals['_ORCHESTRATORSERVICE']._serialized_end=4002
+  _globals['_RUNSTATE']._serialized_start=3193
+  _globals['_RUNSTATE']._serialized_end=3441
+  _globals['_PROMPTSETS']._serialized_start=195
+  _globals['_PROMPTSETS']._serialized_end=346
+  _globals['_SUBMITREQUEST']._serialized_start=348
+  _globals['_SUBMITREQUEST']._serialized_end=439
+  _globals['_SUBMITRESPONSE']._serialized_start=441
+  _globals['_SUBMITRESPONSE']._serialized_end=504
+  _globals['_ORCHESTRATORSERVICEGETREQUEST']._serialized_start=506
+  _globals['_ORCHESTRATORSERVICEGETREQUEST']._serialized_end=600
+  _globals['_ORCHESTRATORSERVICEGETRESPONSE']._serialized_start=602
+  _globals['_ORCHESTRATORSERVICEGETRESPONSE']._serialized_end=678
+  _globals['_ORCHESTRATORSERVICELISTREQUEST']._serialized_start=680
+  _globals['_ORCHESTRATORSERVICELISTREQUEST']._serialized_end=804
+  _globals['_ORCHESTRATORSERVICELISTRESPONSE']._serialized_start=806
+  _globals['_ORCHESTRATORSERVICELISTRESPONSE']._serialized_end=895
+  _globals['_ORCHESTRATORSERVICEWATCHREQUEST']._serialized_start=897
+  _globals['_ORCHESTRATORSERVICEWATCHREQUEST']._serialized_end=993
+  _globals['_ORCHESTRATORSERVICEWATCHRESPONSE']._serialized_start=995
+  _globals['_ORCHESTRATORSERVICEWATCHRESPONSE']._serialized_end=1107
+  _globals['_PAUSEREQUEST']._serialized_start=1109
+  _globals['_PAUSEREQUEST']._serialized_end=1186
+  _globals['_PAUSERESPONSE']._serialized_start=1188
+  _globals['_PAUSERESPONSE']._serialized_end=1233
+  _globals['_RESUMEREQUEST']._serialized_start=1235
+  _globals['_RESUMEREQUEST']._serialized_end=1313
+  _globals['_RESUMERESPONSE']._serialized_start=1315
+  _globals['_RESUMERESPONSE']._serialized_end=1361
+  _globals['_CANCELREQUEST']._serialized_start=1363
+  _globals['_CANCELREQUEST']._serialized_end=1441
+  _globals['_CANCELRESPONSE']._serialized_start=1443
+  _globals['_CANCELRESPONSE']._serialized_end=1489
+  _globals['_ANSWER']._serialized_start=1491
+  _globals['_ANSWER']._serialized_end=1583
+  _globals['_REVIEWREQUEST']._serialized_start=1585
+  _globals['_REVIEWREQUEST']._serialized_end=1711
+  _globals['_REVIEWRESPONSE']._serialized_start=1713
+  _globals['_REVIEWRESPONSE']._serialized_end=1801
+  _globals['_PAIR']._serialized_start=1804
+  _globals['_PAIR']._serialized_end=2175
+  _globals['_PAIR_SCORESBEFOREENTRY']._serialized_start=2072
+  _globals['_PAIR_SCORESBEFOREENTRY']._serialized_end=2123
+  _globals['_PAIR_SCORESAFTERENTRY']._serialized_start=2125
+  _globals['_PAIR_SCORESAFTERENTRY']._serialized_end=2175
+  _globals['_RUN']._serialized_start=2178
+  _globals['_RUN']._serialized_end=2580
+  _globals['_RUN_MODELSENTRY']._serialized_start=2535
+  _globals['_RUN_MODELSENTRY']._serialized_end=2580
+  _globals['_OUTCOME']._serialized_start=2583
+  _globals['_OUTCOME']._serialized_end=2776
+  _globals['_OUTCOME_FILESENTRY']._serialized_start=2732
+  _globals['_OUTCOME_FILESENTRY']._serialized_end=2776
+  _globals['_SETASIDE']._serialized_start=2778
+  _globals['_SETASIDE']._serialized_end=2836
+  _globals['_EVENT']._serialized_start=2839
+  _globals['_EVENT']._serialized_end=3093
+  _globals['_SHOWNPAIR']._serialized_start=3095
+  _globals['_SHOWNPAIR']._serialized_end=3190
+  _globals['_ORCHESTRATORSERVICE']._serialized_start=3444
+  _globals['_ORCHESTRATORSERVICE']._serialized_end=4080
 # @@protoc_insertion_point(module_scope)

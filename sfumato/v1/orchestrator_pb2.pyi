@@ -1,6 +1,7 @@
 import datetime
 
 from sfumato.v1 import validate_pb2 as _validate_pb2
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from sfumato.v1 import common_pb2 as _common_pb2
@@ -209,7 +210,7 @@ class Pair(_message.Message):
     def __init__(self, id: _Optional[str] = ..., iteration: _Optional[int] = ..., prompt: _Optional[str] = ..., asked: _Optional[str] = ..., seed: _Optional[int] = ..., before: _Optional[str] = ..., after: _Optional[str] = ..., regions: _Optional[_Iterable[_Union[_common_pb2.Region, _Mapping]]] = ..., scores_before: _Optional[_Mapping[str, float]] = ..., scores_after: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class Run(_message.Message):
-    __slots__ = ("id", "state", "note", "submitted", "ended", "waiting", "driver", "latest", "outcome", "models")
+    __slots__ = ("id", "state", "note", "submitted", "ended", "waiting", "driver", "latest", "outcome", "models", "remaining")
     class ModelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -227,6 +228,7 @@ class Run(_message.Message):
     LATEST_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
+    REMAINING_FIELD_NUMBER: _ClassVar[int]
     id: str
     state: RunState
     note: str
@@ -237,7 +239,8 @@ class Run(_message.Message):
     latest: Event
     outcome: Outcome
     models: _containers.ScalarMap[str, str]
-    def __init__(self, id: _Optional[str] = ..., state: _Optional[_Union[RunState, str]] = ..., note: _Optional[str] = ..., submitted: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ended: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., waiting: _Optional[int] = ..., driver: _Optional[str] = ..., latest: _Optional[_Union[Event, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ..., models: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    remaining: _duration_pb2.Duration
+    def __init__(self, id: _Optional[str] = ..., state: _Optional[_Union[RunState, str]] = ..., note: _Optional[str] = ..., submitted: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ended: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., waiting: _Optional[int] = ..., driver: _Optional[str] = ..., latest: _Optional[_Union[Event, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ..., models: _Optional[_Mapping[str, str]] = ..., remaining: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class Outcome(_message.Message):
     __slots__ = ("stop_reason", "error", "hint", "files", "set_aside")

@@ -49,9 +49,11 @@ class Lane(Generic[Engine]):
     free for the next one when it has left the thread, not before.
     """
 
-    def __init__(self, load: Callable[[], Engine], *, waiting: int = 32) -> None:
-        """``load`` makes the engine, in its thread; ``waiting`` calls may wait while one is at work."""
-        self._load, self._waiting = load, waiting
+    def __init__(
+        self, load: Callable[[], Engine], *, waiting: int = 32, unload: Callable[[Engine], object] = lambda engine: None
+    ) -> None:
+        """``load`` makes the engine, in its thread; ``waiting`` calls may wait while one is at work; ``unload`` lets it go in the end."""
+        self._load, self._waiting, self._unload = load, waiting, unload
         self._engine: Engine | None = None
         self._closed = False
         self._inside = 0
@@ -74,6 +76,8 @@ class Lane(Generic[Engine]):
         """Let the thread go; calls that have not begun will not."""
         self._closed = True
         self._thread.shutdown(wait=False, cancel_futures=True)
+        if self._engine is not None and not self.busy:
+            self._unload(self._engine)
 
     @property
     def busy(self) -> bool:

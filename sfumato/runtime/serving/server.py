@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,12 +42,14 @@ class Service:
     """A service of the contract: its full name, what registers its servicer, and the lane of the engine behind it.
 
     ``handlers`` are its tasks by kind (``scoring.score``), where it has any: they are done in the lane's thread, between calls.
+    ``beside`` is what lives beside its calls, where anything does: entered before it says that it serves, left when it is told to end.
     """
 
     name: str
     register: Callable[[grpc.aio.Server], None]
     lane: Lane[Any]
     handlers: Mapping[str, Handler] = field(default_factory=dict)
+    beside: AbstractAsyncContextManager[object] | None = None
 
     @property
     def short(self) -> str:
@@ -65,6 +67,7 @@ class Server:
         self._services, self._settings, self._artifacts = services, settings, artifacts
         self._address = settings.address or address
         self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue] (its types do not know it)
+        self._beside = AsyncExitStack()
 
     async def start(self) -> int:
         """Listen; the port. Health answers from now on, everything else says that it is loading.
@@ -108,6 +111,8 @@ class Server:
         """Load the engines, one after another; each service is SERVING when its own is there. Raises what loading raises."""
         for service in self._services:
             await service.lane.open()
+            if service.beside is not None:
+                await self._beside.enter_async_context(service.beside)
             await self._health.set(service.name, SERVING)
         await self._health.set("", SERVING)
 
@@ -116,7 +121,7 @@ class Server:
         for service in self._services:
             service.lane.close()
         await self._health.enter_graceful_shutdown()
-        await self._server.stop(self._settings.grace)
+        await asyncio.gather(self._server.stop(self._settings.grace), self._beside.aclose())
         for service in self._services:
             service.lane.end()
 

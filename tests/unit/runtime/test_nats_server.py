@@ -39,6 +39,15 @@ def test_what_was_stored_outlives_a_crash_on_the_same_port(tmp_path: Path) -> No
         assert server.store.is_dir()
 
 
+def test_another_process_finds_what_was_stored_in_the_same_folder(tmp_path: Path) -> None:
+    with NatsServer(tmp_path) as first:
+        asyncio.run(_put(first))
+    port = int(first.url.rpartition(":")[2])
+    with NatsServer(tmp_path, port=port) as second:
+        assert second.url == first.url
+        assert asyncio.run(_stored(second)) == b"one"
+
+
 def test_a_stranger_without_the_token_is_told_so_at_once(tmp_path: Path) -> None:
     with NatsServer(tmp_path, token='se"cret') as server:
         with pytest.raises(Unavailable, match="does not let us in"):

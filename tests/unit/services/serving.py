@@ -14,6 +14,7 @@ import grpc
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
 from google.rpc.status_pb2 import Status
 
+from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.serving.server import Server, Service
 from sfumato.runtime.serving.status import DETAILS
 from sfumato.runtime.settings import ServingSettings
@@ -24,13 +25,22 @@ SECONDS = 60.0
 @contextmanager
 def served(services: Callable[[ServingSettings], Sequence[Service]]) -> Iterator[grpc.Channel]:
     """A channel to the services, which have loaded."""
+    with served_at(services) as address, grpc.insecure_channel(address) as channel:
+        yield channel
+
+
+@contextmanager
+def served_at(
+    services: Callable[[ServingSettings], Sequence[Service]], artifacts: ArtifactStore | None = None, address: str = "127.0.0.1:0"
+) -> Iterator[str]:
+    """The address of the services, which have loaded; they also offer the store."""
     ready, over = threading.Event(), threading.Event()
     ports: list[int] = []
     errors: list[BaseException] = []
 
     async def serve() -> None:
         settings = ServingSettings(grace=1.0)
-        server = Server(services(settings), settings)
+        server = Server(services(settings), settings, address, artifacts)
         ports.append(await server.start())
         await server.load()
         ready.set()
@@ -49,8 +59,7 @@ def served(services: Callable[[ServingSettings], Sequence[Service]]) -> Iterator
     try:
         ready.wait()
         assert not errors, errors
-        with grpc.insecure_channel(f"127.0.0.1:{ports[0]}") as channel:
-            yield channel
+        yield f"127.0.0.1:{ports[0]}"
     finally:
         over.set()
         thread.join()

@@ -8,7 +8,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from services.registry.engine import Registry
-from services.registry.records import Base, Part, Version
+from sfumato.registry.records import Base, Part, Version
 
 TO_Q, TO_K = "transformer.blocks.0.attn.to_q", "transformer.blocks.0.attn.to_k"
 BASE = Base(hashlib.sha256(b"base").hexdigest(), "tiny", {TO_Q: [6, 4], TO_K: [6, 4]})

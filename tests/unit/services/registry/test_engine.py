@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from services.registry.database import Database
 from services.registry.engine import Registry
-from services.registry.records import Base, Part, version_id
+from services.registry.watching import Watching
 from sfumato.errors import Conflict, InvalidInput, MissingWeights, NotFound
+from sfumato.registry.records import Base, Part, version_id
 from sfumato.runtime.artifacts import ArtifactStore
 from tests.unit.services.registry.samples import BASE, TO_Q, adapter, register
 
@@ -160,7 +161,7 @@ def test_rollback_undoes_moves_like_a_stack(tmp_path_factory: pytest.TempPathFac
 def test_watching_misses_nothing_and_goes_on_where_it_was(registry: Registry) -> None:
     async def watched(after: int, count: int) -> list[tuple[int, str]]:
         found = []
-        async for event in registry.watch(after, interval=0.01):
+        async for event in Watching(lambda: registry, 0.01).events(after):
             found.append((event.number, event.kind))
             if len(found) == count:
                 break

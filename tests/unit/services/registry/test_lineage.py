@@ -13,8 +13,8 @@ from safetensors.numpy import load
 
 from services.registry.database import Database
 from services.registry.engine import Registry
-from services.registry.records import Base, Edge, Lineage, Node, Part, version_id
 from sfumato.errors import InvalidInput, NotFound
+from sfumato.registry.records import Base, Edge, Lineage, Node, Part, version_id
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.tasks import Output, Task, perform
 from tests.unit.services.registry.samples import BASE, TO_Q, adapter, register, tensors

@@ -1,0 +1,363 @@
+"""What the orchestrator does for a caller: submit, look, watch, pause, resume, cancel, review. It knows no gRPC; any replica does it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from orchestrator.driver import Driver, DriverSettings
+from orchestrator.engine import Loop
+from orchestrator.events import Event
+from orchestrator.index import EVENTS, Index, Wish, read_events
+from orchestrator.recipes import artaug
+from orchestrator.reviewing import Pair, answer, waiting_pairs
+from orchestrator.runs import Outcome, Record, Records, Standing, State
+from orchestrator.submission import submission
+from sfumato.errors import InvalidInput, NotFound, SfumatoError, Unavailable, WrongState
+from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.bus import Bus
+from sfumato.runtime.ending import ended
+from sfumato.runtime.settings import BusSettings, ServingSettings, Settings
+from sfumato.runtime.tasks import Manifest, manifest_key
+from sfumato.runtime.telemetry import bound, outgoing
+
+log = logging.getLogger(__name__)
+
+LOOK = 2.0
+"""Seconds after which a watched run is looked at again where nothing was heard of it."""
+NOTES = {
+    State.QUEUED: "It waits for a replica that has room for it.",
+    State.WAITING: "It waits for a person: sfumato review {name}",
+    State.PAUSED: "Go on: sfumato runs resume {name}",
+    State.INTERRUPTED: "What was wanted of it was lost; what it had finished was not. Go on: sfumato runs resume {name}",
+    State.FAILED: "Try again from what it had finished: sfumato runs resume {name}",
+    State.CANCELLED: "Take it up again: sfumato runs resume {name}",
+}
+AWAY = "The bus does not answer, so nobody knows how it goes on."
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What a person says of a pair."""
+
+    pair_id: str
+    accepted: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What of a record is asked for again and again, and never changes."""
+
+    models: Mapping[str, str]
+    submitted: datetime
+    iterations: int
+
+
+class Control:
+    """Use it in an ``async with`` block: inside, this process is a replica that answers for runs and drives them."""
+
+    def __init__(self, settings: Settings, bus: BusSettings, driving: DriverSettings, serving: ServingSettings) -> None:
+        self._settings, self._bus_settings, self._driving, self._grace = settings, bus, driving, serving.grace
+        self._artifacts = ArtifactStore(settings.artifacts_url)
+        self._records = Records(self._artifacts)
+        self._known: dict[str, _Known] = {}
+        self._closing = asyncio.Event()
+        self._live: Index | None = None
+
+    async def __aenter__(self) -> Control:
+        """Connect, and begin to drive.
+
+        Raises:
+            Unavailable: there is no bus.
+        """
+        self._bus = await Bus(self._bus_settings, f"sfumato orchestrator {os.getpid()}").__aenter__()
+        self._live = Index(self._bus, lease=self._driving.lease)
+        name = f"{socket.gethostname()}-{os.getpid()}"
+        self._driver = Driver(name, self._live, self._records, self._artifacts, self._bus_settings, self._driving)
+        self._job = asyncio.create_task(self._driver.run())
+        self._job.add_done_callback(_ended)
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        """Let others go on at once, and end what is under way."""
+        self._closing.set()
+        if not await self._driver.stop(self._grace):
+            log.warning("A run does not end; whoever takes it next comes to the same.")
+        await ended([self._job])
+        await self._bus.__aexit__(*exception)
+
+    # --- looking ---
+
+    async def get(self, name: str) -> Standing:
+        """How a run stands. Where the bus is away, what the store knows.
+
+        Raises:
+            NotFound: there is no such run.
+        """
+        try:
+            return await self._standing(name)
+        except Unavailable:
+            known = await self._record(name)
+            return Standing(name, State.INTERRUPTED, known.submitted, known.models, note=AWAY)
+
+    async def spec(self, name: str) -> Record:
+        """What a run was asked for. Raises `NotFound`."""
+        return (await asyncio.to_thread(self._records.record, name))[0]
+
+    async def page(self, size: int, token: str) -> tuple[list[Standing], str]:
+        """Up to so many runs, the newest first, and where the next page begins."""
+        names, more = await asyncio.to_thread(self._records.page, size, token)
+        return list(await asyncio.gather(*(self.get(name) for name in names))), more
+
+    async def watch(self, name: str) -> AsyncIterator[Standing | Event]:
+        """How a run stands and what happened so far, then everything as it happens, until it has ended; last how it ended.
+
+        Raises:
+            NotFound: there is no such run.
+            Unavailable: this replica is being ended.
+        """
+        live = self._index()
+        heard: asyncio.Queue[list[Event] | None] = asyncio.Queue()
+
+        def hear(bucket: str, data: bytes) -> None:
+            heard.put_nowait(read_events(data) if bucket == EVENTS else None)
+
+        standing = await self.get(name)
+        shown: dict[tuple[int, str], tuple[int, float]] = {}
+        yield standing
+        async with live.listening(name, hear):
+            told, doubt = await self._told(name), False
+            while True:
+                for event in told:
+                    stage, mark = (event.iteration, event.stage), (event.number, event.time)
+                    if shown.get(stage) != mark:
+                        shown[stage] = mark
+                        yield event
+                if standing.state.ended:
+                    yield standing
+                    return
+                told = await self._next(heard)
+                if told is not None:
+                    continue
+                told = await self._told(name)
+                try:
+                    now = await self._standing(name)
+                except Unavailable:
+                    continue
+                # A bus that has just lost everything is told what is wanted by whoever drives the run.
+                if now.state is State.INTERRUPTED and standing.state is not now.state and not doubt:
+                    doubt = True
+                    continue
+                doubt = False
+                if (now.state, now.waiting, now.driver) != (standing.state, standing.waiting, standing.driver) and not now.state.ended:
+                    yield now
+                standing = now
+
+    # --- telling ---
+
+    async def submit(self, text: str, prompts: Mapping[str, Sequence[str]]) -> tuple[Standing, bool]:
+        """Begin a run or go on with it, unless it is finished; whether it is new.
+
+        Raises:
+            Faults: the spec or its prompts cannot work.
+            Unavailable: the bus does not answer; the same call again goes on.
+        """
+        self._index()
+        wanted = await asyncio.to_thread(submission, text, prompts, self._settings)
+        with bound(run=wanted.id):
+            record = wanted.record.model_copy(update={"trace": outgoing()})
+            created = await asyncio.to_thread(self._records.begin, wanted.id, record)
+            ended = await asyncio.to_thread(self._records.outcome, wanted.id)
+            if ended is None or ended.outcome.state != "finished":
+                await self._go(wanted.id)
+            log.info("The run %s is submitted%s.", wanted.id, "" if created else " again")
+        return await self.get(wanted.id), created
+
+    async def pause(self, name: str) -> Standing:
+        """Stop a run for now.
+
+        Raises:
+            NotFound: there is no such run.
+            WrongState: it has ended.
+        """
+        await self._unended(name)
+        await self._index().change(name, lambda old: (old or Wish(wish="pause")).model_copy(update={"wish": "pause"}))
+        return await self.get(name)
+
+    async def resume(self, name: str) -> Standing:
+        """Go on with a run from what it had finished.
+
+        Raises:
+            NotFound: there is no such run.
+            WrongState: it is finished.
+        """
+        await self._record(name)
+        await self._go(name)
+        return await self.get(name)
+
+    async def cancel(self, name: str) -> Standing:
+        """Give a run up.
+
+        Raises:
+            NotFound: there is no such run.
+            WrongState: it is finished, or failed.
+        """
+        await self._record(name)
+        stands = await asyncio.to_thread(self._records.end, name, Outcome(state="cancelled"))
+        if stands.state != "cancelled":
+            raise WrongState(f"The run {name} has {stands.state}.", hint="There is nothing to give up.")
+        await self._index().change(name, lambda _: None)
+        return await self.get(name)
+
+    async def review(self, name: str, answers: Sequence[Answered]) -> tuple[list[Answered], list[Pair]]:
+        """Take answers in; those that stand, and the pairs that still wait. With the last one the run goes on.
+
+        Raises:
+            NotFound: there is no such run, or no such pair in it waits.
+            WrongState: the run asks nobody, or has not come so far.
+        """
+        stand, left = await asyncio.to_thread(self._answer, name, answers)
+        if answers or not left:
+
+            def fewer(old: Wish | None) -> Wish | None:
+                return old and old.model_copy(update={"waiting": min(old.waiting, len(left))})
+
+            await self._index().change(name, fewer)
+        return stand, left
+
+    def _answer(self, name: str, answers: Sequence[Answered]) -> tuple[list[Answered], list[Pair]]:
+        plan = self._records.record(name)[0].plan()
+        try:
+            waiting = {pair.task.id: pair for pair in waiting_pairs(plan, name, self._artifacts)}
+        except InvalidInput as error:
+            raise WrongState(str(error).removeprefix(f"{error.field}: ")) from error
+        except SfumatoError as error:
+            if type(error) is not SfumatoError:
+                raise
+            raise WrongState(error.message, hint="Watch it: sfumato runs watch ID") from error
+        stand = []
+        for said in answers:
+            pair = waiting.get(said.pair_id)
+            if pair is not None:
+                manifest = answer(pair.task, self._artifacts, said.accepted, "" if said.accepted else said.reason)
+            else:
+                manifest = self._answered(said.pair_id, name)
+            stand.append(Answered(said.pair_id, **manifest.values[0]))
+        done = {said.pair_id for said in stand}
+        return stand, [pair for task, pair in waiting.items() if task not in done]
+
+    def _answered(self, pair: str, name: str) -> Manifest:
+        """An answer that was given before."""
+        data = self._artifacts.read_key(manifest_key(pair))
+        manifest = None if data is None else Manifest.model_validate_json(data)
+        if manifest is None or manifest.kind != "review.pair":
+            raise NotFound(f"No pair {pair[:12]} of the run {name} waits for a person.", hint="Those that wait: sfumato review ID --json")
+        return manifest
+
+    # --- how it stands ---
+
+    def _index(self) -> Index:
+        if self._live is None or self._closing.is_set():
+            raise Unavailable("This replica is not on the bus.", hint="Ask another, or try again in a moment.")
+        return self._live
+
+    async def _record(self, name: str) -> _Known:
+        """What is on record of a run. Raises `NotFound`."""
+        if name not in self._known:
+            record, submitted = await asyncio.to_thread(self._records.record, name)
+            models = {part: weights.version for part, weights in record.models.items()}
+            self._known[name] = _Known(models, submitted, record.spec["stop"]["max_iterations"])
+        return self._known[name]
+
+    async def _unended(self, name: str) -> None:
+        await self._record(name)
+        ended = await asyncio.to_thread(self._records.outcome, name)
+        if ended is not None:
+            hint = "" if ended.outcome.state == "finished" else NOTES[State(ended.outcome.state)].format(name=name)
+            raise WrongState(f"The run {name} is {ended.outcome.state}.", hint=hint)
+
+    async def _go(self, name: str) -> None:
+        """Want a run to go on."""
+        await asyncio.to_thread(self._records.reopen, name)
+
+        def go(old: Wish | None) -> Wish:
+            if old is None or old.wish == "run":
+                return Wish(wish="run", attempt=old.attempt if old else 1)
+            return Wish(wish="run", attempt=old.attempt + 1)
+
+        await self._index().change(name, go)
+
+    async def _standing(self, name: str) -> Standing:
+        known = await self._record(name)
+        ended, told = await asyncio.gather(asyncio.to_thread(self._records.outcome, name), self._told(name))
+        latest = max(told or (), key=lambda event: event.time, default=None)
+        standing = Standing(name, State.QUEUED, known.submitted, known.models, latest=latest)
+        if ended is not None:
+            state = State(ended.outcome.state)
+            return replace(standing, state=state, ended=ended, note=NOTES.get(state, "").format(name=name))
+        live = self._index()
+        wish, driver = await asyncio.gather(live.wish(name), live.driver(name))
+        if wish is None:
+            state = State.INTERRUPTED
+        elif wish.wish == "pause":
+            state = State.PAUSING if driver else State.PAUSED
+        elif wish.waiting:
+            state = State.WAITING
+        else:
+            state = State.RUNNING if driver else State.QUEUED
+        note, waiting = NOTES.get(state, "").format(name=name), wish.waiting if wish else 0
+        remaining = outlook(told, known.iterations) if state is State.RUNNING else None
+        return replace(standing, state=state, driver=driver, waiting=waiting, note=note, remaining=remaining)
+
+    async def _told(self, name: str) -> list[Event]:
+        """What is known of what happened; nothing where the bus is away."""
+        try:
+            return await self._index().events(name)
+        except Unavailable:
+            return []
+
+    async def _next(self, heard: asyncio.Queue[list[Event] | None]) -> list[Event] | None:
+        """Events that were heard, or None where it is time to look.
+
+        Raises:
+            Unavailable: this replica is being ended.
+        """
+        closing, news = asyncio.ensure_future(self._closing.wait()), asyncio.ensure_future(heard.get())
+        try:
+            done, _ = await asyncio.wait([closing, news], timeout=LOOK, return_when=asyncio.FIRST_COMPLETED)
+            if closing in done:
+                raise Unavailable("This replica is being ended.", hint="Ask again: another one answers.")
+            return news.result() if news in done else None
+        finally:
+            closing.cancel()
+            news.cancel()
+
+
+def outlook(told: Sequence[Event], iterations: int) -> timedelta | None:
+    """How long a run will go on, if it goes on as it did and needs all its iterations; None before anything can be said.
+
+    Every stage counts alike, so it is a guess within the first iteration, and a good one after it.
+    """
+    stages = [stage.name for part in artaug.STAGES[:1] if isinstance(part, Loop) for stage in part.stages if not isinstance(stage, Loop)]
+
+    def place(event: Event) -> float:
+        return event.iteration - 1 + (stages.index(event.stage) + event.done / max(event.total, 1)) / len(stages)
+
+    within = [event for event in told if event.iteration and event.stage in stages]
+    if not within:
+        return None
+    first, last = min(within, key=lambda event: event.time), max(within, key=place)
+    done, took = place(last) - place(first), last.time - first.time
+    return timedelta(seconds=round(took / done * (iterations - place(last)))) if done > 0 and took > 0 else None
+
+
+def _ended(job: asyncio.Task[None]) -> None:
+    """A driver that ends by itself is a defect, and is not to go unseen."""
+    if not job.cancelled() and job.exception() is not None:
+        log.critical("This replica drives no more runs.", exc_info=job.exception())

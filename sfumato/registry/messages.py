@@ -1,0 +1,156 @@
+"""Records to the contract's messages and back: what the service and its clients do the same way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, NoReturn
+
+from sfumato.errors import InvalidInput
+from sfumato.registry.records import Base, Edge, Event, Lineage, Move, Node, Part, Version, version_id
+from sfumato.v1 import common_pb2, registry_pb2
+
+JSON_HINT = "Give a JSON object, with finite numbers."
+
+
+def base_to(base: Base) -> registry_pb2.BaseModel:
+    """With its linears, where they are known."""
+    linears = [registry_pb2.Linear(name=name, outputs=shape[0], inputs=shape[1]) for name, shape in (base.modules or {}).items()]
+    return registry_pb2.BaseModel(id=base.id, name=base.name, linears=linears)
+
+
+def base_from(message: registry_pb2.BaseModel) -> Base:
+    """Without linears nothing is known of them.
+
+    Raises:
+        InvalidInput: one is named twice.
+    """
+    modules = {linear.name: [linear.outputs, linear.inputs] for linear in message.linears}
+    if len(modules) != len(message.linears):
+        raise InvalidInput("base.linears", "one is named twice.")
+    return Base(message.id, message.name, modules or None)
+
+
+def parts_to(parts: Iterable[Part]) -> list[common_pb2.AdapterRef]:
+    """Adapters and their weights."""
+    return [common_pb2.AdapterRef(artifact=part.adapter, weight=part.weight) for part in parts]
+
+
+def parts_from(messages: Iterable[common_pb2.AdapterRef]) -> tuple[Part, ...]:
+    """A weight that is not told is 1."""
+    return tuple(Part(ref.artifact, ref.weight if ref.HasField("weight") else 1.0) for ref in messages)
+
+
+def version_to(version: Version) -> registry_pb2.ModelVersion:
+    """Without the base's linears, which are many."""
+    return registry_pb2.ModelVersion(
+        id=version.id,
+        number=version.number,
+        base=registry_pb2.BaseModel(id=version.base.id, name=version.base.name),
+        adapters=parts_to(version.parts),
+        metrics=dict(version.metrics),
+        note=version.note,
+        created=version.created,
+        aliases=version.aliases,
+    )
+
+
+def version_from(message: registry_pb2.ModelVersion) -> Version:
+    """The base's modules are not told."""
+    return Version(
+        message.id,
+        message.number,
+        base_from(message.base),
+        parts_from(message.adapters),
+        dict(sorted(message.metrics.items())),
+        message.note,
+        message.created,
+        tuple(message.aliases),
+    )
+
+
+def lineage_to(lineage: Lineage) -> registry_pb2.LineageGraph:
+    """What is said of a thing becomes JSON."""
+    nodes = [
+        registry_pb2.LineageNode(kind=node.kind, digest=node.digest, content=json.dumps(node.content) if node.content else "")
+        for node in lineage.nodes
+    ]
+    edges = [registry_pb2.LineageEdge(node=edge.node, relation=edge.relation, source=edge.source) for edge in lineage.edges]
+    return registry_pb2.LineageGraph(nodes=nodes, edges=edges)
+
+
+def lineage_from(message: registry_pb2.LineageGraph, own: str = "") -> Lineage:
+    """``own`` is the id of the node that edges without one are from.
+
+    Raises:
+        InvalidInput: what is said of a thing is not a JSON object.
+    """
+    nodes = tuple(Node(node.kind, node.digest, _content(node.content, index)) for index, node in enumerate(message.nodes))
+    return Lineage(nodes, tuple(Edge(edge.node or own, edge.relation, edge.source) for edge in message.edges))
+
+
+def own_node(base: Base, parts: tuple[Part, ...]) -> str:
+    """The id of a version's own node."""
+    return f"version:{version_id(base.id, parts)}"
+
+
+def move_to(move: Move) -> registry_pb2.AliasMove:
+    """Field by field."""
+    return registry_pb2.AliasMove(
+        alias=move.alias,
+        revision=move.revision,
+        previous=move.previous,
+        version=move.version,
+        reason=move.reason,
+        moved=move.moved,
+    )
+
+
+def move_from(message: registry_pb2.AliasMove) -> Move:
+    """Field by field."""
+    return Move(message.alias, message.revision, message.previous, message.version, message.reason, message.moved)
+
+
+def event_to(event: Event) -> registry_pb2.RegistryEvent:
+    """Its content by its kind; of a kind that the contract does not know, number and time only."""
+    told = registry_pb2.RegistryEvent(number=event.number, happened=event.happened)
+    match event.kind:
+        case "registered":
+            found = registry_pb2.VersionRegistered(version=event.subject, base=event.content["base"], note=event.content["note"])
+            told.registered.CopyFrom(found)
+        case "alias":
+            told.moved.CopyFrom(registry_pb2.AliasMove(alias=event.subject, moved=event.happened, **event.content))
+        case "collected":
+            told.collected.version = event.subject
+    return told
+
+
+def event_from(message: registry_pb2.RegistryEvent) -> Event:
+    """The same event as the registry has it."""
+    kind, subject, content = "", "", dict[str, Any]()
+    match message.WhichOneof("what"):
+        case "registered":
+            kind, subject = "registered", message.registered.version
+            content = {"base": message.registered.base, "note": message.registered.note}
+        case "moved":
+            moved = message.moved
+            kind, subject = "alias", moved.alias
+            content = {"version": moved.version, "previous": moved.previous, "revision": moved.revision, "reason": moved.reason}
+        case "collected":
+            kind, subject = "collected", message.collected.version
+    return Event(message.number, kind, subject, content, message.happened)
+
+
+def _content(text: str, index: int) -> Mapping[str, Any]:
+    field = f"lineage.nodes[{index}].content"
+
+    def constant(name: str) -> NoReturn:
+        raise InvalidInput(field, f"holds {name}.", hint=JSON_HINT)
+
+    try:
+        content = json.loads(text, parse_constant=constant) if text else {}
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(field, "is no JSON.", hint=JSON_HINT) from error
+    if not isinstance(content, dict):
+        raise InvalidInput(field, "is no JSON object.", hint=JSON_HINT)
+    return content

@@ -1,0 +1,40 @@
+"""Child processes that do not outlive whoever started them, be it killed outright."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+_SET_PARENT_DEATH_SIGNAL = 1  # prctl(2)
+# Linux ends a child with the thread that started it, so one thread starts all of them, and ends with the process.
+_STARTER = ThreadPoolExecutor(1, thread_name_prefix="children")
+
+
+def start(line: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Start a program, with `subprocess.Popen`'s options; where this process is killed, Linux tells the child to end (SIGTERM).
+
+    Any thread may start one. Elsewhere than on Linux the child stays.
+    """
+    if sys.platform == "linux":
+        _libc()  # looked up here, for a child must not
+        options["preexec_fn"] = functools.partial(_end_with, os.getpid())
+    return _STARTER.submit(subprocess.Popen[bytes], line, **options).result()
+
+
+def _end_with(starter: int) -> None:
+    """Run in the child before its program."""
+    _libc().prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+    if os.getppid() != starter:
+        os._exit(1)  # it was too late to ask
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)

@@ -1,0 +1,26 @@
+"""Tasks end, also those that swallow a cancellation."""
+
+import asyncio
+
+from sfumato.runtime.ending import ended
+
+
+def test_a_task_that_swallows_a_cancellation_ends_all_the_same() -> None:
+    async def stubborn() -> None:
+        for _ in range(2):
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                continue
+        await asyncio.sleep(60)
+
+    async def broken() -> None:
+        raise ValueError
+
+    async def both() -> list[bool]:
+        tasks = [asyncio.create_task(stubborn()), asyncio.create_task(broken())]
+        await asyncio.sleep(0)
+        await ended(tasks)
+        return [task.done() for task in tasks] + [tasks[0].cancelled(), isinstance(tasks[1].exception(), ValueError)]
+
+    assert asyncio.run(both()) == [True, True, True, True]
