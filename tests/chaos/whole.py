@@ -129,6 +129,7 @@ class Whole:
             "SFUMATO_GRPC_ADDRESS": f"{HOST}:{port}",
             "SFUMATO_BUS_URL": self.bus_url,
             "SFUMATO_BUS_ACK_WAIT": str(ACK_WAIT),
+            "SFUMATO_GROUNDING_BACKEND": "transformers",
             "SFUMATO_BUS_LOOK": "1.0",
             "SFUMATO_BUS_RETRY_DELAY": "0.2",
             # The beginning of each piece of work is told at this level.
