@@ -7,7 +7,7 @@ SPEC ?= configs/artaug-vista.yaml
 BIN := .venv/bin
 PACKAGES := sfumato services orchestrator tests
 
-.PHONY: help setup demo test lint types contracts unit protos clean
+.PHONY: help setup demo up test lint types contracts unit protos clean
 .DEFAULT_GOAL := help
 
 help:  ## say what can be made
@@ -26,6 +26,9 @@ setup: .venv/.ready  ## create .venv with everything in it
 
 demo: setup  ## the whole loop on the built-in world, ending in a page of pictures and numbers
 	$(BIN)/sfumato run $(SPEC)
+
+up: setup  ## the whole system on this machine, until Ctrl-C
+	$(BIN)/sfumato up
 
 test: lint types contracts unit  ## lint, types, contracts and every test
 

@@ -55,11 +55,11 @@ def measure() -> dict[str, float]:
 
         used, began, ended = once()
         _, again, done = once()
-    spans = sorted((work.started, work.ended) for work in used.worked)
+    spans = used.spans
     first = spans[0][0]
     return {
         "seconds": ended - began,
-        "tasks": len(spans),
+        "tasks": used.tasks,
         "outside_engines": 1 - covered(spans, began, ended) / (ended - began),
         "outside_engines_once_started": 1 - covered(spans, first, ended) / (ended - first),
         "repetition_share": (done - again) / (ended - began),

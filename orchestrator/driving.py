@@ -11,8 +11,8 @@ from orchestrator.events import COMPARISON, Event, Teller
 from orchestrator.finishing import finish
 from orchestrator.jetstream import JetStreamTransport
 from orchestrator.recipes import artaug
-from orchestrator.runs import Outcome, Record
-from sfumato.errors import SfumatoError
+from orchestrator.runs import Outcome, Record, SetAside
+from sfumato.errors import PoisonTask, SfumatoError
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.settings import BusSettings
 from sfumato.runtime.tasks import Manifest, Task
@@ -27,7 +27,7 @@ class Course:
     """A run on its way. `stop` may be called from any thread, at any time."""
 
     def __init__(self, name: str, record: Record, bus: BusSettings, artifacts: ArtifactStore) -> None:
-        self._name, self._record, self._bus, self._artifacts = name, record, bus, artifacts
+        self._name, self._plan, self._trace, self._bus, self._artifacts = name, record.plan(), record.trace, bus, artifacts
         self._lock = threading.Lock()
         self._transport: JetStreamTransport | None = None
         self._stopped = False
@@ -50,7 +50,7 @@ class Course:
             Unavailable: the bus or the store is away.
             SfumatoError: a task failed.
         """
-        plan, teller, iteration = self._record.plan(), Teller(), 1
+        plan, teller, iteration = self._plan, Teller(), 1
 
         def notify(progress: object) -> None:
             nonlocal iteration
@@ -60,7 +60,7 @@ class Course:
             self._check()
 
         with ExitStack() as stack:
-            stack.enter_context(incoming(self._record.trace))
+            stack.enter_context(incoming(self._trace))
             stack.enter_context(bound(run=self._name))
             stack.enter_context(tracer.start_as_current_span("orchestrator.run"))
             transport = stack.enter_context(JetStreamTransport(self._bus, self._artifacts))
@@ -73,7 +73,7 @@ class Course:
             state = engine.run(artaug.STAGES, artaug.start(plan))
             files = finish(plan, state, self._artifacts)
             digests = {name: self._artifacts.put(data) for name, data in sorted(files.items())}
-            return Outcome(state="finished", stop_reason=state.stop_reason, files=digests)
+            return Outcome(state="finished", stop_reason=state.stop_reason, files=digests, set_aside=tuple(steered.set_aside))
 
     def _check(self) -> None:
         if self._stopped:
@@ -89,6 +89,8 @@ class _Steered:
 
     def __init__(self, transport: JetStreamTransport, course: Course, iteration: Callable[[], int]) -> None:
         self._transport, self._course, self._iteration = transport, course, iteration
+        self._stages: dict[str, str] = {}
+        self.set_aside: list[SetAside] = []
 
     def prepare(self, services: Iterable[str]) -> None:
         """As the transport's."""
@@ -98,12 +100,20 @@ class _Steered:
         """As the transport's, under a span of its own."""
         with bound(iteration=self._iteration(), stage=task.stage), tracer.start_as_current_span(f"orchestrator.{task.stage}"):
             self._transport.submit(task, urgency)
+        self._stages[task.id] = task.stage
         self._course.in_flight += 1
 
     def next(self) -> Manifest:
         """As the transport's."""
-        manifest = self._transport.next()
+        try:
+            manifest = self._transport.next()
+        except PoisonTask as error:
+            self._course.in_flight -= 1
+            stage = self._stages.pop(error.task_id, "")
+            self.set_aside.append(SetAside(task_id=error.task_id, stage=stage, reason=error.message))
+            raise
         self._course.in_flight -= 1
+        self._stages.pop(manifest.task_id, None)
         return manifest
 
     def release(self, service: str) -> None:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from orchestrator.engine import Progress
 from orchestrator.recipes.artaug import Sample, State
-from orchestrator.recipes.artaug.state import KEPT
+from orchestrator.recipes.artaug.state import KEPT, SET_ASIDE
 from sfumato.runtime.tasks import Json
 from sfumato.types import Region
 
@@ -54,6 +54,8 @@ class Event(_Strict):
     done: int
     total: int
     reused: int
+    # How many of them were set aside after several tries; the run goes on without.
+    set_aside: int = 0
     note: str = ""
     metrics: dict[str, Json] = {}
     pair: Pair | None = None
@@ -96,6 +98,7 @@ class Teller:
             done=progress.done,
             total=progress.total,
             reused=progress.reused,
+            set_aside=progress.set_aside,
             note=_note(progress, metrics),
             metrics=metrics,
             pair=self._pair,
@@ -132,7 +135,7 @@ class Teller:
                     for metric in heldout.scores[0]
                 }
             case "finish" if state.iterations:
-                return {"kept": len(state.iterations[-1].kept), "stop_reason": state.stop_reason}
+                return {"kept": state.iterations[-1].verdicts[KEPT], "stop_reason": state.stop_reason}
         return {}
 
 
@@ -188,6 +191,7 @@ class Keeper:
         self._iteration = event.iteration
         if event.whole and (event.total or event.metrics):
             counts = {"done": event.done, "total": event.total, "reused": event.reused}
+            counts |= {"set_aside": event.set_aside} if event.set_aside else {}
             self._journal.write(event.iteration, event.stage, **counts, **event.metrics)
 
 
@@ -199,6 +203,7 @@ def _pair(sample: Sample) -> Pair:
 def _note(progress: Progress, metrics: dict[str, Any]) -> str:
     """What is worth saying beside a stage's bar."""
     notes = [f"{progress.reused} reused"] if progress.reused else []
+    notes += [f"{progress.set_aside} set aside"] if progress.set_aside else []
     stage = progress.stage
     if stage == "filter" and "kept" in metrics:
         notes.append(f"{metrics['kept']} of {len(progress.state.samples)} kept ({metrics['kept_share']:.0%})")
@@ -217,7 +222,9 @@ def _note(progress: Progress, metrics: dict[str, Any]) -> str:
 def _outcome(state: State) -> str:
     """An iteration in a line, when it is over."""
     last = state.iterations[-1]
-    words = [f"iteration {last.index}: {len(last.kept)} of {len(last.samples)} kept ({len(last.kept) / len(last.samples):.0%})"]
+    verdicts, of = last.verdicts, len(last.samples)
+    words = [f"iteration {last.index}: {verdicts[KEPT]} of {of} kept ({verdicts[KEPT] / of:.0%})"]
+    words += [f"{verdicts[SET_ASIDE]} set aside"] if verdicts[SET_ASIDE] else []
     if last.trial is not None and last.trial.alpha:
         words.append(f"fused with alpha {last.trial.alpha:g}")
         if state.base is not None and last.trial.heldout is not None:

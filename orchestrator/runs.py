@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from orchestrator.events import Event
 from orchestrator.recipes.artaug import Model, Plan
-from orchestrator.spec import PromptSets, RunSpec
+from orchestrator.spec import PromptSets, RunSpec, held
 from sfumato.errors import NotFound, WrongState
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.tasks import Json
@@ -49,7 +49,8 @@ class Record(_Strict):
     def plan(self) -> Plan:
         """What the engine runs by."""
         models = {part: Model(weights.version, weights.reference) for part, weights in self.models.items()}
-        return Plan(RunSpec.model_validate(self.spec), PromptSets(**self.prompts), models)
+        sets = {name: held(prompts, len(prompts)) for name, prompts in self.prompts.items()}
+        return Plan(RunSpec.model_validate(self.spec), PromptSets(**sets), models)
 
 
 class SetAside(_Strict):

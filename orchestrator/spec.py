@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from orchestrator.spool import spooled
 from sfumato.errors import InvalidInput
 from sfumato.runtime.tasks import canonical
+
+MANY = 10_000
+"""Prompts that are held in memory; more are read from a file as they are needed."""
 
 
 class _Strict(BaseModel):
@@ -22,7 +28,7 @@ class Prompts(_Strict):
     """A text file with one prompt a line (relative to the spec; # begins a comment), and how many of its prompts are used."""
 
     file: Path
-    count: int = Field(ge=1, le=100_000)
+    count: int = Field(ge=1, le=10_000_000)
     # Sample i is painted from seed + i.
     seed: int = Field(ge=0, lt=2**62)
 
@@ -34,6 +40,7 @@ class HeldOut(Prompts):
     model's answer to it is what the tuned model's answer to the plain prompt could come to.
     """
 
+    count: int = Field(ge=1, le=100_000)
     ceiling: Path | None = None
 
 
@@ -163,6 +170,8 @@ class RunSpec(_Strict):
     def _choice(self) -> RunSpec:
         if self.tune is None and (len(self.fuse.alpha) > 1 or self.compare):
             raise ValueError("tune: prompts are needed to choose alpha on, and for the comparison with naive training")
+        if self.tune is not None and self.tune.count > 100_000:
+            raise ValueError("tune.count: every model that is tried paints them; no more than 100000 are allowed")
         return self
 
 
@@ -211,10 +220,10 @@ def _anchored(spec: RunSpec, here: Path) -> RunSpec:
 class PromptSets:
     """Every prompt of a run: those pairs are made from, those alpha is chosen on, those held out and their ceiling."""
 
-    train: tuple[str, ...]
-    tune: tuple[str, ...]
-    heldout: tuple[str, ...]
-    ceiling: tuple[str, ...]
+    train: Sequence[str]
+    tune: Sequence[str]
+    heldout: Sequence[str]
+    ceiling: Sequence[str]
 
 
 def read_prompt_sets(spec: RunSpec) -> PromptSets:
@@ -223,23 +232,23 @@ def read_prompt_sets(spec: RunSpec) -> PromptSets:
     Raises:
         InvalidInput: a file is missing or too short, or a prompt is in two sets that must not share any.
     """
-    heldout = read_prompts(spec.evaluate.file, spec.evaluate.count, "evaluate")
-    ceiling = read_prompts(spec.evaluate.ceiling, spec.evaluate.count, "evaluate.ceiling") if spec.evaluate.ceiling else ()
+    heldout = tuple(read_prompts(spec.evaluate.file, spec.evaluate.count, "evaluate"))
+    ceiling = tuple(read_prompts(spec.evaluate.ceiling, spec.evaluate.count, "evaluate.ceiling")) if spec.evaluate.ceiling else ()
     sets = PromptSets(
         read_prompts(spec.prompts.file, spec.prompts.count, "prompts"),
-        read_prompts(spec.tune.file, spec.tune.count, "tune") if spec.tune else (),
+        tuple(read_prompts(spec.tune.file, spec.tune.count, "tune")) if spec.tune else (),
         heldout,
         ceiling,
     )
     for field, others in (("evaluate", sets.train), ("evaluate", sets.tune), ("tune", sets.train)):
-        shared = set(sets.tune if field == "tune" else sets.heldout) & set(others)
+        shared = set(sets.tune if field == "tune" else sets.heldout).intersection(others)
         if shared:
             raise InvalidInput(field, f"{len(shared)} of its prompts are used elsewhere in the run, such as {min(shared)!r}.")
     return sets
 
 
-def read_prompts(file: Path, count: int, field: str) -> tuple[str, ...]:
-    """The first ``count`` prompts of a file; empty lines and lines that begin with # do not count.
+def read_prompts(file: Path, count: int, field: str) -> Sequence[str]:
+    """The first ``count`` prompts of a file; empty lines and lines that begin with # do not count. Very many are not held in memory.
 
     Raises:
         InvalidInput: named after ``field``: no such file, not text, or too short.
@@ -247,13 +256,19 @@ def read_prompts(file: Path, count: int, field: str) -> tuple[str, ...]:
     if not file.is_file():
         raise InvalidInput(f"{field}.file", f"there is no file {file}.", hint="Give a text file with one prompt a line.")
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+        with file.open(encoding="utf-8") as lines:
+            prompts = islice((prompt for line in lines if (prompt := line.strip()) and not prompt.startswith("#")), count)
+            found = held(prompts, count)
     except UnicodeDecodeError as error:
         raise InvalidInput(f"{field}.file", f"{file} is not UTF-8 text.") from error
-    found = [line for line in lines if line and not line.startswith("#")]
     if len(found) < count:
         raise InvalidInput(f"{field}.count", f"{file} has {len(found)} prompts, the run asks for {count}.")
-    return tuple(found[:count])
+    return found
+
+
+def held(prompts: Iterable[str], count: int) -> Sequence[str]:
+    """About ``count`` prompts, in memory if they are not very many."""
+    return tuple(prompts) if count <= MANY else spooled(prompts)
 
 
 def run_id(spec: RunSpec, prompts: PromptSets, models: dict[str, str]) -> str:
@@ -266,5 +281,6 @@ def run_id(spec: RunSpec, prompts: PromptSets, models: dict[str, str]) -> str:
         "ground": {"model"},
         "score": {"models"},
     }
-    content = {"spec": spec.model_dump(mode="json", exclude=places), "prompts": asdict(prompts), "models": models}
+    sets = {"train": list(prompts.train), "tune": prompts.tune, "heldout": prompts.heldout, "ceiling": prompts.ceiling}
+    content = {"spec": spec.model_dump(mode="json", exclude=places), "prompts": sets, "models": models}
     return f"{spec.name}-{hashlib.sha256(canonical(content)).hexdigest()[:10]}"

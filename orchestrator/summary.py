@@ -7,11 +7,14 @@ them and however often they were broken off.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import PurePath
 from typing import Any
 
 from orchestrator.recipes.artaug import HeldOut, Iteration, Plan, Sample, State, Trial
+from orchestrator.recipes.artaug.state import KEPT, RULES, Scores, set_aside
 from orchestrator.spec import RunSpec
 
 Number = float | None
@@ -29,6 +32,7 @@ def summarise(plan: Plan, state: State) -> dict[str, Any]:
         "name": spec.name,
         "recipe": spec.recipe,
         "stop_reason": state.stop_reason,
+        "set_aside": [asdict(lost) for lost in set_aside(state)],
         "iterations": [_iteration(iteration, spec, state.base) for iteration in state.iterations],
         "evaluation": _evaluation(spec, state, marks),
         "comparison": _comparison(spec, state, marks),
@@ -56,31 +60,37 @@ def _portable(spec: RunSpec) -> dict[str, Any]:
 
 
 def _iteration(iteration: Iteration, spec: RunSpec, base: HeldOut | None) -> dict[str, Any]:
-    samples, kept = iteration.samples, iteration.kept
+    samples, removed = iteration.samples, iteration.verdicts
+    kept = removed.pop(KEPT)
     return {
         "index": iteration.index,
         "prompts": len(samples),
         "regions": sum(len(sample.regions) for sample in samples),
         "answers_rejected": sum(bool(sample.rejected) for sample in samples),
-        "kept": len(kept),
-        "kept_share": len(kept) / len(samples),
-        "removed_by": iteration.removed_by,
-        **_pair_means(samples),
-        "kept_pairs": _pair_means(kept),
+        "kept": kept,
+        "kept_share": kept / len(samples),
+        "removed_by": removed,
+        **_pair_means(samples, (KEPT, *RULES)),
+        "kept_pairs": _pair_means(samples, (KEPT,)),
         **_training(iteration.trial, spec),
         "heldout": _against_base(iteration.trial.heldout if iteration.trial else None, base),
     }
 
 
-def _pair_means(samples: Sequence[Sample]) -> dict[str, Number]:
-    """Figure 4's means, over the samples that have both pictures."""
-    pairs = [(s.scores_before, s.scores_after) for s in samples if s.scores_before is not None and s.scores_after is not None]
+def _pair_means(samples: Sequence[Sample], verdicts: Container[str]) -> dict[str, Number]:
+    """Figure 4's means, over the samples of these verdicts that have both pictures."""
+
+    def pairs() -> Iterator[tuple[Scores, Scores]]:
+        for sample in samples:
+            if sample.verdict in verdicts and sample.scores_before is not None and sample.scores_after is not None:
+                yield sample.scores_before, sample.scores_after
+
     return {
-        "aesthetic_before": mean(before["aesthetic"] for before, _ in pairs),
-        "aesthetic_after": mean(after["aesthetic"] for _, after in pairs),
-        "clip_before": mean(before["clip"] for before, _ in pairs),
-        "clip_after": mean(after["clip"] for _, after in pairs),
-        "image_cosine": mean(sample.cosine for sample in samples if sample.cosine is not None),
+        "aesthetic_before": mean(before["aesthetic"] for before, _ in pairs()),
+        "aesthetic_after": mean(after["aesthetic"] for _, after in pairs()),
+        "clip_before": mean(before["clip"] for before, _ in pairs()),
+        "clip_after": mean(after["clip"] for _, after in pairs()),
+        "image_cosine": mean(s.cosine for s in samples if s.verdict in verdicts and s.cosine is not None),
     }
 
 
@@ -190,7 +200,7 @@ def preference(a: float, b: float) -> float:
 
 def mean(values: Iterable[float]) -> Number:
     """The mean, None of nothing or of what is not finite."""
-    values = list(values)
+    values = array("d", values)
     return finite(math.fsum(values) / len(values)) if values and all(map(math.isfinite, values)) else None
 
 

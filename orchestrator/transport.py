@@ -20,6 +20,9 @@ from sfumato.runtime.failures import Failure
 from sfumato.runtime.tasks import Handler, Manifest, Task, perform
 from sfumato.runtime.versions import libraries
 
+RECENT = 64
+"""Spans of work that another may still touch."""
+
 
 class Transport(Protocol):
     """Takes tasks to workers and brings manifests back, in any order."""
@@ -36,6 +39,7 @@ class Transport(Protocol):
         """Wait for any task to finish.
 
         Raises:
+            PoisonTask: one was given up after several tries; the others go on.
             SfumatoError: a task failed, with the worker's words.
         """
         ...
@@ -73,15 +77,6 @@ class LocalService:
     keep: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
     companion: Companion | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """When a worker did something, on this machine's monotonic clock: from ``started`` to ``ended``, in seconds."""
-
-    service: str
-    started: float
-    ended: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +128,9 @@ class LocalTransport:
         self._workers: dict[str, list[_Worker]] = {}
         self._submitted = 0
         self._began = time.monotonic()
-        self.worked: list[Work] = []
+        # When some worker was at work, from and to on this machine's monotonic clock, and how many tasks there were.
+        self.spans: list[tuple[float, float]] = []
+        self.tasks = 0
 
     def __enter__(self) -> LocalTransport:
         return self
@@ -185,11 +182,18 @@ class LocalTransport:
 
     def busy_share(self) -> float:
         """The share of the time since the start in which a worker was at work: what is missing to 1 is this loop's own doing."""
-        busy, until = 0.0, self._began
-        for work in sorted(self.worked, key=lambda work: work.started):
-            busy += max(0.0, work.ended - max(work.started, until))
-            until = max(until, work.ended)
-        return busy / (time.monotonic() - self._began)
+        return sum(ended - started for started, ended in self.spans) / (time.monotonic() - self._began)
+
+    def _worked(self, started: float, ended: float) -> None:
+        """Add a time of work to the spans; they touch so often that they stay few. Workers tell of theirs a little out of order."""
+        last = sorted([*self.spans[-RECENT:], (started, ended)])
+        joined = [last[0]]
+        for begin, end in last[1:]:
+            if begin <= joined[-1][1]:
+                joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+            else:
+                joined.append((begin, end))
+        self.spans[-RECENT:] = joined
 
     def _end(self, service: str) -> None:
         """End a service's workers at once: what they were doing is lost, what they finished is stored."""
@@ -231,7 +235,8 @@ class LocalTransport:
         except (EOFError, OSError):
             raise worker.lost() from None
         worker.busy = False
-        self.worked.append(Work(name, result.started, result.ended))
+        self.tasks += 1
+        self._worked(result.started, result.ended)
         self._dispatch(name)
         if isinstance(result.outcome, Failure):
             raise result.outcome.error()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from orchestrator.recipes.artaug import Plan, State
-from orchestrator.recipes.artaug.state import DIVERGED, ENOUGH, NO_GAIN, TOO_FEW
+from orchestrator.recipes.artaug.state import DIVERGED, ENOUGH, KEPT, NO_GAIN, TOO_FEW
 from orchestrator.report import charts, pictures
 from sfumato.runtime.artifacts import ArtifactStore
 
@@ -21,6 +22,9 @@ TABLE_1 = (
 TABLE_2 = (("differential", (6.35, 52.85, 50.19, 29.71)), ("naive", (6.25, 47.15, 49.81, 29.34)))
 COLUMNS = ("aesthetic", "pickscore", "mps", "clip", "nudenet")
 
+# Of more samples than this, every so manieth is drawn.
+MOST_POINTS = 5000
+
 METRICS = {"aesthetic": "Aesthetic", "pickscore": "PickScore", "mps": "MPS", "clip": "CLIP", "nudenet": "NudeNet", "hpsv2": "HPS v2"}
 FINISH = {"finish": "all elements", "finish_objects": "objects", "finish_sky": "sky"}
 RULES = {
@@ -30,6 +34,7 @@ RULES = {
     "nudenet": "nudity",
     "vlm_review": "refused by the VLM",
     "human_review": "refused by a person",
+    "set_aside": "set aside",
 }
 REASONS = {
     TOO_FEW: "too few pairs survived filter and review",
@@ -136,8 +141,8 @@ def _gains(state: State) -> list[tuple[int, str]]:
     charted = []
     for iteration in state.iterations:
         points = [
-            (s.gain, s.scores_after["clip"] - s.scores_before["clip"], s in iteration.kept)
-            for s in iteration.samples
+            (s.gain, s.scores_after["clip"] - s.scores_before["clip"], s.verdict == KEPT)
+            for s in islice(iteration.samples, None, None, -(-len(iteration.samples) // MOST_POINTS))
             if s.scores_before is not None and s.scores_after is not None
         ]
         charted.append((iteration.index, charts.gains(points)))

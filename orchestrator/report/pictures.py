@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 from PIL import Image as Pillow
 
 from orchestrator.recipes.artaug import Iteration, Plan, Sample, State
-from orchestrator.recipes.artaug.state import KEPT
+from orchestrator.recipes.artaug.state import KEPT, SET_ASIDE
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.images import decode_image
 
@@ -23,8 +24,9 @@ LONGEST = 384
 def pairs(iteration: Iteration, artifacts: ArtifactStore) -> list[dict[str, Any]]:
     """The pairs of an iteration that are shown: trained ones first, then other kept ones, then refused ones of every kind."""
     trained = iteration.trial.pairs if iteration.trial else ()
-    others = [sample for sample in iteration.kept if sample.seed not in {sample.seed for sample in trained}]
-    refused = _one_of_each([sample for sample in iteration.samples if sample.after and sample.verdict != KEPT])
+    seeds = {sample.seed for sample in trained}
+    others = islice((sample for sample in iteration.samples if sample.verdict == KEPT and sample.seed not in seeds), MOST_PAIRS)
+    refused = _one_of_each(sample for sample in iteration.samples if sample.after and sample.verdict not in (KEPT, SET_ASIDE))
     kept = [*trained, *others][: MOST_PAIRS - min(MOST_REFUSED, len(refused))]
     return [
         *(_pair(sample, "trained" if sample in trained else KEPT, artifacts) for sample in kept),
@@ -32,13 +34,15 @@ def pairs(iteration: Iteration, artifacts: ArtifactStore) -> list[dict[str, Any]
     ]
 
 
-def _one_of_each(samples: Sequence[Sample]) -> list[Sample]:
-    """The samples so ordered that the first few show every verdict there is."""
+def _one_of_each(samples: Iterable[Sample]) -> list[Sample]:
+    """The first few samples of every verdict there is, one of each before the second of any."""
     seen: dict[str, int] = {}
     ranked = []
     for index, sample in enumerate(samples):
-        ranked.append((seen.setdefault(sample.verdict, 0), index, sample))
-        seen[sample.verdict] += 1
+        rank = seen.setdefault(sample.verdict, 0)
+        if rank < MOST_REFUSED:
+            ranked.append((rank, index, sample))
+            seen[sample.verdict] += 1
     return [sample for _, _, sample in sorted(ranked, key=lambda row: row[:2])]
 
 

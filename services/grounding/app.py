@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Literal
 
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -11,9 +12,10 @@ from services.grounding.engine import GroundingEngine
 from services.grounding.http_backend import START_IT
 from services.grounding.profiles import Strategy, profile_named
 from services.grounding.servicer import GroundingServicer
-from services.grounding.tasks import HANDLERS, backend_of
+from services.grounding.tasks import HANDLERS, backend_of, local_backend_of
 from sfumato.errors import Unavailable
 from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.references import VISTA, model_folder
 from sfumato.runtime.serving.lane import Lane
 from sfumato.runtime.serving.server import Service, run
 from sfumato.runtime.settings import ServingSettings, Settings
@@ -27,9 +29,11 @@ class QuestionSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="SFUMATO_GROUNDING_", frozen=True)
 
-    # The conventions of the model behind SFUMATO_VLM_URL: vista, qwen2-vl, qwen2.5-vl or qwen3-vl.
+    # Where the model is: vllm, an OpenAI-compatible server at SFUMATO_VLM_URL; transformers, in this process, with calls and tasks.
+    backend: Literal["vllm", "transformers"] = "vllm"
+    # The conventions of the model: vista, qwen2-vl, qwen2.5-vl or qwen3-vl.
     profile: str = "vista"
-    # The name the server knows it by; the profile's where empty.
+    # The name the server knows it by, the profile's where empty; in this process the reference of its weights, vista where empty.
     model: str = ""
     # How advice is asked for where a request does not say: single-turn or three-turn.
     strategy: str = Strategy.single_turn
@@ -40,6 +44,9 @@ def services(serving: ServingSettings) -> Sequence[Service]:
     settings, asking = Settings(), QuestionSettings()
 
     def load() -> GroundingEngine:
+        if asking.backend == "transformers":
+            backend = local_backend_of(model_folder(asking.model or VISTA, "understanding", settings))
+            return GroundingEngine(backend, profile_named(asking.profile), asking.strategy)
         if not settings.vlm_url:
             raise Unavailable("No VLM server is known.", hint=START_IT)
         backend = backend_of(settings, tuple(name for name in (asking.profile, asking.model) if name))

@@ -114,7 +114,7 @@ def _engine(task: Task) -> GroundingEngine:
     if task.params["backend"] == "vllm":
         backend = _served(profile.name, task.model_reference)  # whose weights are its own affair
     else:
-        backend = _local(checked_folder(task.model_reference, "understanding", task.model, Settings()))
+        backend = local_backend_of(checked_folder(task.model_reference, "understanding", task.model, Settings()))
     return GroundingEngine(backend, profile, strategy)
 
 
@@ -142,7 +142,8 @@ def _connected(url: str, names: tuple[str, ...], key: SecretStr, timeout: float,
 
 
 @lru_cache(maxsize=1)
-def _local(folder: Path) -> Backend:
+def local_backend_of(folder: Path) -> Backend:
+    """The model in a folder, in this process; loaded once. Raises: as `LocalBackend`."""
     from services.grounding.local_backend import LocalBackend
 
     return LocalBackend(folder, device=pick_device())

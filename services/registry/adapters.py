@@ -7,18 +7,16 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, deserialize, safe_open
+from safetensors import SafetensorError, deserialize
 
-from sfumato.errors import BrokenWeights, InvalidInput, MissingWeights
+from sfumato.errors import InvalidInput
 
 MAX_BYTES = 8 << 30
 MAX_RANK = 1 << 16
 KEY = re.compile(r"((?:transformer|unet)\.[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*)\.(lora_A|lora_B)\.weight")
-DENOISERS = ("transformer", "unet")
 SCALED = "lora_adapter_metadata"  # diffusers' key for a scale that is not in the numbers
 CONVERT = "Bring it into the plain layout first: sfumato lora scale FILE --factor 1 -o PLAIN."
 
@@ -118,28 +116,6 @@ def check_base(adapter: Verified, base: Mapping[str, list[int]]) -> None:
         if list(shape) != [factors.outputs, factors.inputs]:
             shapes = f"the update is {factors.outputs}x{factors.inputs}, the weight {shape[0]}x{shape[1]}"
             raise InvalidInput("adapter", f"{name}: {shapes}.", hint="It is an adapter of another model.")
-
-
-def base_modules(folder: Path) -> dict[str, list[int]]:
-    """The linears of a saved pipeline's denoiser, ``[out, in]`` by ``<denoiser>.<module>``; only headers are read.
-
-    Raises:
-        MissingWeights: there is no denoiser in ``folder``.
-        BrokenWeights: one of its files cannot be read.
-    """
-    modules = {}
-    for part in DENOISERS:
-        for file in sorted((Path(folder) / part).glob("*.safetensors")):
-            try:
-                with safe_open(file, framework="np") as weights:
-                    shapes = {key: weights.get_slice(key).get_shape() for key in weights.keys()}  # noqa: SIM118 (it is no mapping)
-            except (SafetensorError, OSError) as error:
-                raise BrokenWeights(f"{file} cannot be read: {error}.", hint="Fetch the model again.") from error
-            names = {key: shape for key, shape in shapes.items() if key.endswith(".weight") and len(shape) == 2}
-            modules |= {f"{part}.{key.removesuffix('.weight')}": list(shape) for key, shape in names.items()}
-    if not modules:
-        raise MissingWeights(f"{folder} holds no denoiser's weights.", hint="Give the folder that contains model_index.json.")
-    return modules
 
 
 def _paired(name: str, halves: Mapping[str, tuple[int, int]]) -> Factors:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import socket
 import threading
-from contextlib import closing
 from pathlib import Path
 
 from sfumato.errors import SfumatoError, Unavailable
+from sfumato.runtime.processes import free_ports
 from sfumato.runtime.settings import Settings
 from sfumato.runtime.vlm import HOST, ServedModel, serving
 
@@ -18,11 +17,10 @@ LOOK = 1.0
 class BackgroundVlm:
     """Serves a model, whatever its profile, from a thread of its own. ``url`` is known before the server is up."""
 
-    def __init__(self, model: ServedModel, log: Path, threads: int) -> None:
+    def __init__(self, model: ServedModel, log: Path, threads: int, port: int = 0) -> None:
+        """``port`` is where it will listen; a free one where 0."""
         self._model, self._log, self._threads = model, log, threads
-        with closing(socket.socket()) as probe:
-            probe.bind((HOST, 0))
-            self._port: int = probe.getsockname()[1]
+        (self._port,) = free_ports([port])
         self._ended = threading.Event()
         self._error: SfumatoError | None = None
         self._thread = threading.Thread(target=self._serve, name="vlm", daemon=True)

@@ -13,9 +13,8 @@ from sfumato.runtime.settings import Settings
 
 def local_services(plan: Plan, folder: Path, settings: Settings) -> dict[str, LocalService]:
     """Workers for every service. Small models get one a core and stay up all the run; large ones share the device by turns."""
-    threads = str(settings.threads)
-    environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
-    environment["SFUMATO_MODEL_FOLDERS"] = "true"  # it is one machine, and who began the run may read its folders
+    # It is one machine, and who began the run may read its folders.
+    environment = worker_environment(settings) | {"SFUMATO_MODEL_FOLDERS": "true"}
     small = plan.spec.model == "vista"
     workers = settings.workers or (min(os.cpu_count() or 1, 4) if small else 1)
     companion, server = None, {"SFUMATO_VLM_URL": settings.vlm_url}
@@ -34,3 +33,9 @@ def local_services(plan: Plan, folder: Path, settings: Settings) -> dict[str, Lo
         "scoring": LocalService("services.scoring.tasks", 1, small, environment),
         "trainer": LocalService("services.trainer.tasks", workers, small, environment),
     }
+
+
+def worker_environment(settings: Settings) -> dict[str, str]:
+    """What every process that computes is told: how many threads it has, and that nobody watches its progress bars."""
+    threads = str(settings.threads)
+    return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}

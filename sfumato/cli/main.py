@@ -12,6 +12,7 @@ from sfumato.cli import run as run_command
 from sfumato.cli.convert import convert
 from sfumato.cli.generate import generate
 from sfumato.cli.review import review
+from sfumato.cli.up import down, up
 from sfumato.errors import BrokenWeights, InvalidInput, MissingWeights, SfumatoError
 
 app = typer.Typer(
@@ -26,6 +27,8 @@ app.command()(score.score)
 app.command()(convert)
 app.command()(run_command.run)
 app.command()(review)
+app.command()(up)
+app.command()(down)
 app.add_typer(models.app, name="models")
 app.add_typer(lora.app, name="lora")
 app.add_typer(vlm.app, name="vlm")

@@ -14,7 +14,9 @@ import typer
 
 if TYPE_CHECKING:
     from services.registry.engine import Registry
+    from sfumato.registry.models import Models
     from sfumato.registry.records import Lineage, Version
+    from sfumato.runtime.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, help="The registry: versions, lineage, aliases.")
 
@@ -22,11 +24,24 @@ Reference = Annotated[str, typer.Argument(help="An alias, an id, or the first 6 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Reason = Annotated[str, typer.Option(help="A few words for the alias's history.")]
 Runs = Annotated[Path | None, typer.Option(help="Where runs lie (default: runs/, or SFUMATO_RUNS).")]
+Server = Annotated[
+    str,
+    typer.Option(
+        help="The registry's address (default: that of the system that is up here, else the database).",
+        metavar="HOST:PORT",
+        envvar=["SFUMATO_REGISTRY_SERVER", "SFUMATO_SERVER"],
+    ),
+]
+Local = Annotated[bool, typer.Option("--local", help="Open the database, whatever is up.")]
 
 
 @app.callback()
 def root() -> None:
-    """The registry: versions, lineage, aliases. Its database is SFUMATO_REGISTRY_URL, or registry.sqlite among the runs."""
+    """The registry: versions, lineage, aliases.
+
+    Asked is the service at --server, else the system that is up in this folder, else the database: SFUMATO_REGISTRY_URL, or
+    registry.sqlite among the runs.
+    """
 
 
 @app.command()
@@ -36,20 +51,29 @@ def register(
     note: Annotated[str, typer.Option(help="A few words about it.")] = "",
     as_json: AsJson = False,
     runs: Runs = None,
+    server: Server = "",
+    local: Local = False,
 ) -> None:
     """Keep a finished run's models, one an iteration, with all they came of: pairs, prompts, scores, seeds, libraries.
 
     Example: sfumato models register artaug-vista-1a2b3c4d5e --alias production
     """
-    from sfumato.cli.planning import find_run
-    from sfumato.cli.registering import register_run
+    from orchestrator.recipes.artaug import Model, Plan
+    from orchestrator.registering import register_run
+    from orchestrator.spec import PromptSets, RunSpec
+    from sfumato.cli.planning import find_run, read_record
+    from sfumato.errors import InvalidInput
     from sfumato.runtime.artifacts import ArtifactStore
-    from sfumato.runtime.settings import Settings
 
-    settings = Settings() if runs is None else Settings(runs=runs)
+    settings = _settings(runs)
     folder = find_run(run, settings)
-    with _registry(runs) as registry:
-        made = register_run(folder, registry, ArtifactStore(settings.artifacts_url), note)
+    record = read_record(folder)
+    if not record.finished:
+        raise InvalidInput("run", f"{folder.name} is not finished.", hint=f"Let it go on: sfumato run --resume {folder.name}")
+    sets = PromptSets(**{name: tuple(prompts) for name, prompts in record.prompts.items()})
+    plan = Plan(RunSpec.model_validate(record.spec), sets, {part: Model(**model) for part, model in record.models.items()})
+    with _registry(settings, server, local) as registry:
+        made = register_run(folder.name, plan, ArtifactStore(settings.artifacts_url), registry, note=note)
         if alias:
             _point(registry, alias, made[-1].id, f"run {folder.name}")
         entries = [_entry(registry.get(version.id)) for version in made]
@@ -66,12 +90,14 @@ def list_versions(
     following: Annotated[int, typer.Option(help="The token of the next page, as --json gives it.", metavar="TOKEN")] = 0,
     as_json: AsJson = False,
     runs: Runs = None,
+    server: Server = "",
+    local: Local = False,
 ) -> None:
     """Say which versions there are.
 
     Example: sfumato models ls
     """
-    with _registry(runs) as registry:
+    with _registry(_settings(runs), server, local) as registry:
         page = registry.list(limit=limit, following=following)
     if as_json:
         typer.echo(json.dumps({"versions": [_entry(version) for version in page.versions], "following": page.following}, indent=1))
@@ -89,12 +115,12 @@ def list_versions(
 
 
 @app.command()
-def show(version: Reference, as_json: AsJson = False, runs: Runs = None) -> None:
+def show(version: Reference, as_json: AsJson = False, runs: Runs = None, server: Server = "", local: Local = False) -> None:
     """Say what a version is made of and what was measured; where it is an alias, where that pointed before.
 
     Example: sfumato models show production
     """
-    with _registry(runs) as registry:
+    with _registry(_settings(runs), server, local) as registry:
         found = registry.get(version)
         history = registry.history(version) if version in found.aliases else ()
     if as_json:
@@ -119,12 +145,14 @@ def lineage(
     depth: Annotated[int | None, typer.Option(min=0, help="At most so many steps back (default: all).")] = None,
     as_json: AsJson = False,
     runs: Runs = None,
+    server: Server = "",
+    local: Local = False,
 ) -> None:
     """Say what a version came of: adapters, pairs, prompts, parents, run, seeds, libraries; each thing once.
 
     Example: sfumato models lineage production --depth 2
     """
-    with _registry(runs) as registry:
+    with _registry(_settings(runs), server, local) as registry:
         found, graph = registry.get(version), registry.lineage(version, depth)
     if as_json:
         nodes = [{"id": node.id, "content": dict(node.content)} for node in graph.nodes]
@@ -142,12 +170,14 @@ def promote(
     expected: Annotated[str, typer.Option(help="Only if it points at this version now (default: wherever it points).")] = "",
     reason: Reason = "",
     runs: Runs = None,
+    server: Server = "",
+    local: Local = False,
 ) -> None:
     """Let an alias point at a version; of several who try at once, one succeeds.
 
     Example: sfumato models promote 3fa94c --to production --reason "better skies"
     """
-    with _registry(runs) as registry:
+    with _registry(_settings(runs), server, local) as registry:
         typer.echo(_point(registry, to, version, reason, registry.resolve(expected) if expected else None))
 
 
@@ -156,12 +186,14 @@ def rollback(
     alias: Annotated[str, typer.Argument(help="The alias to move back.")] = "production",
     reason: Reason = "",
     runs: Runs = None,
+    server: Server = "",
+    local: Local = False,
 ) -> None:
     """Let an alias point where it pointed before; done again, a place further back.
 
     Example: sfumato models rollback production --reason "too dark"
     """
-    with _registry(runs) as registry:
+    with _registry(_settings(runs), server, local) as registry:
         move = registry.rollback(alias, expected=registry.aliases().get(alias, ""), reason=reason)
     typer.echo(f"{move.alias}: {move.previous[:12]} -> {move.version[:12]}")
 
@@ -175,9 +207,11 @@ def gc(
 ) -> None:
     """Take away what no alias ever pointed at and nothing that is kept came of. Files of runs stay.
 
+    An operator's act: it is done here, on the database and the artifact store themselves, whether services are up or not.
+
     Example: sfumato models gc --days 30 --remove
     """
-    with _registry(runs) as registry:
+    with _database(_settings(runs)) as registry:
         found = registry.collect(older_than=days * 86_400, dry_run=not remove)
     if as_json:
         typer.echo(json.dumps(asdict(found) | {"removed": remove}, indent=1))
@@ -186,14 +220,34 @@ def gc(
     typer.echo(f"{len(found.versions)} versions, {len(found.adapters)} adapters, {found.bytes:,} bytes {done}")
 
 
+def _settings(runs: Path | None) -> Settings:
+    from sfumato.runtime.settings import Settings
+
+    return Settings() if runs is None else Settings(runs=runs)
+
+
 @contextmanager
-def _registry(runs: Path | None) -> Iterator[Registry]:
+def _registry(settings: Settings, server: str, local: bool) -> Iterator[Models]:
+    """The registry, wherever it is."""
+    from sfumato.cli.servers import server_of
+
+    address = server_of("registry", server, local, settings.runs)
+    if not address:
+        with _database(settings) as registry:
+            yield registry
+        return
+    from sfumato.registry.client import RegistryClient
+
+    with RegistryClient(address) as client:
+        yield client
+
+
+@contextmanager
+def _database(settings: Settings) -> Iterator[Registry]:
     from services.registry.database import Database
     from services.registry.engine import Registry
     from sfumato.runtime.artifacts import ArtifactStore
-    from sfumato.runtime.settings import Settings
 
-    settings = Settings() if runs is None else Settings(runs=runs)
     registry = Registry(Database(settings.registry_database), ArtifactStore(settings.artifacts_url))
     try:
         yield registry
@@ -201,7 +255,7 @@ def _registry(runs: Path | None) -> Iterator[Registry]:
         registry.close()
 
 
-def _point(registry: Registry, alias: str, version: str, reason: str, expected: str | None = None) -> str:
+def _point(registry: Models, alias: str, version: str, reason: str, expected: str | None = None) -> str:
     """Move an alias from where it is expected, or from where it is; what was done, in words."""
     current = registry.aliases().get(alias, "") if expected is None else expected
     move = registry.set_alias(alias, version, expected=current, reason=reason)

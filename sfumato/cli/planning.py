@@ -8,7 +8,7 @@ from pathlib import Path
 
 from orchestrator.models import find_models
 from orchestrator.recipes.artaug import Plan
-from orchestrator.spec import PromptSets, RunSpec, load_spec, read_prompt_sets, run_id
+from orchestrator.spec import PromptSets, RunSpec, held, load_spec, read_prompt_sets, run_id
 from sfumato.errors import InvalidInput
 from sfumato.runtime.settings import Settings
 
@@ -53,7 +53,7 @@ def recorded(folder: Path, settings: Settings) -> Plan:
     changed = [name for name, model in models.items() if model.version != record.models[name]["version"]]
     if changed:
         raise InvalidInput("resume", f"the weights of {', '.join(changed)} changed since the run began.", hint="Start a new run.")
-    sets = {name: tuple(prompts) for name, prompts in record.prompts.items()}
+    sets = {name: held(prompts, len(prompts)) for name, prompts in record.prompts.items()}
     return Plan(spec, PromptSets(**sets), models)
 
 

@@ -68,6 +68,7 @@ def _execute(plan: Plan, folder: Path, settings: Settings) -> None:
     from orchestrator.events import Keeper, Teller
     from orchestrator.finishing import finish
     from orchestrator.recipes import artaug
+    from orchestrator.recipes.artaug.state import set_aside
     from orchestrator.transport import LocalTransport
     from sfumato.cli.machine import local_services
     from sfumato.cli.planning import write_record
@@ -107,6 +108,8 @@ def _execute(plan: Plan, folder: Path, settings: Settings) -> None:
     took = clock(sum(journal.seconds().values()))
     told = f"{state.stop_reason} after {len(state.iterations)} iterations and {took}; {busy:.1%} of the time was in the services"
     console.print(told, soft_wrap=True)
+    for lost in set_aside(state):
+        console.print(str(lost), soft_wrap=True, markup=False, highlight=False)
 
 
 def _write(path: Path, data: bytes) -> None:

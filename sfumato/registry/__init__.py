@@ -2,6 +2,7 @@
 
     records    versions, lineage, aliases, events, and how things get their ids
     messages   records to messages of the contract and back
+    bases      the linears of a base model
     models     what can be asked of a registry, wherever it is
     client     the registry behind an address
 """

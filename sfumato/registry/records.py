@@ -216,4 +216,4 @@ def check_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
         check_text("metrics", name)
         if not math.isfinite(value):
             raise InvalidInput("metrics", f"{name[:80]} is not a finite number.")
-    return {name: float(value) for name, value in metrics.items()}
+    return {name: float(value) for name, value in sorted(metrics.items())}

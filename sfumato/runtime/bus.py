@@ -57,6 +57,10 @@ _FULL = "maximum messages per subject exceeded"
 DAY = 86_400.0
 ACKNOWLEDGED = 5.0
 """Seconds that a stream has for its acknowledgement."""
+PROBE = 2.0
+"""Seconds between questions whether JetStream is there, and for an answer."""
+SILENCES = 2
+"""Questions without an answer after which another server of a cluster is tried."""
 # Message ids are not used: what is in a queue is refused by its subject. nats-server wants some window all the same.
 DUPLICATES = 1.0
 
@@ -156,8 +160,9 @@ class Bus:
 
     def __init__(self, settings: BusSettings, name: str) -> None:
         self.settings = settings
-        # Since when there is no connection, on the monotonic clock; None while there is one.
-        self.away_since: float | None = None
+        # Since when there is no connection, or JetStream is silent, on the monotonic clock; None while it is as it should be.
+        self._disconnected_since: float | None = None
+        self._silent_since: float | None = None
         # Called whenever the connection is there again: what the server held for the old one, such as pull requests, is lost.
         self.on_return: list[Callable[[], None]] = []
         self._name = name
@@ -167,6 +172,11 @@ class Bus:
         self._tokens = itertools.count()
         # When the first attempts to connect end, on the monotonic clock.
         self._give_up = math.inf
+
+    @property
+    def away_since(self) -> float | None:
+        """Since when there is no bus to be had, on the monotonic clock; None while there is one."""
+        return min((since for since in (self._disconnected_since, self._silent_since) if since is not None), default=None)
 
     async def __aenter__(self) -> Bus:
         """Connect, waiting for a server that is still coming up.
@@ -186,7 +196,7 @@ class Bus:
                 max_reconnect_attempts=-1,
                 reconnect_time_wait=0.1,  # pyright: ignore[reportArgumentType] (it is handed to asyncio.sleep)
                 connect_timeout=2,
-                ping_interval=10,
+                ping_interval=2,
                 disconnected_cb=self._disconnected,
                 reconnected_cb=self._reconnected,
                 error_cb=self._complained,
@@ -198,9 +208,11 @@ class Bus:
         self.js = self.client.jetstream()
         self._inbox = self.client.new_inbox()
         await self.client.subscribe(f"{self._inbox}.*", cb=self._acknowledged)
+        self._probing = asyncio.create_task(self._probe())
         return self
 
     async def __aexit__(self, *exception: object) -> None:
+        self._probing.cancel()
         if self.client.is_connected:
             try:
                 await self.client.flush(2)
@@ -210,14 +222,36 @@ class Bus:
         self._forget()
 
     async def _disconnected(self) -> None:
-        if self.away_since is None:
-            self.away_since = time.monotonic()
+        if self._disconnected_since is None:
+            self._disconnected_since = time.monotonic()
 
     async def _reconnected(self) -> None:
-        self.away_since = None
+        self._disconnected_since = None
         self._forget()
         for listener in self.on_return:
             listener()
+
+    async def _probe(self) -> None:
+        """Ask now and then whether JetStream is there. A server that is cut off from its cluster takes messages all the same, and
+        nothing comes of them: leave it for another.
+        """
+        silences, js = 0, self.client.jetstream(timeout=PROBE)
+        while not self.client.is_closed:
+            await asyncio.sleep(PROBE)
+            if not self.client.is_connected:
+                continue
+            asked = time.monotonic()
+            try:
+                await js.account_info()
+                silences, self._silent_since = 0, None
+            except NatsError as error:
+                silences += 1
+                if self._silent_since is None:
+                    self._silent_since = asked
+                if silences >= SILENCES and len(self.client.servers) > 1:
+                    log.warning("bus: this server is cut off from its cluster (%s); trying another", error)
+                    silences = 0
+                    await self.client.force_reconnect()
 
     def _forget(self) -> None:
         """Acknowledgements that were on their way when the connection broke never come."""

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 _SET_PARENT_DEATH_SIGNAL = 1  # prctl(2)
+_LIBC = ctypes.CDLL(None)  # looked up here, for a child between fork and exec must not
 # Linux ends a child with the thread that started it, so one thread starts all of them, and ends with the process.
 _STARTER = ThreadPoolExecutor(1, thread_name_prefix="children")
 
@@ -22,19 +23,14 @@ def start(line: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
 
     Any thread may start one. Elsewhere than on Linux the child stays.
     """
-    if sys.platform == "linux":
-        _libc()  # looked up here, for a child must not
-        options["preexec_fn"] = functools.partial(_end_with, os.getpid())
+    options["preexec_fn"] = functools.partial(end_with, os.getpid())
     return _STARTER.submit(subprocess.Popen[bytes], line, **options).result()
 
 
-def _end_with(starter: int) -> None:
-    """Run in the child before its program."""
-    _libc().prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+def end_with(starter: int) -> None:
+    """Run in a child before its program: it ends with the thread that started it, of the process ``starter``."""
+    if sys.platform != "linux":
+        return
+    _LIBC.prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
     if os.getppid() != starter:
         os._exit(1)  # it was too late to ask
-
-
-@functools.cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None)

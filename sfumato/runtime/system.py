@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import psutil
 from pydantic import BaseModel, ConfigDict
+
+from sfumato.runtime.processes import process_started
 
 FILE = "system.json"
 
@@ -46,15 +47,6 @@ class System(BaseModel):
         part = path.with_name(f"{FILE}.{os.getpid()}.part")
         part.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
         part.replace(path)
-
-
-def process_started(pid: int) -> float:
-    """When a process was started; 0 where there is none."""
-    try:
-        process = psutil.Process(pid)
-        return 0.0 if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
-    except psutil.NoSuchProcess:
-        return 0.0
 
 
 def find_system(runs: Path) -> System | None:

@@ -50,11 +50,12 @@ class System:
         """Every piece of work that was done, as often as it was."""
         return self.ledger.read_text().split() if self.ledger.exists() else []
 
-    def worker(self, service: str = "echo", handlers: str = HANDLERS) -> subprocess.Popen[bytes]:
-        """Start a worker process."""
+    def worker(self, service: str = "echo", handlers: str = HANDLERS, url: str = "") -> subprocess.Popen[bytes]:
+        """Start a worker process; at another server than the system's own, where one is given."""
+        environment = self.environment() | ({"SFUMATO_BUS_URL": url} if url else {})
         line = [sys.executable, "-m", "sfumato.runtime.worker", "--service", service, "--handlers", handlers]
         with (self.folder / "workers.log").open("ab") as log:
-            process = subprocess.Popen(line, env=self.environment(), stdout=log, stderr=log, cwd=ROOT)
+            process = subprocess.Popen(line, env=environment, stdout=log, stderr=log, cwd=ROOT)
         self.workers.append(process)
         return process
 
@@ -64,19 +65,25 @@ class System:
     def transport(self) -> JetStreamTransport:
         return JetStreamTransport(self.settings, self.artifacts)
 
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """Have all that was started end with a ``with`` block."""
+        try:
+            yield
+        finally:
+            for process in self.workers:
+                if process.poll() is None:
+                    process.send_signal(signal.SIGCONT)
+                    process.kill()
+                process.wait()
+
 
 @contextmanager
 def running(folder: Path, workers: int = 0, **settings: float | int | str) -> Iterator[System]:
     """A system with so many workers of the service `echo`."""
     with NatsServer(folder / "nats") as server:
         system = System(folder, server, BusSettings(**{"url": server.url, **QUICK, **settings}))  # pyright: ignore[reportArgumentType]
-        try:
+        with system.ending():
             for _ in range(workers):
                 system.worker()
             yield system
-        finally:
-            for process in system.workers:
-                if process.poll() is None:
-                    process.send_signal(signal.SIGCONT)
-                    process.kill()
-                process.wait()

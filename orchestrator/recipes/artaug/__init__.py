@@ -15,18 +15,18 @@ from orchestrator.recipes.artaug.state import HeldOut, Iteration, Model, Painted
 __all__ = ["STAGES", "HeldOut", "Iteration", "Model", "Painted", "Plan", "Sample", "State", "Trial", "start"]
 
 PAIRS: tuple[Stage, ...] = (
-    Each("refine", "grounding", pairs.refine, pairs.absorb_refined),  # section 4.1.1
-    Each("generate", "generator", pairs.generate, pairs.absorb_generated),  # X, section 3.1
-    Each("ground", "grounding", pairs.ground, pairs.absorb_grounded),  # u(X) = {(P_i, M_i)}
-    Each("regenerate", "generator", pairs.regenerate, pairs.absorb_regenerated),  # X'
-    Each("score", "scoring", pairs.score, pairs.absorb_scored),  # section 3.2
-    Each("resemble", "scoring", pairs.resemble, pairs.absorb_resemblance),  # Figure 4
-    Each("review", "grounding", pairs.review, pairs.absorb_review),
+    Each("refine", "grounding", pairs.refine, pairs.absorb_refined, pairs.without),  # section 4.1.1
+    Each("generate", "generator", pairs.generate, pairs.absorb_generated, pairs.without),  # X, section 3.1
+    Each("ground", "grounding", pairs.ground, pairs.absorb_grounded, pairs.without),  # u(X) = {(P_i, M_i)}
+    Each("regenerate", "generator", pairs.regenerate, pairs.absorb_regenerated, pairs.without),  # X'
+    Each("score", "scoring", pairs.score, pairs.absorb_scored, pairs.without),  # section 3.2
+    Each("resemble", "scoring", pairs.resemble, pairs.absorb_resemblance, pairs.without),  # Figure 4
+    Each("review", "grounding", pairs.review, pairs.absorb_review, pairs.without),
     Gather("show", pairs.show, pairs.absorb_shown, by_person=True),
     Gather("filter", tuning.nothing, tuning.select),
 )
 TRIAL: tuple[Stage, ...] = (
-    Gather("train", tuning.train, tuning.absorb_trained),  # phi_1, phi_2, section 3.3
+    Gather("train", tuning.train, tuning.absorb_trained, without=tuning.without),  # phi_1, phi_2, section 3.3
     Gather("average", tuning.average, tuning.absorb_averaged),  # phi, section 3.4
     Gather("fuse", tuning.fuse, tuning.absorb_fused),  # theta + alpha * phi, for every alpha that is tried
     Gather("tune", tuning.repaint, tuning.absorb_repainted),

@@ -10,9 +10,9 @@ from orchestrator.recipes.artaug.tasks import chunks, paint, painted, score
 from sfumato.runtime.tasks import Manifest, Task
 
 
-def _asked(plan: Plan, state: State) -> list[tuple[str, tuple[str, ...], str]]:
+def _asked(plan: Plan, state: State) -> list[tuple[str, Sequence[str], str]]:
     """Who paints what: ``(whose, prompts, adapter)``, the base model's only once."""
-    rows: list[tuple[str, tuple[str, ...], str]] = []
+    rows: list[tuple[str, Sequence[str], str]] = []
     if state.base is None or not state.base.scores:
         rows.append(("base", plan.prompts.heldout, ""))
         if plan.prompts.ceiling:
@@ -59,7 +59,7 @@ def absorb_rated(plan: Plan, state: State, done: list[Manifest]) -> State:
     return state.made_with(done)
 
 
-def _unrated(plan: Plan, state: State) -> list[tuple[str, tuple[str, ...], Sequence[str]]]:
+def _unrated(plan: Plan, state: State) -> list[tuple[str, Sequence[str], Sequence[str]]]:
     """``(whose, prompts, pictures)`` of what is painted and not scored."""
     trial = state.trial.heldout if state.trial else None
     sets = (

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 
-from orchestrator.recipes.artaug.state import KEPT, Painted, Plan, Sample, State
+from orchestrator.recipes.artaug.state import KEPT, SET_ASIDE, Painted, Plan, Sample, State
 from orchestrator.recipes.artaug.tasks import asking, chunks, paint, painted, scoring
 from orchestrator.recipes.artaug.tasks import score as scored
 from orchestrator.spec import Filter
+from orchestrator.spool import spooled
 from sfumato.runtime.tasks import Json, Manifest, Task
 from sfumato.types import Region
 
@@ -157,13 +158,22 @@ def show(plan: Plan, state: State) -> list[Task]:
 def absorb_shown(_: Plan, state: State, done: list[Manifest]) -> State:
     """What a person refused goes."""
     said = {(item["a"], item["b"]): value for m in done for item, value in zip(m.items, m.values, strict=True)}
-    samples = []
-    for sample in state.samples:
+
+    def heard(sample: Sample) -> Sample:
         value = said.get(_names(sample))
-        if value is not None and not value["accepted"]:
-            sample = replace(sample, verdict="human_review", reason=value["reason"])
-        samples.append(sample)
-    return state.with_samples(tuple(samples))
+        if value is None or value["accepted"]:
+            return sample
+        return replace(sample, verdict="human_review", reason=value["reason"])
+
+    return state.with_samples(spooled(heard(sample) for sample in state.samples)) if said else state
+
+
+# --- set aside: a micro-batch that nobody could do, after several tries ---
+
+
+def without(samples: tuple[Sample, ...], reason: str) -> tuple[Sample, ...]:
+    """Its samples are no pairs, for this reason."""
+    return tuple(replace(sample, verdict=SET_ASIDE, reason=reason) for sample in samples)
 
 
 # --- look again: where the VLM finds the same things in X', after the run; for the report only ---

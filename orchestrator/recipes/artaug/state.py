@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import overload
 
 from orchestrator.spec import PromptSets, RunSpec
 from sfumato.runtime.tasks import Json, Manifest
@@ -16,7 +17,9 @@ Marks = Mapping[str, Mapping[str, float | None]]
 
 KEPT = "kept"
 # The filter's rules in the order in which they are asked (section 3.2), by the name under which they are counted.
-RULES = ("no_advice", "aesthetic", "clip", "nudenet", "vlm_review", "human_review")
+RULES = ("no_advice", "aesthetic", "clip", "nudenet", "vlm_review", "human_review", "set_aside")
+# No rule: a task of the sample's was given up after several tries, and the run went on without the sample.
+SET_ASIDE = "set_aside"
 
 TOO_FEW = "too few pairs survive"
 DIVERGED = "every training diverged"
@@ -89,12 +92,13 @@ class HeldOut:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """How one pair's training went: the loss of every step, or why it was given up."""
+    """How one pair's training went: the loss of every step, or why it was given up; ``set_aside`` if nobody could even do the task."""
 
     losses: tuple[float, ...]
     rank: int
     diverged: str
     details: Mapping[str, Json]
+    set_aside: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,19 +141,14 @@ class Iteration:
     """One time round: every sample with its verdict, and the training, if there was one."""
 
     index: int
-    samples: tuple[Sample, ...]
+    samples: Sequence[Sample]
     trial: Trial | None
 
     @property
-    def kept(self) -> tuple[Sample, ...]:
-        """The pairs that passed filter and review."""
-        return tuple(sample for sample in self.samples if sample.verdict == KEPT)
-
-    @property
-    def removed_by(self) -> dict[str, int]:
-        """How many samples each rule took, in the order of the rules."""
+    def verdicts(self) -> dict[str, int]:
+        """How many samples were kept, and how many each rule took, in the order of the rules."""
         counts = Counter(sample.verdict for sample in self.samples)
-        return {rule: counts[rule] for rule in RULES}
+        return {verdict: counts[verdict] for verdict in (KEPT, *RULES)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +161,7 @@ class State:
     painted, scored and trained.
     """
 
-    samples: tuple[Sample, ...]
+    samples: Sequence[Sample]
     iterations: tuple[Iteration, ...] = ()
     trial: Trial | None = None
     base: HeldOut | None = None
@@ -184,7 +183,7 @@ class State:
         fused = self.fused
         return fused[-1].trial.stacked if fused and fused[-1].trial else ""
 
-    def with_samples(self, samples: tuple[Sample, ...]) -> State:
+    def with_samples(self, samples: Sequence[Sample]) -> State:
         """A copy with other samples."""
         return replace(self, samples=samples)
 
@@ -197,10 +196,69 @@ class State:
         return replace(self, versions={library: tuple(sorted(versions[library])) for library in sorted(versions)})
 
 
-def start(plan: Plan) -> State:
+@dataclass(frozen=True, slots=True)
+class Fresh(Sequence[Sample]):
+    """Samples to which nothing has happened yet, made as they are looked at."""
+
+    prompts: Sequence[str]
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (Sample(prompt, prompt, self.seed + index) for index, prompt in enumerate(self.prompts))
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Sample, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> Sample | tuple[Sample, ...]:
+        if isinstance(index, slice):
+            return tuple(self[at] for at in range(*index.indices(len(self))))
+        at = range(len(self))[index]
+        return Sample(self.prompts[at], self.prompts[at], self.seed + at)
+
+
+def fresh(plan: Plan) -> Fresh:
     """Every sample with its prompt and its seed: the same in every iteration, so that iterations can be compared."""
-    first = plan.spec.prompts.seed
-    return State(tuple(Sample(prompt, prompt, first + index) for index, prompt in enumerate(plan.prompts.train)))
+    return Fresh(plan.prompts.train, plan.spec.prompts.seed)
+
+
+def start(plan: Plan) -> State:
+    """A run at its beginning."""
+    return State(fresh(plan))
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """What an iteration (0: the comparison) went on without, and why."""
+
+    iteration: int
+    reason: str
+    samples: int
+    pairs: int
+
+    def __str__(self) -> str:
+        counts = [f"{count} {what}" for count, what in ((self.samples, "samples"), (self.pairs, "trainings")) if count]
+        where = f"iteration {self.iteration}" if self.iteration else "the comparison"
+        return f"{' and '.join(counts)} of {where} set aside: {self.reason}"
+
+
+def set_aside(state: State) -> list[SetAside]:
+    """All that was set aside, in the order of the iterations and the reasons."""
+    counted: dict[tuple[int, str], list[int]] = {}
+    for iteration in state.iterations:
+        for sample in iteration.samples:
+            if sample.verdict == SET_ASIDE:
+                counted.setdefault((iteration.index, sample.reason), [0, 0])[0] += 1
+    for index, trial in [*((iteration.index, iteration.trial) for iteration in state.iterations), (0, state.naive)]:
+        for training in trial.trainings if trial else ():
+            if training.set_aside:
+                counted.setdefault((index, training.diverged), [0, 0])[1] += 1
+    return [SetAside(*key, *counts) for key, counts in sorted(counted.items())]
 
 
 def again(_: Plan, state: State) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from orchestrator.recipes.artaug.state import Painted, Plan
-from sfumato.runtime.tasks import Manifest, Task
+from sfumato.runtime.tasks import Json, Manifest, Task
 from sfumato.types import Region
 
 RowT = TypeVar("RowT")
@@ -52,6 +52,12 @@ def training(plan: Plan, stage: str, verb: str, items: tuple[Any, ...], params: 
     """A task for the trainer."""
     model, params = plan.models["generator"], params | _machine(plan)
     return Task(stage=stage, kind=f"trainer.{verb}", items=items, params=params, model=model.version, model_reference=model.reference)
+
+
+def stand_in(task: Task, values: Json) -> Manifest:
+    """What takes the place of the result of a task that was set aside; it is never stored."""
+    described = {"kind": task.kind, "items": task.items, "params": task.params, "model": task.model}
+    return Manifest(task_id=task.id, values=values, files={}, versions={}, **described)
 
 
 def _machine(plan: Plan) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from heapq import nsmallest
 
 from orchestrator.recipes.artaug.pairs import absorb_look, verdict
 from orchestrator.recipes.artaug.state import (
@@ -16,12 +17,13 @@ from orchestrator.recipes.artaug.state import (
     Iteration,
     Painted,
     Plan,
-    Sample,
     State,
     Training,
     Trial,
+    fresh,
 )
-from orchestrator.recipes.artaug.tasks import chunks, paint, painted, score, training
+from orchestrator.recipes.artaug.tasks import chunks, paint, painted, score, stand_in, training
+from orchestrator.spool import spooled
 from sfumato.runtime.tasks import Manifest, Task
 
 
@@ -35,12 +37,13 @@ def nothing(_: Plan, __: State) -> list[Task]:
 
 def select(plan: Plan, state: State, _: list[Manifest]) -> State:
     """The rules' verdicts beside the reviewers'; too few pairs end the run."""
-    samples = tuple(sample if sample.verdict else replace(sample, verdict=verdict(sample, plan.spec.filter)) for sample in state.samples)
-    kept = [sample for sample in samples if sample.verdict == KEPT]
-    state = replace(state, samples=samples)
-    if len(kept) < plan.spec.stop.min_pairs:
+    rules = plan.spec.filter
+    samples = spooled(sample if sample.verdict else replace(sample, verdict=verdict(sample, rules)) for sample in state.samples)
+    state = state.with_samples(samples)
+    if sum(sample.verdict == KEPT for sample in samples) < plan.spec.stop.min_pairs:
         return replace(state, stop_reason=TOO_FEW)
-    best = sorted(kept, key=lambda sample: (-sample.gain, sample.seed))[: plan.spec.train.pairs]
+    kept = (sample for sample in samples if sample.verdict == KEPT)
+    best = nsmallest(plan.spec.train.pairs, kept, key=lambda sample: (-sample.gain, sample.seed))
     earlier = tuple((trial.average, trial.alpha) for trial in (iteration.trial for iteration in state.fused) if trial)
     return replace(state, trial=Trial("differential", tuple(best), state.adapter, earlier))
 
@@ -69,13 +72,20 @@ def absorb_trained(_: Plan, state: State, done: list[Manifest]) -> State:
     adapters, trainings = [], []
     for manifest in done:
         for index, value in enumerate(manifest.values):
-            details = {key: value[key] for key in value if key not in ("losses", "rank", "diverged")}
-            trainings.append(Training(tuple(value["losses"]), value["rank"], value["diverged"], details))
+            details = {key: value[key] for key in value if key not in ("losses", "rank", "diverged", "set_aside")}
+            lost = value.get("set_aside", False)
+            trainings.append(Training(tuple(value["losses"]), value["rank"], value["diverged"], details, lost))
             if not value["diverged"]:
                 adapters.append(manifest.files[f"{index}.safetensors"])
-    if not adapters and state.trial.objective == "differential":
-        return replace(state, trial=None, stop_reason=DIVERGED)
-    return replace(state, trial=replace(state.trial, adapters=tuple(adapters), trainings=tuple(trainings))).made_with(done)
+    trial = replace(state.trial, adapters=tuple(adapters), trainings=tuple(trainings))
+    reason = state.stop_reason if adapters or trial.objective == "naive" else DIVERGED
+    return replace(state, trial=trial, stop_reason=reason).made_with(done)
+
+
+def without(task: Task, reason: str) -> Manifest:
+    """Pairs that nobody could train count as diverged."""
+    value = {"losses": [], "rank": 0, "diverged": reason, "set_aside": True}
+    return stand_in(task, [value] * len(task.items))
 
 
 # --- average: the exact mean of B_i A_i (A4, section 3.4) ---
@@ -201,8 +211,7 @@ def conclude(plan: Plan, state: State, done: list[Manifest]) -> State:
         trial = replace(trial, lora=done[0].files["adapter.safetensors"])
     iterations = (*state.iterations, Iteration(len(state.iterations) + 1, state.samples, trial))
     reason = state.stop_reason or (ENOUGH if len(iterations) == plan.spec.stop.max_iterations else "")
-    fresh = tuple(Sample(sample.asked, sample.asked, sample.seed) for sample in state.samples)
-    return replace(state, samples=fresh, trial=None, iterations=iterations, stop_reason=reason)
+    return replace(state, samples=fresh(plan), trial=None, iterations=iterations, stop_reason=reason)
 
 
 # --- naive: the same pairs of the first iteration, trained on X' alone (section 4.3.2) ---

@@ -40,25 +40,25 @@ def _progress(store: ArtifactStore) -> list[Progress]:
     ended = replace(few, samples=whole.samples, iterations=(first, second))
     compared = replace(ended, trial=whole.naive)
     return [
-        Progress("generate", 1, 2, 0, empty),
-        Progress("generate", 2, 2, 0, empty),
-        Progress("score", 1, 2, 1, empty, scored[:2]),
-        Progress("score", 2, 2, 1, empty, scored[2:]),
-        Progress("filter", 0, 0, 0, filtered),
-        Progress("train", 0, 1, 0, filtered),
-        Progress("train", 1, 1, 0, filtered),
-        Progress("choose", 3, 3, 0, filtered),
-        Progress("measure", 2, 2, 0, measured),
-        Progress("finish", 0, 1, 0, measured),
-        Progress("finish", 1, 1, 0, concluded),
-        Progress("generate", 2, 2, 0, concluded),
-        Progress("filter", 0, 0, 0, few),
-        Progress("train", 0, 0, 0, few),
-        Progress("finish", 0, 0, 0, ended),
-        Progress("naive", 0, 0, 0, compared),
-        Progress("train", 1, 1, 0, compared),
-        Progress("measure", 1, 1, 0, compared),
-        Progress("compare", 1, 1, 0, ended),
+        Progress("generate", 1, 2, 0, 0, empty),
+        Progress("generate", 2, 2, 0, 0, empty),
+        Progress("score", 1, 2, 1, 0, empty, scored[:2]),
+        Progress("score", 2, 2, 1, 0, empty, scored[2:]),
+        Progress("filter", 0, 0, 0, 0, filtered),
+        Progress("train", 0, 1, 0, 0, filtered),
+        Progress("train", 1, 1, 0, 0, filtered),
+        Progress("choose", 3, 3, 0, 0, filtered),
+        Progress("measure", 2, 2, 0, 0, measured),
+        Progress("finish", 0, 1, 0, 0, measured),
+        Progress("finish", 1, 1, 0, 0, concluded),
+        Progress("generate", 2, 2, 0, 0, concluded),
+        Progress("filter", 0, 0, 0, 0, few),
+        Progress("train", 0, 0, 0, 0, few),
+        Progress("finish", 0, 0, 0, 0, ended),
+        Progress("naive", 0, 0, 0, 0, compared),
+        Progress("train", 1, 1, 0, 0, compared),
+        Progress("measure", 1, 1, 0, 0, compared),
+        Progress("compare", 1, 1, 0, 0, ended),
     ]
 
 
@@ -149,7 +149,7 @@ def test_all_lines_are_json_without_nan(tmp_path: Path) -> None:
 
 def test_a_run_without_any_pair_shows_none(tmp_path: Path) -> None:
     state: State = states.without_advice()
-    event = Teller().event(Progress("regenerate", 2, 2, 0, replace(state, iterations=()), state.iterations[0].samples))
+    event = Teller().event(Progress("regenerate", 2, 2, 0, 0, replace(state, iterations=()), state.iterations[0].samples))
     assert event.pair is None
     with RunProgress(Console(file=io.StringIO()), tmp_path, ArtifactStore(str(tmp_path / "artifacts")).get) as progress:
         progress.show(event)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +13,21 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
+from services.registry.app import services
 from sfumato.cli.main import app
 from sfumato.cli.planning import write_record
-from sfumato.errors import Conflict, InvalidInput, MissingWeights, NotFound
+from sfumato.errors import Conflict, InvalidInput, MissingWeights, NotFound, Unavailable
 from sfumato.lora import adapter as algebra
 from sfumato.lora.adapter import Adapter
+from sfumato.registry.client import RegistryClient
 from sfumato.runtime.adapters import decode_adapter, encode_adapter
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.images import encode_png
+from sfumato.runtime.system import Member, System, process_started
 from sfumato.runtime.tasks import Output, Task, canonical
 from tests.unit.orchestrator import rehearsal
 from tests.unit.orchestrator.rehearsal import HANDLERS, plan_of, rehearse, write_spec
+from tests.unit.services.serving import served_at
 
 MODELS = {part: hashlib.sha256(part.encode()).hexdigest() for part in ("generator", "understanding", "scorers", "judge")}
 
@@ -61,6 +66,17 @@ def _fuse(task: Task, artifacts: ArtifactStore) -> Output:
     return Output({"difference": 0.0}, {"adapter.safetensors": encode_adapter(stacked)})
 
 
+@pytest.fixture(params=["local", "served"])
+def place(request: pytest.FixtureRequest, run: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The registry is this folder's database, or a service on it."""
+    if request.param == "local":
+        yield
+        return
+    with served_at(services, ArtifactStore("runs/artifacts")) as address:
+        monkeypatch.setenv("SFUMATO_REGISTRY_SERVER", address)
+        yield
+
+
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A finished run in ``runs/`` of the working folder; its id."""
@@ -87,7 +103,7 @@ def said(*arguments: object) -> dict:
     return json.loads(models(*arguments, "--json").stdout)
 
 
-def test_a_finished_run_is_registered_with_all_it_came_of(run: str) -> None:
+def test_a_finished_run_is_registered_with_all_it_came_of(run: str, place: None) -> None:
     made = said("register", run, "--alias", "production")["versions"]
     assert [entry["aliases"] for entry in made] == [[], ["production"]]
     assert said("register", run)["versions"][0]["id"] == made[0]["id"]  # again: the same
@@ -107,7 +123,7 @@ def test_a_finished_run_is_registered_with_all_it_came_of(run: str) -> None:
     assert "iteration" in models("lineage", "production", "--depth", 2).stdout
 
 
-def test_aliases_are_promoted_and_rolled_back(run: str) -> None:
+def test_aliases_are_promoted_and_rolled_back(run: str, place: None) -> None:
     first, second = (entry["id"] for entry in said("register", run, "--alias", "production")["versions"])
     assert "points at" in models("promote", second).stdout
     with pytest.raises(Conflict):
@@ -121,7 +137,7 @@ def test_aliases_are_promoted_and_rolled_back(run: str) -> None:
         models("show", "nobody")
 
 
-def test_collection_only_says_what_it_would_take(run: str) -> None:
+def test_collection_only_says_what_it_would_take(run: str, place: None) -> None:
     first, second = (entry["id"] for entry in said("register", run)["versions"])
     assert said("gc", "--days", 0)["versions"] == [said("ls")["versions"][2]["id"], first, second]
     assert "would be removed" in models("gc", "--days", 0).stdout
@@ -131,7 +147,7 @@ def test_collection_only_says_what_it_would_take(run: str) -> None:
 
 
 @pytest.mark.parametrize("break_it", ["unfinished", "cleared"])
-def test_a_run_that_is_not_whole_is_not_registered(run: str, break_it: str) -> None:
+def test_a_run_that_is_not_whole_is_not_registered(run: str, place: None, break_it: str) -> None:
     breaks: dict[str, tuple[Callable[[], object], type[Exception]]] = {
         "unfinished": (lambda: _rewrite(Path("runs") / run / "run.json"), InvalidInput),
         "cleared": (lambda: next(Path("runs/artifacts/manifests").rglob("*.json")).unlink(), MissingWeights),
@@ -144,3 +160,37 @@ def test_a_run_that_is_not_whole_is_not_registered(run: str, break_it: str) -> N
 
 def _rewrite(path: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"finished": False}))
+
+
+def test_a_system_that_is_up_here_is_asked_and_says_the_same_as_the_database(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = said("register", run, "--alias", "production")["versions"][0]["id"]
+    asked = [("ls",), ("ls", "--json"), ("ls", "--limit", 1), ("show", "production"), ("show", version, "--json"), ("lineage", version)]
+    asked += [("lineage", "production", "--json"), ("lineage", "production", "--depth", 1), ("promote", "production")]
+    alone = [models(*words).stdout for words in asked]
+    with served_at(services, ArtifactStore("runs/artifacts")) as address:
+        assert [models(*words, "--server", address).stdout for words in asked] == alone
+        member = Member(service="registry", address=address, metrics="")
+        pid = os.getpid()
+        System(pid=pid, started=process_started(pid), bus="", members={"registry": member}).write(Path("runs"))
+        assert [models(*words).stdout for words in asked] == alone
+        assert [models(*words, "--local").stdout for words in asked] == alone
+    with pytest.raises(Unavailable, match="sfumato up"):  # the system's file says that it is up: nobody opens the database instead
+        models("ls")
+    Path("runs/registry.sqlite").rename("runs/gone.sqlite")
+    assert "production" not in models("ls", "--local").stdout
+    with pytest.raises(Unavailable, match="127.0.0.1:1"):
+        models("ls", "--server", "127.0.0.1:1")
+
+
+def test_an_adapter_goes_to_a_registry_with_a_store_of_its_own(run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = ArtifactStore(str(tmp_path / "elsewhere"))
+    with monkeypatch.context() as machine:
+        machine.setenv("SFUMATO_ARTIFACTS", elsewhere.url)
+        machine.setenv("SFUMATO_REGISTRY_URL", f"sqlite:///{tmp_path}/elsewhere.sqlite")
+        with served_at(services, elsewhere) as address:
+            machine.delenv("SFUMATO_ARTIFACTS")
+            made = said("register", run, "--server", address)["versions"]
+            (part,) = made[-1]["parts"]
+            assert elsewhere.holds(part["adapter"]) and not Path("runs/registry.sqlite").exists()
+            with RegistryClient(address) as client:
+                assert client.adapter(part["adapter"]) == ArtifactStore("runs/artifacts").get(part["adapter"])

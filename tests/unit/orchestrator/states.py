@@ -130,7 +130,7 @@ def no_gain(store: ArtifactStore | None = None) -> State:
     first = whole.iterations[0]
     return replace(
         whole,
-        iterations=(replace(first, trial=trial("differential", first.kept, None, alpha=0.0)),),
+        iterations=(replace(first, trial=trial("differential", [one for one in first.samples if one.verdict == KEPT], None, alpha=0.0)),),
         naive=None,
         stop_reason="no alpha improves the tuning prompts",
     )

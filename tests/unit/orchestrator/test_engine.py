@@ -1,5 +1,6 @@
 """The engine with real worker processes: order kept, work reused, failures told."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,10 +15,10 @@ from sfumato.runtime.tasks import Manifest, Output, Task, perform
 
 @dataclass(frozen=True)
 class Numbers:
-    samples: tuple[int, ...]
+    samples: Sequence[int]
     total: int = 0
 
-    def with_samples(self, samples: tuple[int, ...]) -> "Numbers":
+    def with_samples(self, samples: Sequence[int]) -> "Numbers":
         return replace(self, samples=samples)
 
 
@@ -37,10 +38,14 @@ def _doubled(_: tuple[int, ...], done: Manifest) -> tuple[int, ...]:
     return tuple(done.values)
 
 
+def _summed(_: None, state: Numbers, done: list[Manifest]) -> Numbers:
+    return replace(state, total=sum(done[0].values))
+
+
 STAGES = (
     Each("double", "echo", _double, _doubled),
     Each("again", "echo", _double, _doubled),
-    Gather("sum", lambda _, state: [_task("echo.double", state.samples)], lambda _, state, done: replace(state, total=sum(done[0].values))),
+    Gather("sum", lambda _, state: [_task("echo.double", tuple(state.samples))], _summed),
 )
 
 
@@ -99,7 +104,6 @@ def test_the_time_a_worker_was_at_work_is_known(tmp_path: Path) -> None:
     with _transport(tmp_path) as transport:
         transport.submit(_task("echo.double", (1,)))
         transport.next()
-        assert transport.worked[0].ended - transport.worked[0].started > 0
         assert 0 < transport.busy_share() < 1
 
 
@@ -136,3 +140,37 @@ def test_ending_a_busy_service_does_not_hold_up_another(tmp_path: Path) -> None:
         transport.submit(_task("other.double", (1,)))
         transport.release("echo")
         assert transport.next().values == [2]
+
+
+def test_only_so_many_batches_are_on_their_way_at_once_and_the_result_is_the_same(tmp_path: Path) -> None:
+    class Counting(LocalTransport):
+        out, most = 0, 0
+
+        def submit(self, task: Task, urgency: int = 0) -> None:
+            self.out += 1
+            self.most = max(self.most, self.out)
+            super().submit(task, urgency)
+
+        def next(self) -> Manifest:
+            self.out -= 1
+            return super().next()
+
+    results = []
+    for at_once in (1, 4, 512):
+        folder = tmp_path / str(at_once)
+        counting = Counting({"echo": LocalService("tests.unit.orchestrator.workers", workers=2)}, str(folder))
+        with counting as transport:
+            engine = Engine(None, 3, transport, ArtifactStore(str(folder)), lambda _: None, at_once)
+            results.append(engine.run(STAGES, Numbers(tuple(range(50)))))
+            assert counting.most == min(at_once, 17)
+    assert results[0] == results[1] == results[2]
+    assert list(results[0].samples) == [4 * n for n in range(50)]
+
+
+def test_who_is_told_may_stop_the_run_and_what_is_done_is_kept(tmp_path: Path) -> None:
+    def stop(_: Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), _transport(tmp_path) as transport:
+        Engine(None, 3, transport, ArtifactStore(str(tmp_path)), stop).run(STAGES, Numbers(tuple(range(7))))
+    assert sum(event.reused for event in _run(tmp_path)[1] if event.stage == "double" and event.done == event.total) >= 1

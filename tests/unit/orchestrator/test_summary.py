@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.recipes.artaug import HeldOut, State
+from orchestrator.recipes.artaug.state import RULES
 from orchestrator.summary import preference, summarise
 from tests.unit.orchestrator import states
 
@@ -28,7 +29,7 @@ def test_preference_is_the_sigmoid_of_the_difference_and_never_overflows() -> No
 def test_an_iteration_counts_what_every_rule_removed_and_what_is_left() -> None:
     first = _summary(states.finished())["iterations"][0]
     assert (first["prompts"], first["kept"], first["kept_share"]) == (4, 2, 0.5)
-    assert first["removed_by"] == {"no_advice": 1, "aesthetic": 0, "clip": 1, "nudenet": 0, "vlm_review": 0, "human_review": 0}
+    assert first["removed_by"] == dict.fromkeys(RULES, 0) | {"no_advice": 1, "clip": 1}
     assert first["kept"] + sum(first["removed_by"].values()) == first["prompts"]
     assert (first["regions"], first["answers_rejected"]) == (6, 1)
 

@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sfumato.runtime.system import FILE, Member, System, find_system, process_started
+from sfumato.runtime.processes import process_started
+from sfumato.runtime.system import FILE, Member, System, find_system
 
 MEMBERS = {"scoring": Member(service="scoring", address="127.0.0.1:7103", metrics="127.0.0.1:7203")}
 

@@ -56,12 +56,12 @@ def test_without_advice_there_is_no_pair() -> None:
 def test_the_refined_prompt_is_painted_and_the_given_one_remembered() -> None:
     plan = _plan()
     state = start(plan)
-    task = pairs.refine(plan, state, state.samples)
+    task = pairs.refine(plan, state, tuple(state.samples))
     assert task is not None
-    samples = pairs.absorb_refined(state.samples, _done(task, [{"prompt": "a red house"}, {"prompt": "b"}]))
+    samples = pairs.absorb_refined(tuple(state.samples), _done(task, [{"prompt": "a red house"}, {"prompt": "b"}]))
     assert [(s.asked, s.prompt, s.seed) for s in samples] == [("a", "a red house", 10), ("b", "b", 11)]
     assert pairs.generate(plan, state, samples).items[0]["prompt"] == "a red house"
-    assert pairs.refine(_plan(ground={"refine": False}), state, state.samples) is None
+    assert pairs.refine(_plan(ground={"refine": False}), state, tuple(state.samples)) is None
 
 
 def test_a_vlm_that_does_not_prefer_the_new_picture_in_both_orders_removes_the_pair() -> None:
@@ -100,7 +100,7 @@ def test_too_few_pairs_end_the_run_without_training() -> None:
     assert state.stop_reason == TOO_FEW
     assert tuning.train(plan, state) == []
     state = tuning.conclude(plan, state, [])
-    assert state.iterations[0].removed_by == dict.fromkeys(RULES, 0) | {"aesthetic": 1}
+    assert state.iterations[0].verdicts == dict.fromkeys((KEPT, *RULES), 0) | {KEPT: 1, "aesthetic": 1}
     assert state.adapter == ""
 
 
@@ -188,10 +188,10 @@ def test_naive_training_takes_the_first_iterations_pairs_and_the_base_model() ->
 def test_tasks_say_in_what_precision_and_memory_they_are_to_be_done() -> None:
     plan = _plan(precision="bfloat16", memory_gb=2)
     state = start(plan)
-    assert pairs.generate(plan, state, state.samples).params["precision"] == "bfloat16"
+    assert pairs.generate(plan, state, tuple(state.samples)).params["precision"] == "bfloat16"
     trial = Trial("differential", (_sample("a"),), "", ())
     assert tuning.train(plan, State((), trial=trial))[0].params["memory"] == 2 * 2**30
-    assert "memory" not in pairs.generate(_plan(), state, state.samples).params
+    assert "memory" not in pairs.generate(_plan(), state, tuple(state.samples)).params
 
 
 def test_a_candidate_without_choice_is_taken_as_it_is() -> None:

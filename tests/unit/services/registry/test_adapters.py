@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save, save_file
 
-from services.registry.adapters import base_modules, check_base, verified
+from services.registry.adapters import check_base, verified
 from sfumato.errors import InvalidInput, SfumatoError
+from sfumato.registry.bases import base_modules
 from tests.unit.services.registry.samples import BASE, TO_K, TO_Q, adapter, tensors
 
 A, B = f"{TO_Q}.lora_A.weight", f"{TO_Q}.lora_B.weight"

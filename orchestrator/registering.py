@@ -1,110 +1,123 @@
 """A finished run's models into the registry, with all they came of. Nothing is computed: the run is gone through once more over what
-it has stored."""
+it has stored.
+
+    with RegistryClient(address) as registry:                   # or the engine, on the same machine
+        register_run(name, plan, artifacts, registry, state)    # after `finish`; again does no harm
+
+The same run gives the same versions and the same lineage, whoever registers it and however often: whoever cannot reach the registry
+may let it be and try again later.
+"""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrator.engine import Engine
 from orchestrator.recipes import artaug
-from orchestrator.recipes.artaug import Iteration, Model, Painted, Plan, Sample, State, Trial
-from orchestrator.spec import PromptSets, RunSpec
-from sfumato.cli.planning import read_record
-from sfumato.errors import InvalidInput, MissingWeights, SfumatoError
+from orchestrator.recipes.artaug import Iteration, Painted, Plan, Sample, State, Trial
+from orchestrator.recipes.artaug.state import KEPT
+from orchestrator.summary import mean
+from sfumato.errors import InvalidInput, MissingWeights, PoisonTask
+from sfumato.registry.bases import base_modules
+from sfumato.registry.models import Models
+from sfumato.registry.records import Base, Edge, Lineage, Node, Part, Version, version_id
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.references import present_folder
 from sfumato.runtime.settings import Settings
 from sfumato.runtime.tasks import Manifest, Task
 
-if TYPE_CHECKING:
-    from services.registry.engine import Registry
-    from sfumato.registry.records import Base, Edge, Lineage, Node, Version
 
-
-def register_run(folder: Path, registry: Registry, artifacts: ArtifactStore, note: str = "") -> list[Version]:
+def register_run(
+    name: str, plan: Plan, artifacts: ArtifactStore, registry: Models, state: State | None = None, *, note: str = ""
+) -> list[Version]:
     """Register the base model and the model of every iteration that was fused, the last one last.
 
     Args:
-        folder: the run's, with its record.
-        registry: where to.
-        artifacts: the store the run worked with.
+        name: the run's id.
+        plan: what it was asked for.
+        artifacts: the store it worked with, where all its results are.
+        registry: where to; adapters that it has not yet are sent.
+        state: its last one, from whoever drove it: tasks that were set aside may be missing then. None: found out from the store, where
+            nothing may be missing.
         note: a few words, in place of the run's id and the iteration.
 
     Raises:
-        InvalidInput: the run is not finished, or none of its iterations was fused.
-        MissingWeights: something it made is no longer in the store.
+        InvalidInput: none of its iterations was fused: there is no model.
+        MissingWeights: the run is not finished, or something it made is no longer in the store.
+        Unavailable: the registry does not answer.
     """
-    from sfumato.registry.records import Part
-
-    record = read_record(folder)
-    if not record.finished:
-        raise InvalidInput("run", f"{folder.name} is not finished.", hint=f"Let it go on: sfumato run --resume {folder.name}")
-    sets = PromptSets(**{name: tuple(prompts) for name, prompts in record.prompts.items()})
-    plan = Plan(RunSpec.model_validate(record.spec), sets, {part: Model(**model) for part, model in record.models.items()})
-    state, libraries = replayed(plan, folder.name, artifacts)
+    found, libraries = replayed(plan, name, artifacts, whole=state is None)
+    state = found if state is None else state
     if not state.fused:
-        raise InvalidInput("run", f"{folder.name} made no model: {state.stop_reason}.", hint="There is nothing to register.")
+        raise InvalidInput("run", f"{name} made no model: {state.stop_reason}.", hint="There is nothing to register.")
     base = _base(plan)
-    told = _Lineage(folder.name, plan, libraries)
+    told = _Lineage(name, plan, libraries)
     versions = [registry.register(base, note=f"{plan.spec.model}, as it is")]
     for iteration in state.fused:
         assert iteration.trial is not None
-        parts = (Part(iteration.trial.stacked),)
-        graph = told.of(base, parts[0].adapter, versions[-1], iteration)
-        words = note or f"{folder.name}, iteration {iteration.index}"
-        versions.append(registry.register(base, parts, lineage=graph, metrics=_metrics(iteration), note=words))
+        digest = iteration.trial.stacked
+        versions.append(
+            registry.register(
+                base,
+                (Part(digest),),
+                files={digest: artifacts.get(digest)},
+                lineage=told.of(base, digest, versions[-1], iteration),
+                metrics=_metrics(iteration),
+                note=note or f"{name}, iteration {iteration.index}",
+            )
+        )
     return versions[1:]
 
 
-def replayed(plan: Plan, name: str, artifacts: ArtifactStore) -> tuple[State, dict[str, str]]:
+def replayed(plan: Plan, name: str, artifacts: ArtifactStore, *, whole: bool = True) -> tuple[State, dict[str, str]]:
     """The last state of a finished run from its manifests, and the versions of the libraries it was made with.
 
     Raises:
-        MissingWeights: a manifest is not there any more.
+        MissingWeights: a manifest is not there any more, and the run is to be ``whole``.
     """
     store = _Noted(artifacts)
-    state = Engine(plan, plan.spec.batch, _Nobody(name), store, lambda _: None).run(artaug.STAGES, artaug.start(plan))
-    libraries: dict[str, set[str]] = {}
-    for manifest in store.manifests:
-        for library, version in manifest.versions.items():
-            libraries.setdefault(library, set()).add(version)
-    return state, {library: " and ".join(sorted(versions)) for library, versions in sorted(libraries.items())}
+    state = Engine(plan, plan.spec.batch, _Nobody(name, whole), store, lambda _: None).run(artaug.STAGES, artaug.start(plan))
+    return state, {library: " and ".join(sorted(versions)) for library, versions in sorted(store.libraries.items())}
 
 
 class _Noted(ArtifactStore):
-    """A store that notes which manifests are read."""
+    """A store that notes with which libraries the manifests that are read were made."""
 
     def __init__(self, artifacts: ArtifactStore) -> None:
         super().__init__(artifacts.url)
-        self.manifests: list[Manifest] = []
+        self.libraries: dict[str, set[str]] = {}
 
     def read_key(self, key: str) -> bytes | None:
         """See `ArtifactStore`."""
         data = super().read_key(key)
         if data is not None and key.startswith("manifests/"):
-            self.manifests.append(Manifest.model_validate_json(data))
+            for library, version in Manifest.model_validate_json(data).versions.items():
+                self.libraries.setdefault(library, set()).add(version)
         return data
 
 
 class _Nobody:
-    """A transport that takes no task: a finished run has none left."""
+    """A transport that does no task: a finished run has none left but those that were set aside, if it is not ``whole``."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, name: str, whole: bool) -> None:
+        self._name, self._whole = name, whole
+        self._missing: deque[Task] = deque()
 
     def prepare(self, services: Iterable[str]) -> None:
         """Somebody will be asked; `submit` says no."""
 
     def submit(self, task: Task, urgency: int = 0) -> None:
-        raise MissingWeights(
-            f"The stage {task.stage} of {self._name} has a result that is not in the artifact store.",
-            hint=f"Was it cleared? Make it anew: sfumato run --resume {self._name}",
-        )
+        if self._whole:
+            raise MissingWeights(
+                f"The stage {task.stage} of {self._name} has a result that is not in the artifact store.",
+                hint=f"Was it cleared? Make it anew: sfumato run --resume {self._name}",
+            )
+        self._missing.append(task)
 
     def next(self) -> Manifest:
-        raise SfumatoError("A finished run has nothing to wait for.")
+        raise PoisonTask(self._missing.popleft().id, "It was set aside.")
 
     def release(self, service: str) -> None:
         """Nothing was started."""
@@ -112,9 +125,6 @@ class _Nobody:
 
 def _base(plan: Plan) -> Base:
     """The base model, with its linears where it still lies where the run had it."""
-    from services.registry.adapters import base_modules
-    from sfumato.registry.records import Base
-
     model = plan.models["generator"]
     folder = present_folder(model.reference, "generator", Settings())
     return Base(model.version, plan.spec.model, base_modules(folder) if folder else None)
@@ -122,8 +132,6 @@ def _base(plan: Plan) -> Base:
 
 def _metrics(iteration: Iteration) -> dict[str, float]:
     """What the held-out pictures of an iteration's model score on the mean, and the strength that was chosen."""
-    from orchestrator.summary import mean
-
     assert iteration.trial is not None
     rows = iteration.trial.heldout.scores if iteration.trial.heldout else ()
     means = {f"heldout_{metric}": mean(row[metric] for row in rows) for metric in (rows[0] if rows else ())}
@@ -134,8 +142,6 @@ class _Lineage:
     """From a model of a run back to the prompts: version, iteration, run; adapters, pairs, pictures, prompts."""
 
     def __init__(self, name: str, plan: Plan, libraries: dict[str, str]) -> None:
-        from sfumato.registry.records import Node
-
         spec = plan.spec
         places = {"prompts": {"file"}, "tune": {"file"}, "evaluate": {"file", "ceiling"}}
         self._name = name
@@ -151,8 +157,6 @@ class _Lineage:
 
     def of(self, base: Base, adapter: str, parent: Version, iteration: Iteration) -> Lineage:
         """The graph of one iteration's model; ``parent`` is the one before it."""
-        from sfumato.registry.records import Lineage, Node, Part, version_id
-
         trial = iteration.trial
         assert trial is not None
         self._nodes: dict[str, Node] = {self._run.id: self._run}
@@ -177,7 +181,6 @@ class _Lineage:
         return Lineage(tuple(self._nodes.values()), tuple(self._edges))
 
     def _pair(self, sample: Sample, rank: int, diverged: str) -> Node:
-        from sfumato.registry.records import Node
 
         regions = [{"prompt": region.prompt, "box": list(region.box)} for region in sample.regions]
         scores = {"before": dict(sample.scores_before or {}), "after": dict(sample.scores_after or {})}
@@ -193,7 +196,6 @@ class _Lineage:
 
     def _came(self, node: Node, relation: str, source: Node) -> None:
         """Note an edge, and both its ends. A mean of one adapter, or a sum of one, is that adapter: no edge."""
-        from sfumato.registry.records import Edge
 
         self._nodes.setdefault(node.id, node)
         self._nodes.setdefault(source.id, source)
@@ -204,7 +206,8 @@ class _Lineage:
 def _said(iteration: Iteration, trial: Trial) -> dict[str, Any]:
     """What an iteration says of itself."""
     tried = [{"alpha": c.alpha, "aesthetic": c.aesthetic, "clip": c.clip} for c in trial.candidates]
-    counts = {"prompts": len(iteration.samples), "kept": len(iteration.kept), "removed_by": iteration.removed_by}
+    verdicts = iteration.verdicts
+    counts = {"prompts": len(iteration.samples), "kept": verdicts.pop(KEPT), "removed_by": verdicts}
     return counts | {"alpha": trial.alpha, "tried": tried, "compression": dict(trial.compression or {}), "metrics": _metrics(iteration)}
 
 

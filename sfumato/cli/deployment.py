@@ -1,0 +1,164 @@
+"""What `sfumato up` runs, and in which order: the one place that knows all services and their ports."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tenacity import Retrying, retry_if_exception_type, wait_exponential
+
+from sfumato.cli.companion import BackgroundVlm
+from sfumato.cli.machine import worker_environment
+from sfumato.errors import SfumatoError, Unavailable
+from sfumato.runtime.nats_server import NatsServer
+from sfumato.runtime.processes import HOST, free_ports, process_started
+from sfumato.runtime.settings import ServingSettings, Settings
+from sfumato.runtime.supervisor import Program
+from sfumato.runtime.system import Member, System
+
+BUS_PORT = 4222
+METRICS = 100
+"""What a service's metrics port is above its own."""
+PORTS = {"generator": 7101, "grounding": 7102, "scoring": 7103, "trainer": 7104, "registry": 7105, "orchestrator": 7106}
+ORDER = (("registry",), ("generator", "grounding", "scoring", "trainer"), ("orchestrator",))
+"""Who is started with whom; each group when the one before it is healthy."""
+SCALED = ("generator", "trainer")
+"""Services whose work is long and independent, so that more processes do it faster."""
+LOOK = 0.5
+"""Seconds between looks whether the bus and the VLM server are still there."""
+
+Say = Callable[[str, str], None]
+
+
+@dataclass
+class Deployment:
+    """Everything that is to run, not yet started."""
+
+    nats: NatsServer
+    vlm: Callable[[], BackgroundVlm] | None
+    groups: list[list[Program]]
+    members: dict[str, Member]
+    logs: Path
+    _up: bool = field(default=False, init=False)
+
+    def begin(self, stack: AsyncExitStack, say: Say) -> Sequence[Coroutine[Any, Any, None]]:
+        """Start the bus and begin to start the VLM server; what keeps each of them up. The stack ends them.
+
+        Raises:
+            Unavailable: nats-server is not installed, or does not come up.
+        """
+        self.logs.mkdir(parents=True, exist_ok=True)
+        stack.callback(self.nats.stop)
+        self.nats.start()
+        say("bus", self.nats.url)
+        keepers = [self._keep_bus(say)]
+        if self.vlm is not None:
+            say("vlm", f"vLLM is starting; its log is {self.logs / 'vlm.log'}")
+            keepers.append(self._keep_vlm(self.vlm, say))
+        return keepers
+
+    def is_up(self) -> None:
+        """From now on a VLM server that ends is started again; before, it is why the system does not come up."""
+        self._up = True
+
+    def system(self) -> System:
+        """Where everything is, once it is up."""
+        pid = os.getpid()
+        return System(pid=pid, started=process_started(pid), bus=self.nats.url, members=self.members)
+
+    async def _keep_bus(self, say: Say) -> None:
+        while True:
+            await asyncio.sleep(LOOK)
+            try:
+                self.nats.check()
+            except Unavailable as error:
+                say("bus", f"{error.message.splitlines()[0]} It is started again.")
+                waiting = wait_exponential(multiplier=0.5, max=30)
+                for attempt in Retrying(wait=waiting, retry=retry_if_exception_type(Unavailable)):
+                    with attempt:
+                        self.nats.start()
+                say("bus", "it is up again")
+
+    async def _keep_vlm(self, make: Callable[[], BackgroundVlm], say: Say) -> None:
+        pause = 1.0
+        while True:
+            vlm = make()
+            vlm.start()
+            try:
+                while True:
+                    await asyncio.sleep(LOOK)
+                    vlm.check()
+            except SfumatoError as error:
+                if not self._up:
+                    raise
+                say("vlm", f"{error}; it is started again in {pause:.0f} s")
+            finally:
+                await asyncio.to_thread(vlm.stop)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 60.0)
+
+
+def deployment(settings: Settings, workers: int, in_process: bool, any_ports: bool) -> Deployment:
+    """The system of this machine: ``in_process`` keeps the vision-language model in the grounding service, without vLLM.
+
+    Raises:
+        InvalidInput: an unknown profile.
+        MissingWeights, BrokenWeights: the built-in vision-language model is not there, or damaged.
+    """
+    scaled = workers or settings.workers or min(os.cpu_count() or 1, 4)
+    names = {service: [service] for group in ORDER for service in group}
+    for service in SCALED:
+        names[service] += [f"{service}-{index}" for index in range(2, scaled + 1)]
+    wished = [BUS_PORT]
+    for service, port in PORTS.items():
+        for name in names[service]:
+            wished += [port, port + METRICS] if name == service else [0, 0]
+    ports = iter(free_ports([0] * len(wished) if any_ports else wished))
+    nats = NatsServer(settings.runs / "nats", port=next(ports))
+    members = {
+        name: Member(service=service, address=f"{_scheme()}{HOST}:{next(ports)}", metrics=f"{HOST}:{next(ports)}")
+        for service in PORTS
+        for name in names[service]
+    }
+    logs = settings.runs / "logs"
+    vlm, seeing = _vlm(settings, in_process, logs)
+    shared = worker_environment(settings) | {"SFUMATO_BUS_URL": f"nats://{HOST}:{nats.port}", "SFUMATO_LOG_FORMAT": "json"}
+
+    def program(name: str, service: str) -> Program:
+        module = _module(service)
+        member = members[name]
+        own = {"SFUMATO_GRPC_ADDRESS": member.address.removeprefix(_scheme()), "SFUMATO_METRICS_ADDRESS": member.metrics}
+        return Program(name, module, member.address, shared | own | (seeing if service == "grounding" else {}))
+
+    groups = [[program(name, service) for service in group for name in names[service]] for group in ORDER]
+    return Deployment(nats, vlm, groups, members, logs)
+
+
+def _module(service: str) -> str:
+    return "orchestrator.app" if service == "orchestrator" else f"services.{service}.app"
+
+
+def _vlm(settings: Settings, in_process: bool, logs: Path) -> tuple[Callable[[], BackgroundVlm] | None, dict[str, str]]:
+    """What starts the VLM server, where there is to be one, and what the grounding service must know of it."""
+    if in_process:
+        return None, {"SFUMATO_GROUNDING_BACKEND": "transformers"}
+    if settings.vlm_url:
+        return None, {}
+    from services.grounding.app import QuestionSettings
+    from sfumato.cli.vlm import served_model
+
+    asking = QuestionSettings()
+    model = served_model(asking.profile, asking.model, settings.vlm_gpus)
+    (port,) = free_ports([0])
+    first = BackgroundVlm(model, logs / "vlm.log", settings.threads, port)
+    return lambda: BackgroundVlm(model, logs / "vlm.log", settings.threads, port), first.environment
+
+
+def _scheme() -> str:
+    """What clients write before the services' addresses: they speak TLS where the settings say so."""
+    return "tls://" if ServingSettings().tls_certificate is not None else ""

@@ -1,0 +1,189 @@
+"""``sfumato up`` and ``sfumato down``: the whole system on this machine, each service a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sfumato.errors import Conflict, NotFound, Unavailable
+
+if TYPE_CHECKING:
+    from sfumato.cli.deployment import Deployment
+    from sfumato.cli.view import View
+    from sfumato.runtime.system import System
+
+ENDING = 120.0
+"""Seconds that a system has to end, each of its programs in its own grace."""
+
+
+class Backend(StrEnum):
+    """Where the vision-language model is: a vLLM server of its own, or the grounding service's process."""
+
+    vllm = "vllm"
+    transformers = "transformers"
+
+
+class Ports(StrEnum):
+    """Which ports the system takes: its own where they are free, or any free ones."""
+
+    fixed = "fixed"
+    auto = "auto"
+
+
+def up(
+    workers: Annotated[int, typer.Option(min=0, max=64, help="Generators, and trainers; 0: a core each, up to 4.")] = 0,
+    backend: Annotated[Backend, typer.Option(help="The VLM's place: vllm, or transformers on small machines.")] = Backend.vllm,
+    ports: Annotated[Ports, typer.Option(help="fixed: 4222, 7101-7106 and 7201-7206 where free; auto: any free ones.")] = Ports.fixed,
+    detach: Annotated[bool, typer.Option("--detach", help="Return when it is up; `sfumato down` ends it.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="When all is up, print where everything is as one JSON object.")] = False,
+) -> None:
+    """Start the whole system on this machine and keep it up until Ctrl-C.
+
+    A bus (nats-server), the registry, the services with their workers, and the orchestrator, each a process whose log goes to
+    runs/logs and, with its name, to this terminal. What dies is started again.
+
+    Example: sfumato up --workers 2
+    """
+    from sfumato.cli.deployment import deployment
+    from sfumato.cli.view import View, print_table
+    from sfumato.runtime.settings import Settings
+    from sfumato.runtime.system import find_system
+
+    settings, view = Settings(), View()
+    settings.runs.mkdir(parents=True, exist_ok=True)
+    if find_system(settings.runs) is not None:
+        raise Conflict(f"A system of {settings.runs} is up already.", hint="`sfumato down` ends it.")
+    if detach:
+        system = _detached(settings.runs, [f"--workers={workers}", f"--backend={backend}", f"--ports={ports}"])
+        if as_json:
+            return typer.echo(system.model_dump_json(indent=1))
+        return print_table(system)
+    with _alone(settings.runs):
+        planned = deployment(settings, workers, backend is Backend.transformers, ports is Ports.auto)
+        status = asyncio.run(_run(planned, settings.runs, view, as_json))
+    raise typer.Exit(status)
+
+
+def down() -> None:
+    """End the system that is up on this machine, in good order.
+
+    Example: sfumato down
+    """
+    from sfumato.runtime.processes import process_started
+    from sfumato.runtime.settings import Settings
+    from sfumato.runtime.system import find_system
+
+    runs = Settings().runs
+    system = find_system(runs)
+    if system is None:
+        raise NotFound(f"No system of {runs} is up.", hint="`sfumato up` starts one; is SFUMATO_RUNS its folder?")
+    os.kill(system.pid, signal.SIGTERM)
+    deadline = time.monotonic() + ENDING
+    while process_started(system.pid) == system.started:
+        if time.monotonic() > deadline:
+            raise Unavailable(f"Process {system.pid} has not ended after {ENDING:.0f} s.", hint="See its logs, or end it by force.")
+        time.sleep(0.1)
+    typer.echo("The system is down.")
+
+
+async def _run(planned: Deployment, runs: Path, view: View, as_json: bool) -> int:
+    """Bring it up, keep it up until told to stop, take it down; 0, or 130 where it was stopped before it was up."""
+    from sfumato.runtime.supervisor import Supervisor
+
+    began, stop, was_up = time.monotonic(), asyncio.Event(), False
+    supervisor = Supervisor(planned.logs, view.line)
+
+    def told_to_stop() -> None:
+        if stop.is_set():
+            supervisor.kill()
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, told_to_stop)
+    async with AsyncExitStack() as stack:
+        keepers = [asyncio.create_task(keeper) for keeper in planned.begin(stack, view.say)]
+        stack.push_async_callback(_cancelled, keepers)
+        stack.push_async_callback(supervisor.stop)
+        for group in planned.groups:
+            view.say("starting", ", ".join(program.name for program in group))
+            if not await _done(supervisor.start(group), stop, keepers):
+                break
+        else:
+            planned.is_up()
+            system, was_up = planned.system(), True
+            system.write(runs)
+            stack.callback((runs / "system.json").unlink, missing_ok=True)
+            view.show(system, time.monotonic() - began)
+            if as_json:
+                typer.echo(system.model_dump_json(indent=1))
+            await _done(asyncio.Event().wait(), stop, keepers)
+        view.say("stopping", "everything, in reverse order; Ctrl-C again ends it at once")
+    view.say("down", f"after {time.monotonic() - began:.0f} s")
+    return 0 if was_up else 130
+
+
+async def _done(work: Awaitable[object], stop: asyncio.Event, keepers: list[asyncio.Task[None]]) -> bool:
+    """Wait for the work; False where it is time to stop before. Raises what it raises, or a keeper."""
+    working, stopping = asyncio.ensure_future(work), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait([working, stopping, *keepers], return_when=asyncio.FIRST_COMPLETED)
+        for task in (*keepers, working):
+            if task.done():
+                task.result()
+        return working.done()
+    finally:
+        await _cancelled([working, stopping])
+
+
+async def _cancelled(tasks: Sequence[asyncio.Future[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@contextmanager
+def _alone(runs: Path) -> Iterator[None]:
+    """Hold the folder's lock, which the kernel lets go with this process.
+
+    Raises:
+        Conflict: another holds it.
+    """
+    with ExitStack() as stack:
+        lock = stack.enter_context((runs / "system.lock").open("w"))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(f"A system of {runs} is being started or ended.", hint="`sfumato down` ends one that is up.") from None
+        yield
+
+
+def _detached(runs: Path, options: list[str]) -> System:
+    """The same command as a process of its own; returns when it is up.
+
+    Raises:
+        Unavailable: it ended before; its last words are told.
+    """
+    from sfumato.runtime.system import find_system
+
+    (runs / "logs").mkdir(exist_ok=True)
+    log = runs / "logs" / "up.log"
+    line = [sys.executable, "-m", "sfumato.cli.main", "up", *options]
+    with log.open("wb") as output:
+        process = subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
+    while (system := find_system(runs)) is None or system.pid != process.pid:
+        if process.poll() is not None:
+            raise Unavailable(f"The system did not come up:\n{log.read_text(errors='replace')[-2000:]}")
+        time.sleep(0.2)
+    return system

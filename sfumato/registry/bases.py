@@ -1,0 +1,33 @@
+"""What a base model is made of, as far as adapters care. Reads headers only; PyTorch is not needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from sfumato.errors import BrokenWeights, MissingWeights
+
+DENOISERS = ("transformer", "unet")
+
+
+def base_modules(folder: Path) -> dict[str, list[int]]:
+    """The linears of a saved pipeline's denoiser, ``[out, in]`` by ``<denoiser>.<module>``; only headers are read.
+
+    Raises:
+        MissingWeights: there is no denoiser in ``folder``.
+        BrokenWeights: one of its files cannot be read.
+    """
+    modules = {}
+    for part in DENOISERS:
+        for file in sorted((Path(folder) / part).glob("*.safetensors")):
+            try:
+                with safe_open(file, framework="np") as weights:
+                    shapes = {key: weights.get_slice(key).get_shape() for key in weights.keys()}  # noqa: SIM118 (it is no mapping)
+            except (SafetensorError, OSError) as error:
+                raise BrokenWeights(f"{file} cannot be read: {error}.", hint="Fetch the model again.") from error
+            names = {key: shape for key, shape in shapes.items() if key.endswith(".weight") and len(shape) == 2}
+            modules |= {f"{part}.{key.removesuffix('.weight')}": list(shape) for key, shape in names.items()}
+    if not modules:
+        raise MissingWeights(f"{folder} holds no denoiser's weights.", hint="Give the folder that contains model_index.json.")
+    return modules
