@@ -105,8 +105,10 @@ def error_of(error: grpc.RpcError, address: str = "") -> SfumatoError:
             return Unavailable(f"{where} gave the call up ({told}).", hint="Is it being ended? Call again.")
         case grpc.StatusCode.UNIMPLEMENTED:
             return Unavailable(f"{where} does not offer this call.", hint="Is this the address of another service, or of an older one?")
-        case grpc.StatusCode.RESOURCE_EXHAUSTED:
+        case grpc.StatusCode.RESOURCE_EXHAUSTED if "larger than" in told:
             return SfumatoError(f"{where} cannot take or give this message ({told}).", hint="Large files travel as artifacts.")
+        case grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return Busy(f"{where} has as many calls open as it takes.", hint="Try again later, or ask another replica.")
     return SfumatoError(f"{where} failed ({told}).")
 
 
