@@ -5,4 +5,4 @@ import pytest
 
 @pytest.fixture
 def faults(request: pytest.FixtureRequest) -> int:
-    return request.config.getoption("--faults")
+    return int(request.config.getoption("--faults") or 8)
