@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,9 +50,9 @@ WINDOW, HANDFUL = BusSettings().window, 64
 class Numbers:
     """A state without meaning."""
 
-    samples: tuple[int, ...]
+    samples: Sequence[int]
 
-    def with_samples(self, samples: tuple[int, ...]) -> Numbers:
+    def with_samples(self, samples: Sequence[int]) -> Numbers:
         """Other samples."""
         return replace(self, samples=samples)
 

@@ -211,7 +211,7 @@ class Control:
         await self._record(name)
         stands = await asyncio.to_thread(self._records.end, name, Outcome(state="cancelled"))
         if stands.state != "cancelled":
-            raise WrongState(f"The run {name} has {stands.state}.", hint="There is nothing to give up.")
+            raise WrongState(f"The run {name} is {stands.state}.", hint="There is nothing to give up.")
         await self._index().change(name, lambda _: None)
         return await self.get(name)
 

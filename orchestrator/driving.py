@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from dataclasses import asdict
 
 from orchestrator.engine import Engine
 from orchestrator.events import COMPARISON, Event, Teller
 from orchestrator.finishing import finish
 from orchestrator.jetstream import JetStreamTransport
 from orchestrator.recipes import artaug
+from orchestrator.recipes.artaug.state import set_aside
 from orchestrator.runs import Outcome, Record, SetAside
 from sfumato.errors import PoisonTask, SfumatoError
 from sfumato.runtime.artifacts import ArtifactStore
@@ -73,7 +75,8 @@ class Course:
             state = engine.run(artaug.STAGES, artaug.start(plan))
             files = finish(plan, state, self._artifacts)
             digests = {name: self._artifacts.put(data) for name, data in sorted(files.items())}
-            return Outcome(state="finished", stop_reason=state.stop_reason, files=digests, set_aside=tuple(steered.set_aside))
+            lost = tuple(SetAside(**asdict(lost)) for lost in set_aside(state))
+            return Outcome(state="finished", stop_reason=state.stop_reason, files=digests, set_aside=lost)
 
     def _check(self) -> None:
         if self._stopped:
@@ -89,8 +92,6 @@ class _Steered:
 
     def __init__(self, transport: JetStreamTransport, course: Course, iteration: Callable[[], int]) -> None:
         self._transport, self._course, self._iteration = transport, course, iteration
-        self._stages: dict[str, str] = {}
-        self.set_aside: list[SetAside] = []
 
     def prepare(self, services: Iterable[str]) -> None:
         """As the transport's."""
@@ -100,20 +101,16 @@ class _Steered:
         """As the transport's, under a span of its own."""
         with bound(iteration=self._iteration(), stage=task.stage), tracer.start_as_current_span(f"orchestrator.{task.stage}"):
             self._transport.submit(task, urgency)
-        self._stages[task.id] = task.stage
         self._course.in_flight += 1
 
     def next(self) -> Manifest:
         """As the transport's."""
         try:
             manifest = self._transport.next()
-        except PoisonTask as error:
+        except PoisonTask:
             self._course.in_flight -= 1
-            stage = self._stages.pop(error.task_id, "")
-            self.set_aside.append(SetAside(task_id=error.task_id, stage=stage, reason=error.message))
             raise
         self._course.in_flight -= 1
-        self._stages.pop(manifest.task_id, None)
         return manifest
 
     def release(self, service: str) -> None:

@@ -54,11 +54,12 @@ class Record(_Strict):
 
 
 class SetAside(_Strict):
-    """A task that a run went on without, and why."""
+    """What an iteration (0: the comparison) went on without, and why."""
 
-    task_id: str
-    stage: str
+    iteration: int
     reason: str
+    samples: int
+    pairs: int
 
 
 class Outcome(_Strict):

@@ -94,7 +94,7 @@ def _run(standing: runs.Standing) -> contract.Run:
         run.ended.CopyFrom(_time(standing.ended.at))
         run.outcome.CopyFrom(contract.Outcome(stop_reason=outcome.stop_reason, error=outcome.error, hint=outcome.hint, files=outcome.files))
         for aside in outcome.set_aside:
-            run.outcome.set_aside.add(task_id=aside.task_id, stage=aside.stage, reason=aside.reason)
+            run.outcome.set_aside.add(**aside.model_dump())
     return run
 
 
@@ -106,6 +106,7 @@ def _event(event: events.Event) -> contract.Event:
         done=event.done,
         total=event.total,
         reused=event.reused,
+        set_aside=event.set_aside,
         note=event.note,
         outcome=event.outcome,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -253,17 +253,25 @@ def read_prompts(file: Path, count: int, field: str) -> Sequence[str]:
     Raises:
         InvalidInput: named after ``field``: no such file, not text, or too short.
     """
+    found = held(prompts_in(file, count, field), count)
+    if len(found) < count:
+        raise InvalidInput(f"{field}.count", f"{file} has {len(found)} prompts, the run asks for {count}.")
+    return found
+
+
+def prompts_in(file: Path, count: int | None, field: str) -> Iterator[str]:
+    """The first ``count`` prompts of a file, or as many as it has.
+
+    Raises:
+        InvalidInput: named after ``field``: no such file, or not text.
+    """
     if not file.is_file():
         raise InvalidInput(f"{field}.file", f"there is no file {file}.", hint="Give a text file with one prompt a line.")
     try:
         with file.open(encoding="utf-8") as lines:
-            prompts = islice((prompt for line in lines if (prompt := line.strip()) and not prompt.startswith("#")), count)
-            found = held(prompts, count)
+            yield from islice((prompt for line in lines if (prompt := line.strip()) and not prompt.startswith("#")), count)
     except UnicodeDecodeError as error:
         raise InvalidInput(f"{field}.file", f"{file} is not UTF-8 text.") from error
-    if len(found) < count:
-        raise InvalidInput(f"{field}.count", f"{file} has {len(found)} prompts, the run asks for {count}.")
-    return found
 
 
 def held(prompts: Iterable[str], count: int) -> Sequence[str]:

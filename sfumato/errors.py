@@ -25,8 +25,9 @@ class Faults(InvalidInput):
     """Several values are unusable, all told at once: ``faults`` is each one's field and words."""
 
     def __init__(self, faults: list[tuple[str, str]]) -> None:
-        (first, words), *others = faults
-        super().__init__(first, "; ".join([words, *(f"{field}: {words}" for field, words in others)]))
+        super().__init__(*faults[0])
+        if len(faults) > 1:
+            self.message = "\n  ".join([f"{len(faults)} faults:", *(f"{field}: {words}" for field, words in faults)])
         self.faults = tuple(faults)
 
 

@@ -216,6 +216,9 @@ def _check(pairs: Sequence[Pair], settings: TrainSettings, family: Family) -> No
     width, height = pairs[0].width, pairs[0].height
     shape = family.mask((0, 0, width, height), width, height).shape
     for index, pair in enumerate(pairs):
+        tokens, most = family.count_tokens(pair.prompt), family.limits.prompt_tokens
+        if tokens > most:
+            raise InvalidInput(f"pairs[{index}].prompt", f"has {tokens} tokens, the model reads {most}.", hint="Shorten it.")
         if (pair.width, pair.height) != (width, height):
             raise InvalidInput(f"pairs[{index}]", "pairs trained together must have one size.")
         for name in ("before", "after"):

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from sfumato.cli import ground, lora, models, score, vista, vlm
+from sfumato.cli import ground, lora, models, runs, score, vista, vlm
 from sfumato.cli import run as run_command
 from sfumato.cli.convert import convert
 from sfumato.cli.generate import generate
@@ -29,6 +29,7 @@ app.command()(run_command.run)
 app.command()(review)
 app.command()(up)
 app.command()(down)
+app.add_typer(runs.app, name="runs")
 app.add_typer(models.app, name="models")
 app.add_typer(lora.app, name="lora")
 app.add_typer(vlm.app, name="vlm")

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sfumato.cli.runs import Server
+
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from orchestrator.recipes.artaug import Plan, Sample
-    from orchestrator.reviewing import Pair
-    from sfumato.runtime.artifacts import ArtifactStore
-    from sfumato.runtime.tasks import Task
+    from orchestrator.recipes.artaug import Plan
+    from sfumato.cli.pairs import Pair, Pairs
+    from sfumato.runtime.settings import Settings
     from sfumato.types import Image
 
 
@@ -27,6 +30,8 @@ def review(
     pictures: Annotated[Path | None, typer.Option(help="Write the pairs as PNG files into this folder, for a viewer.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the waiting pairs as JSON and ask nothing.")] = False,
     runs: Annotated[Path | None, typer.Option(help="Where runs lie (default: runs/, or SFUMATO_RUNS).")] = None,
+    server: Server = "",
+    local: Annotated[bool, typer.Option("--local", help="Look among the runs of this folder, whatever is up.")] = False,
 ) -> None:
     """Look at the pairs of a run that waits for a person (filter.review: human): before and after, side by side.
 
@@ -36,41 +41,52 @@ def review(
     """
     from rich.console import Console
 
-    from orchestrator.reviewing import answer, waiting_pairs
-    from sfumato.cli.planning import find_run
-    from sfumato.runtime.artifacts import ArtifactStore
+    from sfumato.cli.servers import server_of
     from sfumato.runtime.settings import Settings
 
     settings = Settings() if runs is None else Settings(runs=runs)
+    with ExitStack() as stack:
+        if server_of("orchestrator", server, local, settings.runs):
+            from sfumato.cli import pairs, remote
+
+            desk: Pairs = pairs.RemotePairs(stack.enter_context(remote.connect(server, settings)), run)
+        else:
+            desk = _here(run, settings)
+        waiting = desk.waiting()
+        for pair, accepted in _chosen(waiting, accept or (), reject or ()):
+            desk.answer(pair, accepted, "" if accepted else reason)
+            waiting.remove(pair)
+        files = _written(waiting, desk, pictures) if pictures else {}
+        if as_json:
+            typer.echo(json.dumps([_entry(pair, files) for pair in waiting], indent=1))
+            return
+        console = Console(highlight=False)
+        if not (accept or reject):
+            waiting = _Review(console, desk, files).ask(waiting)
+        if waiting:
+            console.print(f"{len(waiting)} pairs still wait: sfumato review {run}", soft_wrap=True)
+        else:
+            console.print(f"No pair waits for a person. {desk.then}", soft_wrap=True)
+
+
+def _here(run: str, settings: Settings) -> Pairs:
+    """The pairs of a run in this folder."""
+    from sfumato.cli.pairs import LocalPairs
+    from sfumato.cli.planning import find_run
+    from sfumato.runtime.artifacts import ArtifactStore
+
     folder = find_run(run, settings)
-    artifacts = ArtifactStore(settings.artifacts_url)
-    pairs = waiting_pairs(_plan(folder), folder.name, artifacts)
-    for pair, accepted in _chosen(pairs, accept or (), reject or ()):
-        answer(pair.task, artifacts, accepted, "" if accepted else reason)
-        pairs.remove(pair)
-    files = _written(pairs, artifacts, pictures) if pictures else {}
-    if as_json:
-        typer.echo(json.dumps([_entry(pair, files) for pair in pairs], indent=1))
-        return
-    console = Console(highlight=False)
-    if not (accept or reject):
-        pairs = _Review(console, artifacts, files).ask(pairs)
-    if pairs:
-        console.print(f"{len(pairs)} pairs still wait: sfumato review {folder.name}", soft_wrap=True)
-    else:
-        console.print(f"No pair waits for a person. Let the run go on: sfumato run --resume {folder.name}", soft_wrap=True)
+    return LocalPairs(_plan(folder), folder.name, ArtifactStore(settings.artifacts_url))
 
 
 class _Review:
     """The conversation in the terminal."""
 
-    def __init__(self, console: Console, artifacts: ArtifactStore, files: dict[str, Path]) -> None:
-        self.console, self.artifacts, self.files = console, artifacts, files
+    def __init__(self, console: Console, desk: Pairs, files: dict[str, Path]) -> None:
+        self.console, self.desk, self.files = console, desk, files
 
     def ask(self, pairs: Sequence[Pair]) -> list[Pair]:
         """Show one pair after the other; those that are left."""
-        from orchestrator.reviewing import answer
-
         left = list(pairs)
         for number, pair in enumerate(pairs, 1):
             self.console.rule(f"{number} of {len(pairs)}")
@@ -81,8 +97,7 @@ class _Review:
             if isinstance(said, str):
                 continue
             accepted, reason = said
-            stored = answer(pair.task, self.artifacts, accepted, reason).values[0]
-            if stored != {"accepted": accepted, "reason": reason}:
+            if self.desk.answer(pair, accepted, reason) != (accepted, reason):
                 self._say("Somebody answered this one meanwhile; that stands.")
             left.remove(pair)
         return left
@@ -90,23 +105,22 @@ class _Review:
     def _show(self, pair: Pair) -> None:
         from sfumato.cli.pictures import COLOURS, side_by_side
 
-        sample = pair.sample
-        self._say(sample.prompt, "bold")
-        if sample.asked != sample.prompt:
-            self._say(f"asked: {sample.asked}", "dim")
-        if pair.task.id in self.files:
-            self._say(f"before | after: {self.files[pair.task.id]}")
+        self._say(pair.prompt, "bold")
+        if pair.asked != pair.prompt:
+            self._say(f"asked: {pair.asked}", "dim")
+        if pair.id in self.files:
+            self._say(f"before | after: {self.files[pair.id]}")
         elif self.console.color_system is None:
             self._say("No colours here, so no pictures: sfumato review ID --pictures FOLDER writes them.", "dim")
         else:
-            room = self.console.height - len(sample.regions) - 8
-            self.console.print(side_by_side(*self._pictures(pair), sample.regions, self.console.width, max(room, 8)))
-        for number, region in enumerate(sample.regions):
+            room = self.console.height - len(pair.regions) - 8
+            self.console.print(side_by_side(*self._pictures(pair), pair.regions, self.console.width, max(room, 8)))
+        for number, region in enumerate(pair.regions):
             self._say(f"■ {region.prompt}", COLOURS[number % len(COLOURS)])
-        self._say(_scores(sample))
+        self._say(_scores(pair))
 
     def _pictures(self, pair: Pair) -> tuple[Image, Image]:
-        return _decoded(pair, self.artifacts)
+        return _decoded(pair, self.desk)
 
     def _answer(self) -> tuple[bool, str] | str | None:
         """(accepted, reason), "skip", or None to end."""
@@ -160,19 +174,19 @@ def _chosen(pairs: Sequence[Pair], accept: Sequence[str], reject: Sequence[str])
     chosen = []
     for field, prefixes in (("accept", accept), ("reject", reject)):
         for prefix in prefixes:
-            found = [pair for pair in pairs if prefix and pair.task.id.startswith(prefix)]
+            found = [pair for pair in pairs if prefix and pair.id.startswith(prefix)]
             if len(found) != 1:
                 what = "more than one waiting pair has" if found else "no waiting pair has"
                 raise InvalidInput(field, f"{what} an id that begins with {prefix!r}.", hint="The ids: sfumato review ID --json")
             chosen.append((found[0], field == "accept"))
-    named = [pair.task.id for pair, _ in chosen]
+    named = [pair.id for pair, _ in chosen]
     twice = [name for name in named if named.count(name) > 1]
     if twice:
         raise InvalidInput("accept", f"the pair {twice[0][:12]} is named twice.")
     return chosen
 
 
-def _written(pairs: Sequence[Pair], artifacts: ArtifactStore, folder: Path) -> dict[str, Path]:
+def _written(pairs: Sequence[Pair], desk: Pairs, folder: Path) -> dict[str, Path]:
     """A PNG for every pair: the left picture with its boxes and advice, and the right one."""
     from sfumato.cli.pictures import pair_picture
     from sfumato.errors import InvalidInput
@@ -182,42 +196,25 @@ def _written(pairs: Sequence[Pair], artifacts: ArtifactStore, folder: Path) -> d
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InvalidInput("pictures", f"{folder} cannot be made ({error.strerror}).") from error
-    files = {pair.task.id: folder / f"{number:03d}-{pair.task.id[:12]}.png" for number, pair in enumerate(pairs, 1)}
+    files = {pair.id: folder / f"{number:03d}-{pair.id[:12]}.png" for number, pair in enumerate(pairs, 1)}
     for pair in pairs:
-        write_png(pair_picture(*_decoded(pair, artifacts), pair.sample.regions), files[pair.task.id], "pictures")
+        write_png(pair_picture(*_decoded(pair, desk), pair.regions), files[pair.id], "pictures")
     return files
 
 
-def _decoded(pair: Pair, artifacts: ArtifactStore) -> tuple[Image, Image]:
+def _decoded(pair: Pair, desk: Pairs) -> tuple[Image, Image]:
     from sfumato.runtime.images import decode_image
 
-    before, after = (decode_image(artifacts.get(name)) for name in _names(pair.task))
+    before, after = (decode_image(desk.fetch(name)) for name in (pair.before, pair.after))
     return before, after
-
-
-def _names(task: Task) -> tuple[str, str]:
-    return task.items[0]["a"], task.items[0]["b"]
 
 
 def _entry(pair: Pair, files: dict[str, Path]) -> dict[str, Any]:
     """A waiting pair, for scripts."""
-    sample = pair.sample
-    before, after = _names(pair.task)
-    entry: dict[str, Any] = {
-        "id": pair.task.id,
-        "iteration": pair.iteration,
-        "prompt": sample.prompt,
-        "asked": sample.asked,
-        "seed": sample.seed,
-        "before": before,
-        "after": after,
-        "regions": [{"bbox": list(region.box), "prompt": region.prompt} for region in sample.regions],
-        "scores_before": dict(sample.scores_before or {}),
-        "scores_after": dict(sample.scores_after or {}),
-    }
-    return entry | ({"picture": str(files[pair.task.id])} if pair.task.id in files else {})
+    entry = asdict(pair) | {"regions": [{"bbox": list(region.box), "prompt": region.prompt} for region in pair.regions]}
+    return entry | ({"picture": str(files[pair.id])} if pair.id in files else {})
 
 
-def _scores(sample: Sample) -> str:
-    before, after = sample.scores_before or {}, sample.scores_after or {}
+def _scores(pair: Pair) -> str:
+    before, after = pair.scores_before, pair.scores_after
     return "   ".join(f"{name} {before[name]:.2f} -> {after[name]:.2f} ({after[name] - before[name]:+.2f})" for name in before)

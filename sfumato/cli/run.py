@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sfumato.cli.runs import Server
+
 if TYPE_CHECKING:
     from orchestrator.recipes.artaug import Plan
     from sfumato.runtime.settings import Settings
@@ -19,14 +21,19 @@ def run(
     plan: Annotated[bool, typer.Option("--plan", help="Check the spec, print what it would cost; start nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the report's path.")] = False,
     runs: Annotated[Path | None, typer.Option(help="Where runs lie (default: runs/, or SFUMATO_RUNS).")] = None,
+    server: Server = "",
+    local: Annotated[bool, typer.Option("--local", help="Run it in this process, whatever is up.")] = False,
 ) -> None:
     """Run the loop until it brings no more; what is finished already is not done again. Prints the path of the report.
 
-    A run's id is its spec's name and a hash of all its result depends on, so the same spec goes on where it stood.
+    A run's id is its spec's name and a hash of all its result depends on, so the same spec goes on where it stood. The orchestrator at
+    --server does it, else that of the system that is up here, else this process; Ctrl-C ends this process's run, and only the
+    watching of another's. The files are the same either way, byte by byte.
 
     Examples: sfumato run configs/artaug-vista.yaml; sfumato run configs/artaug-flux1-dev.yaml --plan; sfumato run --resume ID
     """
     from sfumato.cli.planning import find_run, planned, read_record, recorded
+    from sfumato.cli.servers import server_of
     from sfumato.errors import InvalidInput
     from sfumato.runtime.settings import Settings
 
@@ -40,7 +47,9 @@ def run(
             raise InvalidInput("plan", "it is made from a spec.", hint="Example: sfumato run configs/artaug-vista.yaml --plan")
         show_plan(spec, settings, as_json=as_json)
         return
-    if resume:
+    if server_of("orchestrator", server, local, settings.runs):
+        folder = _remote(spec, resume, server, settings)
+    elif resume:
         folder = find_run(resume, settings)
         if not read_record(folder).finished:
             _execute(recorded(folder, settings), folder, settings)
@@ -49,6 +58,16 @@ def run(
         todo, folder = planned(spec, settings)
         _execute(todo, folder, settings)
     typer.echo(_result(folder) if as_json else folder / "report.html")
+
+
+def _remote(spec: Path | None, resume: str, server: str, settings: Settings) -> Path:
+    """Have an orchestrator do it, and watch; the folder of its files."""
+    from sfumato.cli import remote
+    from sfumato.v1.orchestrator_pb2 import ResumeRequest
+
+    with remote.connect(server, settings) as link:
+        run = link.call("Resume", ResumeRequest(run_id=resume)).run if spec is None else link.call("Submit", remote.submission_of(spec)).run
+        return remote.follow(link, run.id, settings)
 
 
 def _result(folder: Path) -> str:

@@ -168,7 +168,8 @@ class Bus:
         self._name = name
         self.client: Client
         self.js: JetStreamContext
-        self._acknowledgements: dict[str, asyncio.Future[dict[str, Any]]] = {}
+        # What was sent and when, on the monotonic clock, the oldest first.
+        self._acknowledgements: dict[str, tuple[asyncio.Future[dict[str, Any]], float]] = {}
         self._tokens = itertools.count()
         # When the first attempts to connect end, on the monotonic clock.
         self._give_up = math.inf
@@ -233,29 +234,31 @@ class Bus:
 
     async def _probe(self) -> None:
         """Ask now and then whether JetStream is there. A server that is cut off from its cluster takes messages all the same, and
-        nothing comes of them: leave it for another.
+        nothing comes of them: leave it for another. (It may lead the cluster for a while yet, and answer questions.)
         """
         silences, js = 0, self.client.jetstream(timeout=PROBE)
         while not self.client.is_closed:
             await asyncio.sleep(PROBE)
             if not self.client.is_connected:
                 continue
-            asked = time.monotonic()
+            since = time.monotonic()
             try:
                 await js.account_info()
-                silences, self._silent_since = 0, None
-            except NatsError as error:
+                silences = 0
+            except NatsError:
                 silences += 1
-                if self._silent_since is None:
-                    self._silent_since = asked
-                if silences >= SILENCES and len(self.client.servers) > 1:
-                    log.warning("bus: this server is cut off from its cluster (%s); trying another", error)
-                    silences = 0
-                    await self.client.force_reconnect()
+            _, oldest = next(iter(self._acknowledgements.values()), (None, math.inf))
+            if oldest < since - SILENCES * PROBE:
+                silences, since = SILENCES, oldest
+            self._silent_since = min(since, self._silent_since or since) if silences else None
+            if silences >= SILENCES and len(self.client.servers) > 1:
+                log.warning("this server of the bus seems cut off from its cluster; trying another")
+                silences = 0
+                await self.client.force_reconnect()
 
     def _forget(self) -> None:
         """Acknowledgements that were on their way when the connection broke never come."""
-        for future in list(self._acknowledgements.values()):
+        for future, _ in list(self._acknowledgements.values()):
             if not future.done():
                 future.set_exception(ConnectionReconnectingError())
 
@@ -283,13 +286,13 @@ class Bus:
             raise ConnectionReconnectingError
         token = str(next(self._tokens))
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self._acknowledgements[token] = future
+        self._acknowledgements[token] = future, time.monotonic()
         future.add_done_callback(lambda _: self._acknowledgements.pop(token, None))
         await self.client.publish(subject, data, reply=f"{self._inbox}.{token}", headers=dict(headers) if headers else None)
         return future
 
     async def _acknowledged(self, message: Msg) -> None:
-        future = self._acknowledgements.get(message.subject.rpartition(".")[2])
+        future, _ = self._acknowledgements.get(message.subject.rpartition(".")[2], (None, 0.0))
         if future is None or future.done():
             return
         if message.headers and message.headers.get("Status") == "503":

@@ -17,11 +17,13 @@ from sfumato.errors import (
     BrokenWeights,
     Busy,
     Conflict,
+    Faults,
     InvalidInput,
     MissingWeights,
     NotFound,
     SfumatoError,
     Unavailable,
+    WrongState,
 )
 from sfumato.runtime.serving.artifacts import CHUNK
 from sfumato.runtime.serving.status import DETAILS
@@ -36,6 +38,7 @@ KINDS: dict[str, type[SfumatoError]] = {
     "CONFLICT": Conflict,
     "BUSY": Busy,
     "UNAVAILABLE": Unavailable,
+    "WRONG_STATE": WrongState,
     "MISSING_WEIGHTS": MissingWeights,
     "BROKEN_WEIGHTS": BrokenWeights,
 }
@@ -66,7 +69,7 @@ def calling(address: str = "") -> Iterator[None]:
 
     Raises:
         InvalidInput: the service refused a field (``field`` is its path in the message), or the token.
-        NotFound, Conflict, Busy, Unavailable, MissingWeights, BrokenWeights, AnswerRejected: as the service raised them;
+        NotFound, Conflict, WrongState, Busy, Unavailable, MissingWeights, BrokenWeights, AnswerRejected: as the service raised them;
             Unavailable too where nobody answers at ``address`` or not in time.
         SfumatoError: the service failed.
     """
@@ -83,8 +86,7 @@ def error_of(error: grpc.RpcError, address: str = "") -> SfumatoError:
     code, told = error.code(), error.details() or "no reason was given"
     reason, violations = _details(error)
     if violations:
-        words = [f"{v.field}: {v.description}" for v in violations[1:]]
-        return InvalidInput(violations[0].field, "; ".join([violations[0].description, *words]))
+        return Faults([(violation.field, violation.description) for violation in violations])
     if reason in KINDS:
         return KINDS[reason](told)
     if reason == "ANSWER_REJECTED":
@@ -103,8 +105,10 @@ def error_of(error: grpc.RpcError, address: str = "") -> SfumatoError:
             return Unavailable(f"{where} gave the call up ({told}).", hint="Is it being ended? Call again.")
         case grpc.StatusCode.UNIMPLEMENTED:
             return Unavailable(f"{where} does not offer this call.", hint="Is this the address of another service, or of an older one?")
-        case grpc.StatusCode.RESOURCE_EXHAUSTED:
+        case grpc.StatusCode.RESOURCE_EXHAUSTED if "larger than" in told:
             return SfumatoError(f"{where} cannot take or give this message ({told}).", hint="Large files travel as artifacts.")
+        case grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return Busy(f"{where} has as many calls open as it takes.", hint="Try again later, or ask another replica.")
     return SfumatoError(f"{where} failed ({told}).")
 
 

@@ -264,17 +264,19 @@ class Outcome(_message.Message):
     def __init__(self, stop_reason: _Optional[str] = ..., error: _Optional[str] = ..., hint: _Optional[str] = ..., files: _Optional[_Mapping[str, str]] = ..., set_aside: _Optional[_Iterable[_Union[SetAside, _Mapping]]] = ...) -> None: ...
 
 class SetAside(_message.Message):
-    __slots__ = ("task_id", "stage", "reason")
-    TASK_ID_FIELD_NUMBER: _ClassVar[int]
-    STAGE_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("iteration", "reason", "samples", "pairs")
+    ITERATION_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
-    task_id: str
-    stage: str
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    PAIRS_FIELD_NUMBER: _ClassVar[int]
+    iteration: int
     reason: str
-    def __init__(self, task_id: _Optional[str] = ..., stage: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    samples: int
+    pairs: int
+    def __init__(self, iteration: _Optional[int] = ..., reason: _Optional[str] = ..., samples: _Optional[int] = ..., pairs: _Optional[int] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("iteration", "stage", "done", "total", "reused", "note", "metrics", "pair", "outcome", "number", "time")
+    __slots__ = ("iteration", "stage", "done", "total", "reused", "note", "metrics", "pair", "outcome", "number", "time", "set_aside")
     ITERATION_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
@@ -286,6 +288,7 @@ class Event(_message.Message):
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
+    SET_ASIDE_FIELD_NUMBER: _ClassVar[int]
     iteration: int
     stage: str
     done: int
@@ -297,7 +300,8 @@ class Event(_message.Message):
     outcome: str
     number: int
     time: _timestamp_pb2.Timestamp
-    def __init__(self, iteration: _Optional[int] = ..., stage: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ..., reused: _Optional[int] = ..., note: _Optional[str] = ..., metrics: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., pair: _Optional[_Union[ShownPair, _Mapping]] = ..., outcome: _Optional[str] = ..., number: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    set_aside: int
+    def __init__(self, iteration: _Optional[int] = ..., stage: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ..., reused: _Optional[int] = ..., note: _Optional[str] = ..., metrics: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., pair: _Optional[_Union[ShownPair, _Mapping]] = ..., outcome: _Optional[str] = ..., number: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., set_aside: _Optional[int] = ...) -> None: ...
 
 class ShownPair(_message.Message):
     __slots__ = ("prompt", "before", "after", "regions")

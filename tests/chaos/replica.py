@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,10 +24,10 @@ SECONDS = 0.5
 class Numbers:
     """The run so far."""
 
-    samples: tuple[int, ...]
+    samples: Sequence[int]
     total: int = 0
 
-    def with_samples(self, samples: tuple[int, ...]) -> "Numbers":
+    def with_samples(self, samples: Sequence[int]) -> "Numbers":
         return replace(self, samples=samples)
 
 
@@ -69,7 +70,7 @@ def main(target: Path) -> None:
         try:
             transport.next()
         except PoisonTask as error:
-            target.write_text(json.dumps({"samples": state.samples, "total": state.total, "poison": error.task_id}))
+            target.write_text(json.dumps({"samples": list(state.samples), "total": state.total, "poison": error.task_id}))
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ def test_a_run_among_falling_processes_ends_in_the_same_bytes(tmp_path: Path, fa
         for number, replica in enumerate(killer.replicas):
             assert replica.wait(180) == 0, (tmp_path / "replicas.log").read_text()[-4000:]
             state = json.loads(killer.result(number).read_text())
-            assert (tuple(state["samples"]), state["total"]) == (expected.samples, expected.total)
+            assert (tuple(state["samples"]), state["total"]) == (tuple(expected.samples), expected.total)
             assert state["poison"] == POISON.id
 
         assert _contents(tmp_path / "artifacts") == _contents(undisturbed)

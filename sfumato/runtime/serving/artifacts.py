@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc.aio
 
-from sfumato.errors import Busy, InvalidInput, NotFound
+from sfumato.errors import Busy, InvalidInput, NotFound, Unavailable
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.v1.artifacts_pb2 import GetRequest, GetResponse, PutRequest, PutResponse, StatRequest, StatResponse
 from sfumato.v1.artifacts_pb2_grpc import ArtifactServiceServicer, add_ArtifactServiceServicer_to_server
@@ -18,6 +18,8 @@ from sfumato.v1.artifacts_pb2_grpc import ArtifactServiceServicer, add_ArtifactS
 NAME = "sfumato.v1.ArtifactService"
 CHUNK = 2**19
 """Bytes of a piece: any message limit leaves room for it."""
+PATIENCE = 60.0
+"""Seconds for which a sender may say nothing; what it sent so far takes others' room."""
 
 
 def mount(server: grpc.aio.Server, artifacts: ArtifactStore, limit: int) -> str:
@@ -29,16 +31,16 @@ def mount(server: grpc.aio.Server, artifacts: ArtifactStore, limit: int) -> str:
 class ArtifactServicer(ArtifactServiceServicer):
     """See ``protos/sfumato/v1/artifacts.proto``."""
 
-    def __init__(self, artifacts: ArtifactStore, limit: int) -> None:
+    def __init__(self, artifacts: ArtifactStore, limit: int, patience: float = PATIENCE) -> None:
         """``limit`` is bytes: of one file that is put, and of all files on their way at the same time."""
-        self._artifacts, self._limit = artifacts, limit
+        self._artifacts, self._limit, self._patience = artifacts, limit, patience
         self._held = 0
 
     async def Put(self, request_iterator: AsyncIterator[PutRequest], context: Any) -> PutResponse:
         """Store a file, sent in pieces."""
         data, expected = bytearray(), ""
         with self._holding() as hold:
-            async for piece in request_iterator:
+            async for piece in self._patiently(request_iterator):
                 if not data and not expected:
                     expected = piece.digest
                 if not expected or piece.digest not in ("", expected):
@@ -50,6 +52,15 @@ class ArtifactServicer(ArtifactServiceServicer):
             if not expected:
                 raise InvalidInput("digest", "nothing was sent.", hint="Send the file's SHA-256 in the first piece.")
             return await asyncio.to_thread(self._put, bytes(data), expected)
+
+    async def _patiently(self, pieces: AsyncIterator[PutRequest]) -> AsyncIterator[PutRequest]:
+        while True:
+            try:
+                yield await asyncio.wait_for(anext(pieces), self._patience)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                raise Unavailable(f"No piece came for {self._patience:g} seconds.", hint="Send the file again.") from None
 
     def _put(self, data: bytes, expected: str) -> PutResponse:
         found = hashlib.sha256(data).hexdigest()

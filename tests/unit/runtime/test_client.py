@@ -6,7 +6,8 @@ import asyncio
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from sfumato.errors import (
 )
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.client import calling, channel, download, upload
-from sfumato.runtime.serving.artifacts import CHUNK
+from sfumato.runtime.serving.artifacts import CHUNK, ArtifactServicer
 from sfumato.runtime.serving.lane import Lane
 from sfumato.runtime.serving.server import Server, Service
 from sfumato.runtime.settings import ClientSettings, ServingSettings
@@ -154,6 +155,28 @@ def test_files_on_their_way_are_bounded_together(open_channel: grpc.Channel) -> 
     go.set()
     assert answer.result().size == len(first)
     assert upload(open_channel, second)
+
+
+def test_a_sender_that_falls_silent_is_not_waited_for(store: ArtifactStore) -> None:
+    async def silent() -> AsyncIterator[PutRequest]:
+        yield PutRequest(digest="0" * 64, chunk=b"some")
+        await asyncio.Event().wait()
+
+    with pytest.raises(Unavailable, match="No piece came"):
+        asyncio.run(ArtifactServicer(store, 2**20, patience=0.02).Put(silent(), None))
+
+
+def test_more_calls_than_a_service_has_open_find_it_busy(store: ArtifactStore) -> None:
+    with serving(store, max_calls=1) as (address, scoring), channel(address, NOTHING) as opened:
+        scoring.error = None
+        stub = scoring_pb2_grpc.ScoringServiceStub(opened)
+        both = [stub.ListMetrics.future(scoring_pb2.ListMetricsRequest()) for _ in range(2)]
+        while not (done := [call for call in both if call.done()]):
+            time.sleep(0.005)
+        with pytest.raises(Busy, match="as many calls open"), calling():
+            done[0].result()
+        for call in both:
+            call.cancel()
 
 
 def test_what_is_not_there_or_damaged_is_said(open_channel: grpc.Channel, store: ArtifactStore) -> None:

@@ -9,7 +9,7 @@ import pytest
 from services.generator.tasks import HANDLERS
 from sfumato.errors import InvalidInput
 from sfumato.runtime.artifacts import ArtifactStore
-from sfumato.runtime.images import decode_image
+from sfumato.runtime.images import decode_image, encode_png
 from sfumato.runtime.tasks import Task
 from sfumato.runtime.versions import model_version
 from tests.unit.diffusion import tiny
@@ -24,8 +24,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def _painted(folder: Path, model: str, **params: Any) -> np.ndarray:
+def _painted(folder: Path, model: str, start: dict[str, Any] | None = None, **params: Any) -> np.ndarray:
     item = {"prompt": "a red house", "seed": 3, "regions": [{"prompt": "a lake", "box": [0, 0, 16, 32]}]}
+    item |= {} if start is None else {"start": start}
     named = {"model": model_version(Path(model)), "model_reference": model}
     task = Task(stage="any", kind="generator.paint", items=(item,), params=PARAMS | params, **named)
     return decode_image(HANDLERS[task.kind](task, ArtifactStore(str(folder))).files["0.png"]).astype(int)
@@ -39,6 +40,16 @@ def test_precision_and_the_reach_of_advice_are_the_tasks(tmp_path: Path, model: 
     assert np.abs(plain - _painted(tmp_path, model, memory=1)).max() <= 1  # a row at a time: the same but for rounding
     assert not np.array_equal(plain, _painted(tmp_path, model, regional_steps=0.5))
     assert not np.array_equal(plain, _painted(tmp_path, model, soft_edges=8.0))
+
+
+def test_noise_on_the_condition_and_a_start_are_the_tasks(tmp_path: Path, model: str) -> None:
+    plain = _painted(tmp_path, model)
+    assert np.array_equal(plain, _painted(tmp_path, model, condition_noise=0.0))
+    noised = _painted(tmp_path, model, condition_noise=0.5)
+    assert not np.array_equal(plain, noised)
+    picture = ArtifactStore(str(tmp_path)).put(encode_png(noised.astype(np.uint8)))
+    assert not np.array_equal(plain, _painted(tmp_path, model, {"picture": picture, "strength": 0.5}))
+    assert np.array_equal(plain, _painted(tmp_path, model, {"picture": picture, "strength": 1.0}))
 
 
 def test_an_unknown_precision_is_refused_by_its_field(tmp_path: Path, model: str) -> None:

@@ -131,9 +131,3 @@ def _lineage() -> None:
         sa.PrimaryKeyConstraint("node_id", "relation", "source_id", name=op.f("pk_edges")),
     )
     op.create_index("ix_edges_source", "edges", ["source_id"])
-
-
-def downgrade() -> None:
-    """Backwards: everything goes."""
-    for table in ("edges", "nodes", "alias_moves", "aliases", "version_adapters", "versions", "adapters", "bases", "events", "clock"):
-        op.drop_table(table)

@@ -108,6 +108,14 @@ def test_merging_adds_updates_up_and_says_so(registry: Registry) -> None:
     np.testing.assert_allclose(_delta(registry.adapter(mean.parts[0].adapter)), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_a_merge_that_comes_back_to_where_it_came_from_is_what_is_there_already(registry: Registry) -> None:
+    whole = registry.merge([(register(registry, 1).id, 1.0)])
+    assert registry.merge([(whole.id, 1.0)]) == whole
+    double = registry.merge([(whole.id, 2.0)])
+    assert double.id != whole.id and registry.merge([(double.id, 0.5)]) == whole
+    assert whole.id not in {edge.source for edge in registry.lineage(whole.id).edges}
+
+
 def test_what_cannot_be_merged_is_refused(registry: Registry) -> None:
     one, other = register(registry, 1), registry.register(Base("f" * 64, "other"))
     for references in ([], [(one.id, 1.0), (other.id, 1.0)], [(one.id, float("inf"))]):
