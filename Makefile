@@ -7,7 +7,7 @@ SPEC ?= configs/artaug-vista.yaml
 BIN := .venv/bin
 PACKAGES := sfumato services orchestrator tests
 
-.PHONY: help setup demo up test lint types contracts unit protos clean
+.PHONY: help setup demo up test lint types contracts chaos unit protos clean
 .DEFAULT_GOAL := help
 
 help:  ## say what can be made
@@ -40,6 +40,9 @@ types: setup  ## pyright, standard mode
 
 contracts: setup  ## who may import whom
 	$(BIN)/lint-imports
+
+chaos: setup  ## a run of the whole system among sixty faults
+	$(BIN)/pytest tests/chaos --faults 60
 
 unit: setup
 	$(BIN)/pytest

@@ -60,13 +60,13 @@ def measure() -> dict[str, float]:
     return {
         "seconds": ended - began,
         "tasks": used.tasks,
-        "outside_engines": 1 - _covered(spans, began, ended) / (ended - began),
-        "outside_engines_once_started": 1 - _covered(spans, first, ended) / (ended - first),
+        "outside_engines": 1 - covered(spans, began, ended) / (ended - began),
+        "outside_engines_once_started": 1 - covered(spans, first, ended) / (ended - first),
         "repetition_share": (done - again) / (ended - began),
     }
 
 
-def _covered(spans: list[tuple[float, float]], start: float, end: float) -> float:
+def covered(spans: list[tuple[float, float]], start: float, end: float) -> float:
     """Seconds between ``start`` and ``end`` in which at least one worker was at work."""
     covered, until = 0.0, start
     for began, ended in spans:

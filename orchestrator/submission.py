@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import PurePosixPath, PureWindowsPath
+from functools import lru_cache
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from orchestrator.models import find_models
+from orchestrator.models import find_models, stamp
 from orchestrator.runs import Record, Weights
 from orchestrator.spec import METRICS, PromptSets, RunSpec, run_id
 from sfumato.errors import Faults, InvalidInput, SfumatoError
@@ -20,6 +21,7 @@ from sfumato.runtime.references import VISTA, model_folder, present_folder
 from sfumato.runtime.settings import Settings
 from sfumato.vista import weights
 
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 DEEPEST = 16
 """Levels of a spec; it has three."""
 SETS = {"prompts": "train", "tune": "tune", "evaluate": "heldout"}
@@ -76,13 +78,13 @@ def _parsed(text: str) -> dict[str, Any]:
     """The text as a mapping. What would grow when it is read, or is nested without end, is refused before."""
     try:
         depth = 0
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        for event in yaml.parse(text, Loader=LOADER):
             if isinstance(event, yaml.AliasEvent):
                 raise Faults([("spec", "it has an alias (*); write things out.")])
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEEPEST:
                 raise Faults([("spec", f"it is nested more than {DEEPEST} levels deep.")])
-        content = yaml.safe_load(text)
+        content = yaml.load(text, Loader=LOADER)
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise Faults([("spec", f"this is not YAML: {' '.join(str(error).split())[:300]}")]) from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
@@ -174,13 +176,22 @@ def _missing(reference: str, part: str, settings: Settings) -> str:
         return f"{reference[:200]!r} is neither \"vista\" nor a name on the hub (OWNER/NAME), and folders of a client mean nothing here."
     if reference == VISTA and part not in ("generator", "understanding", *BUILT_IN):
         return "Vista has no weights for it: name some, as OWNER/NAME."
+    if reference == VISTA:
+        return _vista(part, settings.weights, stamp(settings))
     try:
-        if reference == VISTA:
-            model_folder(reference, part, settings)
-        elif present_folder(reference, part, settings) is None:
+        if present_folder(reference, part, settings) is None:
             return f"{reference[:200]} is not on the orchestrator's machine, and is not fetched for a request. Fetch it there first."
     except InvalidInput as error:
         return str(error).removeprefix(f"{error.field}: ")
+    except SfumatoError as error:
+        return str(error)
+    return ""
+
+
+@lru_cache(maxsize=64)
+def _vista(part: str, root: Path | None, _: tuple[int, ...]) -> str:
+    try:
+        model_folder(VISTA, part, Settings(weights=root))
     except SfumatoError as error:
         return str(error)
     return ""

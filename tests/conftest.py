@@ -1,3 +1,10 @@
 """Shared by all tests: sfumato is imported before any test module imports transformers or diffusers by itself."""
 
+import pytest
+
 import sfumato as sfumato
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How hard the chaos tests strike."""
+    parser.addoption("--faults", type=int, default=8, help="faults in tests/chaos's run of the whole system (60: the long variant)")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from sfumato.cli.servers import Local, server_option
 
 if TYPE_CHECKING:
     from sfumato.types import GenerateRequest, Image, Region
@@ -29,47 +32,90 @@ def generate(
     scale: Annotated[float, typer.Option(help="The LoRA's weight.")] = 1.0,
     upscale: Annotated[int, typer.Option(min=1, max=16, help="Write every pixel this many times larger.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    server: Annotated[str, server_option("generator")] = "",
+    local: Local = False,
 ) -> None:
-    """Paint a picture.
+    """Paint a picture, by the service of the system that is up, or in this process.
 
     Example: sfumato generate "a full moon over mountains and a lake at night" --seed 7 -o moon.png
     """
-    from services.generator.engine import load_generator
+    from sfumato.cli.calls import address_of
     from sfumato.errors import InvalidInput
-    from sfumato.lora.files import load
-    from sfumato.runtime.device import pick_device
-    from sfumato.runtime.settings import Settings
-    from sfumato.types import GenerateRequest
-    from sfumato.vista import weights
 
     if not output.parent.is_dir() or output.is_dir():
         raise InvalidInput("output", f"{output} cannot be written: its folder does not exist or it is a folder.")
     advice = _regions(regions)
     if not prompt.strip():
         raise InvalidInput("prompt", "is empty.", hint="Say what the picture should show.")
-    folder = weights.locate("generator", Settings().weights or weights.ROOT) if model == "vista" else Path(model)
+    address = address_of("generator", server, local, "" if model == "vista" else "model")
+    options = _Options(prompt, seed, width, height, steps, guidance, advice, regional_steps, soft_edges)
+    paint = _painted_there if address else _painted_here
+    image, request, seconds = paint(options, address or model, adapter, scale)
+    parameters = _parameters(request, model) | ({"adapter": str(adapter), "scale": scale} if adapter else {})
+    _write(image, upscale, parameters, output)
+    report = json.dumps({"file": str(output), "seconds": round(seconds, 3), **parameters})
+    typer.echo(report if as_json else f"{output}  ({seconds:.2f} s)")
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """What was asked for; what is None is the model's to say."""
+
+    prompt: str
+    seed: int
+    width: int | None
+    height: int | None
+    steps: int | None
+    guidance: float | None
+    regions: tuple[Region, ...]
+    regional_steps: float
+    soft_edges: float
+
+    def request(self, limits: Any) -> GenerateRequest:
+        """The request, with the defaults of a model's limits."""
+        from sfumato.types import GenerateRequest
+
+        return GenerateRequest(
+            prompt=self.prompt,
+            seed=self.seed,
+            width=limits.default_size if self.width is None else self.width,
+            height=limits.default_size if self.height is None else self.height,
+            steps=limits.default_steps if self.steps is None else self.steps,
+            guidance_scale=limits.default_guidance if self.guidance is None else self.guidance,
+            regions=self.regions,
+            regional_steps=self.regional_steps,
+            soft_edges=self.soft_edges,
+        )
+
+
+def _painted_here(options: _Options, model: str, adapter: Path | None, scale: float) -> tuple[Image, GenerateRequest, float]:
+    """The picture by a model in this process, what was asked of it in full, and the seconds."""
+    from services.generator.engine import load_generator
+    from sfumato.lora.files import load
+    from sfumato.runtime.device import pick_device
+    from sfumato.runtime.references import vista_root
+    from sfumato.runtime.settings import Settings
+    from sfumato.vista import weights
+
+    folder = weights.locate("generator", vista_root(Settings())) if model == "vista" else Path(model)
     engine = load_generator(folder, device=pick_device())
-    limits = engine.limits
-    request = GenerateRequest(
-        prompt=prompt,
-        seed=seed,
-        width=limits.default_size if width is None else width,
-        height=limits.default_size if height is None else height,
-        steps=limits.default_steps if steps is None else steps,
-        guidance_scale=limits.default_guidance if guidance is None else guidance,
-        regions=advice,
-        regional_steps=regional_steps,
-        soft_edges=soft_edges,
-    )
+    request = options.request(engine.limits)
     if adapter is not None:
         engine.set_adapter(load(adapter), scale)
     started = time.perf_counter()
-    picture = engine.generate([request])[0]
-    seconds = time.perf_counter() - started
-    parameters = _parameters(request, model) | ({"adapter": str(adapter), "scale": scale} if adapter else {})
-    _write(picture.image, upscale, parameters, output)
-    report = json.dumps({"file": str(output), "seconds": round(seconds, 3), **parameters})
-    typer.echo(report if as_json else f"{output}  ({seconds:.2f} s)")
+    return engine.generate([request])[0].image, request, time.perf_counter() - started
+
+
+def _painted_there(options: _Options, address: str, adapter: Path | None, scale: float) -> tuple[Image, GenerateRequest, float]:
+    """The same by the service at an address."""
+    from sfumato.cli.calls import painter
+
+    with painter(address) as served:
+        request = options.request(served.limits)
+        if adapter is not None:
+            served.use(adapter, scale)
+        started = time.perf_counter()
+        return served.paint(request), request, time.perf_counter() - started
 
 
 def _regions(text: str) -> tuple[Region, ...]:

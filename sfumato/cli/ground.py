@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sfumato.cli.servers import Local, server_option
+
 if TYPE_CHECKING:
     from rich.console import Console
 
     from services.grounding.engine import Backend
+    from services.grounding.profiles import Profile
     from sfumato.runtime.settings import Settings
     from sfumato.types import Image, Region
 
@@ -40,6 +43,8 @@ def ground(
     profile: Annotated[str, typer.Option(help="vista, qwen2-vl, qwen2.5-vl or qwen3-vl.")] = "vista",
     model: Annotated[str, typer.Option(help="Folder of the model or its id on a hub; the profile vista has a built-in one.")] = "",
     strategy: Annotated[str, typer.Option(help="single-turn, or three-turn: describe, analyse, then the list.")] = "single-turn",
+    server: Annotated[str, server_option("grounding")] = "",
+    local: Local = False,
 ) -> None:
     """Print where and how a picture could be more beautiful: ArtAug's JSON, boxes in pixels.
 
@@ -47,25 +52,40 @@ def ground(
     """
     from rich.console import Console
 
-    from services.grounding.engine import GroundingEngine
     from services.grounding.profiles import profile_named
     from sfumato.advice import DESCRIPTION
+    from sfumato.cli.calls import address_of, advice
     from sfumato.errors import InvalidInput
     from sfumato.runtime.images import read_image, write_png
 
     console = Console(stderr=True)
     chosen = profile_named(profile)
-    chosen.strategy(strategy)  # refused before a server is started for it
     picture = read_image(image)
     if url and backend is Choice.transformers:
         raise InvalidInput("url", "is for a server; the transformers backend runs in this process.", hint="Leave out one of them.")
-    with _backend(console, backend, url, profile, model) as asked:
-        answer = GroundingEngine(asked, chosen, strategy).ground(picture, prompt)
-    entries = [{"bbox": list(region.box), DESCRIPTION: region.prompt} for region in answer.regions]
+    given = {"url": url, "backend": backend, "model": model, "profile": profile != "vista"}
+    address = address_of("grounding", server, local, next((name for name, value in given.items() if value), ""))
+    if address:  # its model may know other strategies
+        regions = advice(address, image, prompt, strategy)
+        console.print(f"answered by the service at {address}")
+    else:
+        chosen.strategy(strategy)  # refused before a server is started for it
+        regions = _grounded_here(console, picture, prompt, backend, url, chosen, model, strategy)
+    entries = [{"bbox": list(region.box), DESCRIPTION: region.prompt} for region in regions]
     typer.echo(json.dumps(entries) if as_json or not entries else "[\n  " + ",\n  ".join(map(json.dumps, entries)) + "\n]")
     if draw is not None:
-        write_png(drawn(picture, answer.regions), draw, "draw")
+        write_png(drawn(picture, regions), draw, "draw")
         console.print(f"boxes drawn in {draw}")
+
+
+def _grounded_here(
+    console: Console, picture: Image, prompt: str, backend: Choice | None, url: str, profile: Profile, model: str, strategy: str
+) -> Sequence[Region]:
+    """The advice of a model that this process asks."""
+    from services.grounding.engine import GroundingEngine
+
+    with _backend(console, backend, url, profile.name, model) as asked:
+        return GroundingEngine(asked, profile, strategy).ground(picture, prompt).regions
 
 
 def drawn(picture: Image, regions: Sequence[Region], least: int = 512) -> Image:

@@ -50,7 +50,7 @@ def recorded(folder: Path, settings: Settings) -> Plan:
     record = read_record(folder)
     spec = RunSpec.model_validate(record.spec)
     models = find_models(spec, _here(settings))
-    changed = [name for name, model in models.items() if model.version != record.models[name]["version"]]
+    changed = [name for name, model in models.items() if model.version != record.models.get(name, {}).get("version")]
     if changed:
         raise InvalidInput("resume", f"the weights of {', '.join(changed)} changed since the run began.", hint="Start a new run.")
     sets = {name: held(prompts, len(prompts)) for name, prompts in record.prompts.items()}

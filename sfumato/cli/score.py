@@ -6,14 +6,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from sfumato.cli.servers import Local, server_option
 from sfumato.errors import BrokenWeights, InvalidInput, MissingWeights
-
-if TYPE_CHECKING:
-    from services.scoring.loading import Scorers
 
 
 def score(
@@ -23,6 +21,8 @@ def score(
     model: Annotated[list[str] | None, typer.Option(metavar="METRIC=REF", help="Other weights: a folder or a hub model.")] = None,
     show: Annotated[bool, typer.Option("--list", help="Say what every metric means, and which weights stand behind it.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    server: Annotated[str, server_option("scoring")] = "",
+    local: Local = False,
 ) -> None:
     """Score pictures: aesthetic (1 to 10), CLIP agreement with the prompt (cosine x 100), PickScore and MPS preference.
 
@@ -31,33 +31,50 @@ def score(
 
     Example: sfumato score moon.png --prompt "a full moon over mountains at night"
     """
-    from services.scoring.engine import ScoringEngine, check_prompt, win_probability
-    from services.scoring.loading import Scorers
-    from sfumato.runtime.device import pick_device
-    from sfumato.runtime.images import read_image
+    from sfumato.cli.calls import address_of
 
-    scorers = Scorers(models=_models(model or []), device=pick_device())
     if show:
-        _list(scorers, as_json)
+        _list(_models(model or []), as_json)
         return
     if not images:
         raise InvalidInput("image", "none is given.", hint="Name one or more files, or ask for --list.")
-    check_prompt(prompt)
-    pictures = [read_image(path, "image") for path in images]
     names = list(dict.fromkeys(name.strip() for name in metrics.split(",") if name.strip()))
-    engine = ScoringEngine(scorers.load(names))
-    scores = engine.score(pictures, [prompt] * len(pictures), names)
+    address = address_of("scoring", server, local, "model" if model else "")
+    scores, versions = _scored_there(images, prompt, names, address) if address else _scored_here(images, prompt, names, model or [])
     preferred = {}
     if len(scores) == 2:
+        from services.scoring.engine import win_probability
+
         logits = [name for name in names if name.removeprefix("vista-") in ("pickscore", "mps")]
         preferred = {name: win_probability(scores[0][name], scores[1][name]) for name in logits}
     if as_json:
         entries = [{"image": str(path)} | row for path, row in zip(images, scores, strict=True)]
-        versions = {metric.name: metric.version for metric in engine.metrics}
         report = {"prompt": prompt, "scores": entries, "versions": versions}
         typer.echo(json.dumps(report | ({"first_preferred": preferred} if preferred else {})))
     else:
         _print(images, names, scores, preferred)
+
+
+def _scored_here(images: list[Path], prompt: str, names: list[str], models: list[str]) -> tuple[list[dict[str, float]], dict[str, str]]:
+    """Each picture's scores, and the metrics' versions, by models in this process."""
+    from services.scoring.engine import ScoringEngine, check_prompt
+    from services.scoring.loading import Scorers
+    from sfumato.runtime.device import pick_device
+    from sfumato.runtime.images import read_image
+
+    scorers = Scorers(models=_models(models), device=pick_device())
+    check_prompt(prompt)
+    pictures = [read_image(path, "image") for path in images]
+    engine = ScoringEngine(scorers.load(names))
+    scores = engine.score(pictures, [prompt] * len(pictures), names)
+    return scores, {metric.name: metric.version for metric in engine.metrics}
+
+
+def _scored_there(images: list[Path], prompt: str, names: list[str], address: str) -> tuple[list[dict[str, float]], dict[str, str]]:
+    """The same by the service at an address."""
+    from sfumato.cli import calls
+
+    return calls.scores(address, images, prompt, names)
 
 
 def _models(pairs: list[str]) -> dict[str, str]:
@@ -70,12 +87,15 @@ def _models(pairs: list[str]) -> dict[str, str]:
     return models
 
 
-def _list(scorers: Scorers, as_json: bool) -> None:
-    """Every metric with its range, direction and version, or what it lacks."""
+def _list(models: dict[str, str], as_json: bool) -> None:
+    """Every metric that this machine may score by, with its range, direction and version, or what it lacks."""
     from rich.console import Console
     from rich.table import Table
 
-    from services.scoring.loading import KNOWN
+    from services.scoring.loading import KNOWN, Scorers
+    from sfumato.runtime.device import pick_device
+
+    scorers = Scorers(models=models, device=pick_device())
 
     rows: list[Mapping[str, Any]] = []
     for name in KNOWN:

@@ -3,6 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Local = Annotated[bool, typer.Option("--local", help="Work in this process, whatever is up.")]
+
+
+def server_option(service: str) -> typer.models.OptionInfo:
+    """The option ``--server`` of a command that one service can do."""
+    return typer.Option(
+        help=f"Address of a {service} service (default: that of the system that is up here, else this process).",
+        metavar="HOST:PORT",
+        envvar=[f"SFUMATO_{service.upper()}_SERVER", "SFUMATO_SERVER"],
+    )
 
 
 def server_of(service: str, server: str, local: bool, runs: Path) -> str:

@@ -57,14 +57,15 @@ def checked_folder(reference: str, part: str, version: str, settings: Settings) 
         InvalidInput, BrokenWeights: see `model_folder`.
         MissingWeights: what is here has another version.
     """
-    return _checked(reference, part, version, settings.weights, settings.model_folders)
+    folder, found = _found(reference, part, settings.weights, settings.model_folders)
+    _compare(f"{reference} ({part})", found, version)
+    return folder
 
 
 @lru_cache(maxsize=8)
-def _checked(reference: str, part: str, version: str, root: Path | None, folders: bool) -> Path:
+def _found(reference: str, part: str, root: Path | None, folders: bool) -> tuple[Path, str]:
     folder = model_folder(reference, part, Settings(weights=root, model_folders=folders))
-    _compare(f"{reference} ({part})", model_version(folder), version)
-    return folder
+    return folder, model_version(folder)
 
 
 def scorers_reference(metrics: Iterable[str]) -> str:
@@ -92,14 +93,14 @@ def checked_scorers(reference: str, models: Mapping[str, str], version: str, set
         InvalidInput, BrokenWeights: see `model_folder`.
         MissingWeights: what is here has another version.
     """
-    return _checked_scorers(reference, tuple(sorted(models.items())), version, settings.weights, settings.model_folders)
+    found = _found_scorers(reference, tuple(sorted(models.items())), settings.weights, settings.model_folders)
+    _compare(f"the scorers ({reference})", found, version)
+    return vista_root(settings)
 
 
 @lru_cache(maxsize=8)
-def _checked_scorers(reference: str, models: tuple[tuple[str, str], ...], version: str, root: Path | None, folders: bool) -> Path:
-    settings = Settings(weights=root, model_folders=folders)
-    _compare(f"the scorers ({reference})", scorers_version(reference, dict(models), settings), version)
-    return vista_root(settings)
+def _found_scorers(reference: str, models: tuple[tuple[str, str], ...], root: Path | None, folders: bool) -> str:
+    return scorers_version(reference, dict(models), Settings(weights=root, model_folders=folders))
 
 
 def _compare(what: str, found: str, wanted: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +14,8 @@ from pydantic import BaseModel, ConfigDict
 
 from sfumato.runtime import telemetry
 from sfumato.runtime.artifacts import ArtifactStore
+
+log = logging.getLogger(__name__)
 
 Json: TypeAlias = Any
 
@@ -93,6 +96,7 @@ def perform(task: Task, handler: Handler, artifacts: ArtifactStore, versions: Ma
     done = find(task, artifacts)
     if done is not None:
         return done
+    log.debug("begun", extra={"kind": task.kind, "samples": len(task.items)})
     output = handler(task, artifacts)
     with telemetry.tracer.start_as_current_span("artifacts") as span:
         files = {name: artifacts.put(data) for name, data in output.files.items()}
@@ -109,6 +113,7 @@ def perform(task: Task, handler: Handler, artifacts: ArtifactStore, versions: Ma
         versions=dict(versions),
     )
     artifacts.write_key(manifest_key(task.id), manifest.model_dump_json(indent=1).encode() + b"\n")
+    log.info("done", extra={"kind": task.kind, "samples": len(task.items)})
     return manifest
 
 

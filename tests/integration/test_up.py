@@ -11,12 +11,19 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
+import torch
+from typer.testing import CliRunner
 
+from sfumato.cli.main import app
+from sfumato.lora.adapter import Adapter
+from sfumato.lora.files import save
 from sfumato.runtime.supervisor import serving
 from sfumato.runtime.system import System, find_system
 
+PROMPT = "a full moon over mountains and a lake at night"
 ROOT = Path(__file__).parents[2]
 SECONDS = 120.0
 SERVICES = {"generator", "grounding", "scoring", "trainer", "registry", "orchestrator"}
@@ -42,6 +49,45 @@ def members(up: psutil.Process) -> dict[str, psutil.Process]:
     return found
 
 
+def small_adapter() -> Adapter:
+    """A LoRA of Vista's denoiser, strong enough to be seen."""
+    a, b = torch.randn(2, 128, generator=torch.Generator().manual_seed(0)), torch.randn(128, 2, generator=torch.Generator().manual_seed(1))
+    return Adapter({"single_transformer_blocks.0.attn.to_q": (0.2 * a, 0.2 * b)})
+
+
+def what_counts(answer: str) -> Any:
+    """The answer, but for how long it took and where it was put."""
+    told = json.loads(answer)
+    return {key: value for key, value in told.items() if key not in ("file", "seconds")} if isinstance(told, dict) else told
+
+
+def the_same_is_answered_as_in_this_process(environment: dict[str, str], folder: Path) -> None:
+    """Generate, score and ground: by the services that are up, and with --local."""
+
+    def there(*words: str) -> Any:
+        done = subprocess.run(sfumato(*words), env=environment, cwd=folder, capture_output=True, text=True, timeout=SECONDS)
+        assert done.returncode == 0, done.stderr
+        return what_counts(done.stdout)
+
+    def here(*words: str) -> Any:
+        done = CliRunner().invoke(app, [*words, "--local"])
+        assert done.exit_code == 0, done.output
+        return what_counts(done.stdout)
+
+    first, second, lora = (str(folder / name) for name in ("1.png", "2.png", "lora.safetensors"))
+    save(small_adapter(), Path(lora))
+    paint = ("generate", PROMPT, "--seed", "7", "--steps", "4", "--regions", '[{"bbox": [0, 0, 32, 32], "prompt": "stars"}]', "--json")
+    fused = (*paint, "--adapter", lora, "--scale", "0.5")
+    assert there(*fused, "-o", first) == here(*fused, "-o", second)
+    assert Path(first).read_bytes() == Path(second).read_bytes()
+    score = ("score", first, first, "--prompt", PROMPT, "--metrics", "clip,pickscore", "--json")
+    assert there(*score) == here(*score)
+    ground = ("ground", first, "--prompt", PROMPT, "--json")
+    assert there(*ground) == here(*ground, "--backend", "transformers")
+    refused = subprocess.run(sfumato(*paint, "--width", "72"), env=environment, cwd=folder, capture_output=True, text=True, timeout=SECONDS)
+    assert refused.returncode == 2 and refused.stderr.startswith("sfumato: width: 72 is not supported")
+
+
 def test_the_system_comes_up_mends_itself_and_leaves_nothing_behind(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "SFUMATO_RUNS": str(tmp_path)}
     line = sfumato("up", "--backend", "transformers", "--ports", "auto", "--workers", "1", "--json")
@@ -57,6 +103,7 @@ def test_the_system_comes_up_mends_itself_and_leaves_nothing_behind(tmp_path: Pa
         for member in system.members.values():
             assert b"sfumato_requests" in urllib.request.urlopen(f"http://{member.metrics}/metrics").read()
 
+        the_same_is_answered_as_in_this_process(environment, tmp_path)
         second = subprocess.run(line, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS)
         assert second.returncode == 1 and "is up already" in second.stderr
 

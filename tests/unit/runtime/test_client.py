@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -169,11 +170,13 @@ def test_more_calls_than_a_service_has_open_find_it_busy(store: ArtifactStore) -
     with serving(store, max_calls=1) as (address, scoring), channel(address, NOTHING) as opened:
         scoring.error = None
         stub = scoring_pb2_grpc.ScoringServiceStub(opened)
-        first = stub.ListMetrics.future(scoring_pb2.ListMetricsRequest())
+        both = [stub.ListMetrics.future(scoring_pb2.ListMetricsRequest()) for _ in range(2)]
+        while not (done := [call for call in both if call.done()]):
+            time.sleep(0.005)
         with pytest.raises(Busy, match="as many calls open"), calling():
-            while not first.done():  # until the first has arrived
-                ArtifactServiceStub(opened).Stat(StatRequest(digest="0" * 64))
-        first.cancel()
+            done[0].result()
+        for call in both:
+            call.cancel()
 
 
 def test_what_is_not_there_or_damaged_is_said(open_channel: grpc.Channel, store: ArtifactStore) -> None:
