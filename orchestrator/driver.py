@@ -53,6 +53,8 @@ class DriverSettings(BaseSettings):
     runs: int = Field(default=16, ge=1, le=1000)
     # Seconds without a word from a replica after which another takes its runs.
     lease: float = Field(default=10.0, ge=1)
+    # The address of the registry that keeps the models of finished runs; empty: nobody keeps them by himself.
+    registry: str = ""
     # Seconds between the words that are published of a run.
     tell: float = Field(default=0.25, ge=0.01)
 
@@ -153,7 +155,7 @@ class Driver:
                 log.warning("The run %s is not on record any more.", name)
                 await self._index.change(name, lambda _: None)
                 return
-            driven = self._driven[name] = _Driven(attempt, revision, Course(name, record, self._bus, self._artifacts))
+            driven = self._driven[name] = _Driven(attempt, revision, Course(name, record, self._bus, self._artifacts, self._settings.registry))
             runs_driven.set(len(self._driven))
             side = [asyncio.create_task(self._renew(name, driven)), asyncio.create_task(self._tell(name, driven))]
             try:

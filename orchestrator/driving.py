@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -12,13 +13,19 @@ from orchestrator.events import COMPARISON, Event, Teller
 from orchestrator.finishing import finish
 from orchestrator.jetstream import JetStreamTransport
 from orchestrator.recipes import artaug
+from orchestrator.recipes.artaug import Plan, State
 from orchestrator.recipes.artaug.state import set_aside
+from orchestrator.registering import register_run
 from orchestrator.runs import Outcome, Record, SetAside
 from sfumato.errors import PoisonTask, SfumatoError
+from sfumato.registry.client import RegistryClient
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.settings import BusSettings
 from sfumato.runtime.tasks import Manifest, Task
 from sfumato.runtime.telemetry import bound, incoming, tracer
+
+
+log = logging.getLogger(__name__)
 
 
 class Stopped(SfumatoError):
@@ -28,7 +35,9 @@ class Stopped(SfumatoError):
 class Course:
     """A run on its way. `stop` may be called from any thread, at any time."""
 
-    def __init__(self, name: str, record: Record, bus: BusSettings, artifacts: ArtifactStore) -> None:
+    def __init__(self, name: str, record: Record, bus: BusSettings, artifacts: ArtifactStore, registry: str = "") -> None:
+        """``registry`` is the address of the registry that keeps the run's models in the end; empty for none."""
+        self._registry = registry
         self._name, self._plan, self._trace, self._bus, self._artifacts = name, record.plan(), record.trace, bus, artifacts
         self._lock = threading.Lock()
         self._transport: JetStreamTransport | None = None
@@ -75,8 +84,19 @@ class Course:
             state = engine.run(artaug.STAGES, artaug.start(plan))
             files = finish(plan, state, self._artifacts)
             digests = {name: self._artifacts.put(data) for name, data in sorted(files.items())}
+            self._register(plan, state)
             lost = tuple(SetAside(**asdict(lost)) for lost in set_aside(state))
             return Outcome(state="finished", stop_reason=state.stop_reason, files=digests, set_aside=lost)
+
+    def _register(self, plan: Plan, state: State) -> None:
+        """Have the registry keep the run's models. One that is away holds up nobody: the same can be done at any time."""
+        if not self._registry or not state.fused:
+            return
+        try:
+            with RegistryClient(self._registry) as registry:
+                register_run(self._name, plan, self._artifacts, registry, state)
+        except SfumatoError as error:
+            log.warning("The models of %s are not registered: %s Do it later: sfumato models register %s", self._name, error, self._name)
 
     def _check(self) -> None:
         if self._stopped:

@@ -133,7 +133,9 @@ def deployment(settings: Settings, workers: int, in_process: bool, any_ports: bo
         module = _module(service)
         member = members[name]
         own = {"SFUMATO_GRPC_ADDRESS": member.address.removeprefix(_scheme()), "SFUMATO_METRICS_ADDRESS": member.metrics}
-        return Program(name, module, member.address, shared | own | (seeing if service == "grounding" else {}))
+        own |= seeing if service == "grounding" else {}
+        own |= {"SFUMATO_ORCHESTRATOR_REGISTRY": members["registry"].address} if service == "orchestrator" else {}
+        return Program(name, module, member.address, shared | own)
 
     groups = [[program(name, service) for service in group for name in names[service]] for group in ORDER]
     return Deployment(nats, vlm, groups, members, logs)

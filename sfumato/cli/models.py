@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from orchestrator.recipes.artaug import Plan
     from services.registry.engine import Registry
     from sfumato.registry.models import Models
     from sfumato.registry.records import Lineage, Version
+    from sfumato.runtime.artifacts import ArtifactStore
     from sfumato.runtime.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, help="The registry: versions, lineage, aliases.")
@@ -58,30 +60,44 @@ def register(
 
     Example: sfumato models register artaug-vista-1a2b3c4d5e --alias production
     """
-    from orchestrator.recipes.artaug import Model, Plan
     from orchestrator.registering import register_run
-    from orchestrator.spec import PromptSets, RunSpec
-    from sfumato.cli.planning import find_run, read_record
-    from sfumato.errors import InvalidInput
     from sfumato.runtime.artifacts import ArtifactStore
 
     settings = _settings(runs)
-    folder = find_run(run, settings)
-    record = read_record(folder)
-    if not record.finished:
-        raise InvalidInput("run", f"{folder.name} is not finished.", hint=f"Let it go on: sfumato run --resume {folder.name}")
-    sets = PromptSets(**{name: tuple(prompts) for name, prompts in record.prompts.items()})
-    plan = Plan(RunSpec.model_validate(record.spec), sets, {part: Model(**model) for part, model in record.models.items()})
+    artifacts = ArtifactStore(settings.artifacts_url)
+    plan = _finished(run, settings, artifacts)
     with _registry(settings, server, local) as registry:
-        made = register_run(folder.name, plan, ArtifactStore(settings.artifacts_url), registry, note=note)
+        made = register_run(run, plan, artifacts, registry, note=note)
         if alias:
-            _point(registry, alias, made[-1].id, f"run {folder.name}")
+            _point(registry, alias, made[-1].id, f"run {run}")
         entries = [_entry(registry.get(version.id)) for version in made]
     if as_json:
-        typer.echo(json.dumps({"run": folder.name, "versions": entries}, indent=1))
+        typer.echo(json.dumps({"run": run, "versions": entries}, indent=1))
     else:
         for entry in entries:
             typer.echo(f"{entry['id'][:12]}  {entry['note']}  {' '.join(entry['aliases'])}".rstrip())
+
+
+def _finished(run: str, settings: Settings, artifacts: ArtifactStore) -> Plan:
+    """The plan of a finished run, whoever drove it: an orchestrator keeps its record in the artifact store, not in a folder."""
+    from orchestrator.recipes.artaug import Model, Plan
+    from orchestrator.runs import Records
+    from orchestrator.spec import PromptSets, RunSpec
+    from sfumato.cli.planning import RECORD, find_run, read_record
+    from sfumato.errors import InvalidInput, NotFound
+
+    if Path(run).name == run and not (settings.runs / run / RECORD).is_file():
+        records = Records(artifacts)
+        with suppress(NotFound):
+            plan, ended = records.record(run)[0].plan(), records.outcome(run)
+            if ended is None or ended.outcome.state != "finished":
+                raise InvalidInput("run", f"{run} is not finished.", hint=f"See how it stands: sfumato runs show {run}")
+            return plan
+    record = read_record(find_run(run, settings))
+    if not record.finished:
+        raise InvalidInput("run", f"{run} is not finished.", hint=f"Let it go on: sfumato run --resume {run}")
+    sets = PromptSets(**{name: tuple(prompts) for name, prompts in record.prompts.items()})
+    return Plan(RunSpec.model_validate(record.spec), sets, {part: Model(**model) for part, model in record.models.items()})
 
 
 @app.command(name="ls")

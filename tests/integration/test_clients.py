@@ -52,6 +52,11 @@ def test_the_documented_client_runs_as_written_and_its_run_has_the_same_files_as
             (tmp_path / file).write_text("\n".join(prompts) + "\n")
             spec[part]["file"] = file
         (tmp_path / "spec.yaml").write_text(json.dumps(spec))
+        # Its model is in the registry by itself, and to register it by hand is to find it there.
+        kept = json.loads(sfumato(there, "models", "ls", "--json"))
+        assert names["run"].id in json.dumps(kept)
+        registered = json.loads(sfumato(there, "models", "register", names["run"].id, "--json"))["versions"]
+        assert registered[-1]["id"] in json.dumps(kept)
         fetched = Path(json.loads(sfumato(there, "run", str(tmp_path / "spec.yaml"), "--json"))["report"]).parent
     finally:
         sfumato(there, "down")

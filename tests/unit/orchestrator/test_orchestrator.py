@@ -49,7 +49,8 @@ def finished_undisturbed(folder: Path, **sections: str) -> dict[str, str]:
 
 def test_a_run_is_submitted_once_watched_by_anybody_and_ends_with_its_files(tmp_path: Path) -> None:
     with orchestration(tmp_path) as system:
-        first, second = system.replica(), system.replica()
+        # A registry that does not answer holds up nobody.
+        first, second = system.replica(registry="127.0.0.1:1"), system.replica(registry="127.0.0.1:1")
         system.work()
         answer = first.stub.Submit(request())
         name = answer.run.id
@@ -58,6 +59,7 @@ def test_a_run_is_submitted_once_watched_by_anybody_and_ends_with_its_files(tmp_
         assert [state(run) for run in runs][-1] == "finished"
         assert runs[-1].outcome.stop_reason == "max_iterations"
         assert {"report.html", "report.json", "adapter.safetensors", "adapter-3.safetensors"} <= set(runs[-1].outcome.files)
+        assert f"sfumato models register {name}" in system.system.log()
         assert all(system.system.artifacts.holds(digest) for digest in runs[-1].outcome.files.values())
         # The latest event of every stage is told always, in the order in which they happened.
         finished = [event for event in events if event.stage == "finish" and event.outcome]
