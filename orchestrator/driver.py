@@ -155,7 +155,8 @@ class Driver:
                 log.warning("The run %s is not on record any more.", name)
                 await self._index.change(name, lambda _: None)
                 return
-            driven = self._driven[name] = _Driven(attempt, revision, Course(name, record, self._bus, self._artifacts, self._settings.registry))
+            course = Course(name, record, self._bus, self._artifacts, self._settings.registry)
+            driven = self._driven[name] = _Driven(attempt, revision, course)
             runs_driven.set(len(self._driven))
             side = [asyncio.create_task(self._renew(name, driven)), asyncio.create_task(self._tell(name, driven))]
             try:

@@ -24,7 +24,6 @@ from sfumato.runtime.settings import BusSettings
 from sfumato.runtime.tasks import Manifest, Task
 from sfumato.runtime.telemetry import bound, incoming, tracer
 
-
 log = logging.getLogger(__name__)
 
 

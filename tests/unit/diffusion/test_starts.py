@@ -69,7 +69,7 @@ def test_noise_on_the_condition_comes_from_the_seed_and_is_of_the_deviation_aske
     assert float(every.square().mean()) == pytest.approx(0.25**2, rel=5 * (2 / count) ** 0.5)
     rows = next(iter(noise.values())).flatten(1)
     assert float(torch.corrcoef(rows).fill_diagonal_(0).abs().max()) < 0.5  # no two pictures have the same
-    (first,), (again,), (half,) = (painted(family, wish) for wish in (wanted[3], wanted[3], replace(wanted[3], condition_noise=0.125)))
+    (first,), (again,), (half,) = (painted(family, each) for each in (wanted[3], wanted[3], replace(wanted[3], condition_noise=0.125)))
     assert torch.equal(first.latents, again.latents)
     assert not torch.equal(first.latents, half.latents)
     assert torch.equal(noised_conditions(family, [wanted[3]])[name := next(iter(noise))], noised_conditions(family, wanted)[name][3:4])
