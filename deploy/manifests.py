@@ -32,7 +32,7 @@ def rendered(preset: str = "", *words: str) -> list[Object]:
     """All objects that the chart makes of a preset, hooks among them."""
     values = ("--values", str(CHART / f"values-{preset}.yaml")) if preset else ()
     text = run(HELM, "template", "sfumato", str(CHART), "--namespace", NAMESPACE, *values, *words)
-    return [found for found in yaml.safe_load_all(text) if found]
+    return [found for found in yaml.load_all(text, Loader=yaml.CSafeLoader) if found]
 
 
 def plain(objects: list[Object]) -> dict[Key, Object]:
@@ -115,11 +115,11 @@ def _kustomization(resources: list[str]) -> Object:
     return {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization", "namespace": NAMESPACE, "resources": resources}
 
 
-class _Blocks(yaml.SafeDumper):
+class _Blocks(yaml.CSafeDumper):
     """Texts of several lines as blocks."""
 
 
-def _block(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+def _block(dumper: _Blocks, text: str) -> yaml.ScalarNode:
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
 
 

@@ -46,14 +46,16 @@ class Pods:
             if "persistentVolumeClaim" in volume:
                 shared = self._folder / "volumes" / volume["persistentVolumeClaim"]["claimName"]
                 shared.mkdir(parents=True, exist_ok=True)
-                place.is_symlink() or place.symlink_to(shared)
+                if not place.is_symlink():
+                    place.symlink_to(shared)
                 continue
             place.mkdir(exist_ok=True)
             for file, data in self._files(volume).items():
                 # As the kubelet does: links into a folder that is replaced as a whole.
                 (place / "..data").mkdir(exist_ok=True)
                 (place / "..data" / file).write_bytes(data)
-                (place / file).is_symlink() or (place / file).symlink_to(Path("..data") / file)
+                if not (place / file).is_symlink():
+                    (place / file).symlink_to(Path("..data") / file)
         return root
 
     def environment(self, name: str) -> dict[str, str]:
