@@ -231,10 +231,7 @@ class Catalog:
 
     async def _extra(self, name: str, weight: float) -> tuple[str, float]:
         id = self._aliases.get(name) or (await asyncio.to_thread(self._registry.get, name)).id
-        adapter = await self._versions.adapter(id)
-        if adapter is None:
-            raise InvalidInput("model", f"{name} is the base model itself, and no adapter.", hint=HINT)
-        await self._versions.load_extra(id, adapter)
+        await self._versions.load_extra(id)
         return id, weight
 
     def _tidy(self) -> None:
