@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from services.inference.following import Following
 from services.registry.app import services
+from sfumato.errors import Unavailable
 from sfumato.registry.client import RegistryClient
 from sfumato.runtime.artifacts import ArtifactStore
 from tests.unit.services.registry.samples import BASE
@@ -23,15 +24,28 @@ def _becomes(told: list[Mapping[str, str]], wanted: dict[str, str]) -> None:
         time.sleep(0.01)
 
 
+def _answers(registry: RegistryClient) -> None:
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            registry.aliases()
+            return
+        except Unavailable:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+
 def test_moves_made_before_while_and_after_the_registry_is_away_are_told(place: ArtifactStore) -> None:
     address, told = f"127.0.0.1:{free_port()}", list[Mapping[str, str]]()
     following = Following(RegistryClient(address), told.append, pause=0.05)
     following.start()  # before there is anybody
     with served_at(services, place, address), RegistryClient(address) as registry:
+        _becomes(told, {})  # channels to one address share a connection, and their patience with it
         version = registry.register(BASE).id
         registry.set_alias("one", version, expected="")
         _becomes(told, {"one": version})
     with served_at(services, place, address), RegistryClient(address) as registry:
+        _answers(registry)
         registry.set_alias("two", version, expected="")
         _becomes(told, {"one": version, "two": version})
         assert not following.trouble
