@@ -128,11 +128,11 @@ class Control:
         def hear(bucket: str, data: bytes) -> None:
             heard.put_nowait(read_events(data) if bucket == EVENTS else None)
 
-        standing = await self.get(name)
+        standing = await self._settled(name)
         shown: dict[tuple[int, str], tuple[int, float]] = {}
         yield standing
         async with live.listening(name, hear):
-            told, doubt = await self._told(name), False
+            told = await self._told(name)
             while True:
                 for event in told:
                     stage, mark = (event.iteration, event.stage), (event.number, event.time)
@@ -150,11 +150,8 @@ class Control:
                     now = await self._standing(name)
                 except Unavailable:
                     continue
-                # A bus that has just lost everything is told what is wanted by whoever drives the run.
-                if now.state is State.INTERRUPTED and standing.state is not now.state and not doubt:
-                    doubt = True
-                    continue
-                doubt = False
+                if now.state is State.INTERRUPTED and standing.state is not now.state:
+                    now = await self._settled(name)
                 if (now.state, now.waiting, now.driver) != (standing.state, standing.waiting, standing.driver) and not now.state.ended:
                     yield now
                 standing = now
@@ -314,6 +311,16 @@ class Control:
         note, waiting = NOTES.get(state, "").format(name=name), wish.waiting if wish else 0
         remaining = outlook(told, known.iterations) if state is State.RUNNING else None
         return replace(standing, state=state, driver=driver, waiting=waiting, note=note, remaining=remaining)
+
+    async def _settled(self, name: str) -> Standing:
+        """How a run stands. A bus that has just lost everything has a lease's time to be told by whoever drives the run."""
+        clock = asyncio.get_running_loop().time
+        patience = clock() + self._driving.lease
+        while True:
+            standing = await self.get(name)
+            if standing.state is not State.INTERRUPTED or clock() > patience or self._closing.is_set():
+                return standing
+            await asyncio.sleep(LOOK / 4)
 
     async def _told(self, name: str) -> list[Event]:
         """What is known of what happened; nothing where the bus is away."""

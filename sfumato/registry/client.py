@@ -128,6 +128,15 @@ class RegistryClient:
             answer = self._stub.GetLineage(pb.GetLineageRequest(version=reference, depth=depth))
         return messages.lineage_from(answer.lineage)
 
+    def latest(self) -> int:
+        """The number of the last event: whoever reads now, and then watches from it on, misses nothing."""
+        answers = self._stub.WatchRegistry(pb.WatchRegistryRequest())
+        try:
+            with calling(self._address):
+                return next(iter(answers)).number
+        finally:
+            answers.cancel()
+
     def watch(self, after: int | None = None) -> Iterator[Event]:
         """Events as they come, from number ``after`` on (None: from now on), until the client is closed.
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 import grpc
@@ -38,10 +38,15 @@ class Observed(grpc.aio.ServerInterceptor):
             with _call(method, context):
                 return await behaviour(request, context)
 
-        async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+        async def stream(request: Any, context: Context) -> None:
+            # Written, not yielded: a call that is broken off ends here and now, and not where a forgotten generator is swept away.
             with _call(method, context):
-                async for answer in behaviour(request, context):
-                    yield answer
+                async with aclosing(behaviour(request, context)) as answers:
+                    async for answer in answers:
+                        try:
+                            await context.write(answer)
+                        except grpc.aio.InternalError as error:
+                            raise asyncio.CancelledError from error  # the caller left while it was on its way
 
         return handler._replace(**{kind: stream if handler.response_streaming else single})
 

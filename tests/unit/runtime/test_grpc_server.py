@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -35,6 +36,8 @@ PICTURE = common_pb2.Image(data=b"any bytes")
 REQUEST = scoring_pb2.ScoreRequest(items=[scoring_pb2.ScoreItem(image=PICTURE, prompt="a moon")])
 PAINT = generator_pb2.GenerateStreamRequest(painting=generator_pb2.Painting(prompt="a moon", seeds=[1]))
 SECONDS = 30.0
+FLOOD = "a flood"
+"""A prompt that is answered with 64 MiB of previews before anything else."""
 
 M = TypeVar("M", bound=Message)
 # The types of grpc know the stubs of synchronous channels only.
@@ -70,6 +73,9 @@ class Generator(generator_pb2_grpc.GeneratorServiceServicer):
 
     async def GenerateStream(self, request: generator_pb2.GenerateStreamRequest, context: Any) -> AsyncIterator[Any]:
         def work(engine: Engine, caller: Caller) -> generator_pb2.GenerateStreamResponse:
+            for _ in range(64 if request.painting.prompt == FLOOD else 0):
+                image = common_pb2.Image(data=bytes(2**20))
+                caller.tell(generator_pb2.GenerateStreamResponse(preview=generator_pb2.Preview(image=image)))
             for done in (1, 2, 3):
                 caller.check()
                 caller.tell(generator_pb2.GenerateStreamResponse(progress=generator_pb2.StepProgress(done=done, total=3)))
@@ -429,6 +435,28 @@ def test_a_stream_tells_its_steps_and_then_its_result() -> None:
             events = [event async for event in generator_pb2_grpc.GeneratorServiceStub(channel).GenerateStream(PAINT, timeout=SECONDS)]
             assert [event.progress.done for event in events[:-1]] == [1, 2, 3]
             assert events[-1].WhichOneof("event") == "pictures"
+
+    in_loop(test)
+
+
+def test_a_stream_that_nobody_reads_to_its_end_leaves_no_word_of_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        carried = (("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"), ("baggage", "run=r1"))
+        counted = telemetry.requests.labels(f"{GENERATOR}/GenerateStream", "CANCELLED")._value
+        async with running() as now, now.channel() as channel:
+            await now.loading
+            before = counted.get()
+            # More than fits into what is on its way: the service is at writing when its caller leaves.
+            many = generator_pb2.GenerateStreamRequest(painting=generator_pb2.Painting(prompt=FLOOD, seeds=[1]))
+            call = generator_pb2_grpc.GeneratorServiceStub(channel).GenerateStream(many, timeout=SECONDS, metadata=carried)
+            assert (await call.read()).HasField("preview")
+            await asyncio.sleep(0.2)
+            call.cancel()
+            while counted.get() == before:
+                await asyncio.sleep(0.01)
+            gc.collect()
+            await asyncio.sleep(0.1)
+        assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
     in_loop(test)
 

@@ -1,0 +1,109 @@
+"""The canary at work: what both versions do is counted, their pictures are scored beside, and the rule's verdict goes to the registry."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine
+from statistics import fmean
+
+import structlog
+
+from services.inference import measures
+from services.inference.canary import CanaryRule, Split, Tally, Verdict, decide
+from services.inference.checking import Scores
+from sfumato.errors import Conflict, SfumatoError
+from sfumato.registry.client import RegistryClient
+from sfumato.types import Image
+
+log = structlog.get_logger(__name__)
+
+WAITING = 64
+"""Pictures that wait for their scores; more are not scored."""
+TOGETHER = 16
+"""Pictures that are scored by one call."""
+
+
+class Judging:
+    """Counts for one pair of versions at a time; begins anew when either changes."""
+
+    def __init__(self, rule: CanaryRule, registry: RegistryClient, stable: str, scores: Scores | None) -> None:
+        """``stable`` is the alias that the canary is held against."""
+        self.split = Split(rule.weight)
+        self._rule, self._registry, self._alias, self._scores = rule, registry, stable, scores
+        self._pair: tuple[str, str] | None = None
+        self._tallies: dict[str, Tally] = {}
+        self._pictures: asyncio.Queue[tuple[str, Image, str]] = asyncio.Queue(WAITING)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        """Begin to score pictures."""
+        if self._scores is not None and self._rule.weight:
+            self._do(self._score_all(self._scores))
+
+    async def close(self) -> None:
+        """End what is under way."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def begin(self, stable: str | None, canary: str | None) -> None:
+        """These two versions are served now; None, or the same: no canary is on."""
+        pair = (stable, canary) if stable and canary and stable != canary else None
+        if pair != self._pair:
+            self._pair, self._tallies = pair, {version: Tally() for version in pair or ()}
+
+    def note(self, version: str, seconds: float, ok: bool, image: Image | None, prompt: str) -> None:
+        """A request that a version answered."""
+        if version not in self._tallies:
+            return
+        self._tallies[version].add(seconds, ok)
+        if image is not None and prompt.strip() and self._scores is not None:
+            with contextlib.suppress(asyncio.QueueFull):
+                self._pictures.put_nowait((version, image, prompt))
+        self._judge()
+
+    def _judge(self) -> None:
+        if self._pair is None:
+            return
+        stable, canary = self._pair
+        verdict = decide(self._tallies[stable], self._tallies[canary], self._rule, scored=self._scores is not None)
+        if verdict is not None:
+            self._pair, self._tallies = None, {}  # decided: nothing more is counted until one of them changes
+            self._do(self._record(verdict, stable, canary))
+
+    async def _record(self, verdict: Verdict, stable: str, canary: str) -> None:
+        """Move the alias that the verdict moves, with its reason."""
+        alias, to, at = (self._alias, canary, stable) if verdict.act == "promote" else (self._rule.alias, stable, canary)
+        log.info("a canary is decided", act=verdict.act, reason=verdict.reason, canary=canary, stable=stable)
+        try:
+            await asyncio.to_thread(self._registry.set_alias, alias, to, expected=at, reason=verdict.reason)
+            measures.verdicts.labels(verdict.act).inc()
+        except Conflict:
+            log.info("somebody else has moved the alias meanwhile", alias=alias)
+        except SfumatoError as error:
+            log.error("the verdict could not be recorded; counting begins anew", error=str(error))
+            self.begin(stable, canary)
+
+    async def _score_all(self, scores: Scores) -> None:
+        while True:
+            waiting = [await self._pictures.get()]
+            while len(waiting) < TOGETHER and not self._pictures.empty():
+                waiting.append(self._pictures.get_nowait())
+            versions, images, prompts = zip(*waiting, strict=True)
+            try:
+                rows = await scores.score(images, prompts)
+            except SfumatoError as error:
+                log.warning("pictures were not scored", error=str(error))
+                continue
+            for version, row in zip(versions, rows, strict=True):
+                if tally := self._tallies.get(version):
+                    tally.scored(row)
+                    for metric in row:
+                        measures.served_score.labels(measures.short(version), metric).set(fmean(tally.scores[metric]))
+            self._judge()
+
+    def _do(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,178 @@
+"""Versions made ready beside painting: fetched, prepared by the engine, checked, kept while they are needed, dropped after."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import structlog
+
+from services.inference import measures
+from services.inference.checking import Report
+from sfumato.errors import BrokenWeights, Diverged, InvalidInput, MissingWeights, NotFound
+from sfumato.lora.adapter import Adapter, combine
+from sfumato.registry.client import RegistryClient
+from sfumato.registry.records import Version
+from sfumato.runtime.adapters import decode_adapter
+
+log = structlog.get_logger(__name__)
+
+UNUSABLE = (BrokenWeights, MissingWeights, InvalidInput, Diverged, NotFound)
+"""What says that a version cannot be served; anything else says nothing of it."""
+
+
+class Preparing(Protocol):
+    """What an engine does for versions; see `services.inference.engine`. Each may take a while, and is called in a thread."""
+
+    def prepare(self, version: str, adapter: Adapter | None) -> None:
+        """Make a version ready to paint with; raises InvalidInput where the adapter does not fit the model."""
+        ...
+
+    def drop(self, version: str) -> None:
+        """Let go of it: nobody paints with it any more."""
+        ...
+
+    def load_extra(self, name: str, adapter: Adapter) -> None:
+        """Have an adapter ready that requests may add to a version."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Prepared:
+    """A version that can be painted with; ``held`` counts those who do."""
+
+    version: Version
+    held: int = 0
+
+    @property
+    def id(self) -> str:
+        """The version's full id."""
+        return self.version.id
+
+
+class Refused(Exception):
+    """A version that is not to be served, and why. It never leaves this service's catalog."""
+
+
+Check = Callable[[Version], Awaitable[Report]]
+
+
+class Versions:
+    """The versions that the engine has ready.
+
+    What the engine is asked to prepare or to drop it is asked by one thread, in order. Of those that nobody holds or needs the
+    ``keep`` used last stay, so that going back to one takes no preparation.
+    """
+
+    def __init__(self, registry: RegistryClient, engine: Preparing, base: str, check: Check, keep: int) -> None:
+        """``base`` is the id of the base model that the engine has."""
+        self._registry, self._engine, self._base, self._check, self._keep = registry, engine, base, check, keep
+        self._ready: dict[str, Prepared] = {}
+        self._coming: dict[str, asyncio.Task[Prepared]] = {}
+        self._lane = ThreadPoolExecutor(1, thread_name_prefix="preparing")
+
+    def get(self, id: str) -> Prepared | None:
+        """A version that is ready."""
+        return self._ready.get(id)
+
+    async def ready(self, id: str) -> Prepared:
+        """A version, made ready first where it is not; those who ask for one at once wait for the same preparation.
+
+        Raises:
+            Refused: it failed its check, or cannot be used with this base.
+            Unavailable: the registry or the scoring service does not answer; nothing is known of the version.
+        """
+        if found := self._ready.get(id):
+            return found
+        if id not in self._coming:
+            task = self._coming[id] = asyncio.create_task(self._prepare(id))
+            task.add_done_callback(partial(self._came, id))
+        return await asyncio.shield(self._coming[id])
+
+    async def adapter(self, id: str) -> Adapter | None:
+        """A version's update as one adapter; None for the base model itself.
+
+        Raises:
+            InvalidInput: it is of another base model.
+        """
+        return (await asyncio.to_thread(self._fetch, id))[1]
+
+    def load_extra(self, id: str, adapter: Adapter) -> asyncio.Future[None]:
+        """See `Preparing`; done when awaited."""
+        return asyncio.get_running_loop().run_in_executor(self._lane, self._engine.load_extra, id, adapter)
+
+    def release(self, found: Prepared) -> None:
+        """One who held it does no more; see `let_go`."""
+        found.held -= 1
+        if self._ready.get(found.id) is found:
+            self._ready[found.id] = self._ready.pop(found.id)  # used last
+
+    def let_go(self, needed: Collection[str]) -> None:
+        """Drop what nobody holds, but for those ``needed`` and the few that were used last."""
+        idle = [id for id, found in self._ready.items() if not found.held and id not in needed]
+        for id in idle[: max(0, len(idle) - self._keep)]:
+            del self._ready[id]
+            self._drop(id)
+        measures.prepared.set(len(self._ready))
+
+    async def close(self) -> None:
+        """Wait for what is being prepared to end, and drop everything."""
+        for task in tuple(self._coming.values()):
+            task.cancel()
+        await asyncio.gather(*self._coming.values(), return_exceptions=True)
+        for id in tuple(self._ready):
+            self._drop(id)
+        self._ready.clear()
+        await asyncio.to_thread(self._lane.shutdown)
+
+    def _came(self, id: str, task: asyncio.Task[Prepared]) -> None:
+        del self._coming[id]
+        if not task.cancelled() and (error := task.exception()):
+            log.info("a version could not be made ready", version=id, reason=str(error))
+
+    async def _prepare(self, id: str) -> Prepared:
+        loop = asyncio.get_running_loop()
+        try:
+            version, adapter = await asyncio.to_thread(self._fetch, id)
+            await loop.run_in_executor(self._lane, self._engine.prepare, id, adapter)
+        except UNUSABLE as error:
+            raise Refused(str(error)) from error
+        except RuntimeError as error:  # PyTorch's, such as that there is no memory for it
+            raise Refused(f"it could not be prepared: {error}") from error
+        try:
+            report = await self._check(version)
+        except BaseException:
+            self._drop(id)
+            raise
+        for metric, value in report.scores.items():
+            measures.score.labels(measures.short(id), metric).set(value)
+        if report.refused:
+            self._drop(id)
+            raise Refused(report.refused)
+        found = self._ready[id] = Prepared(version)
+        measures.prepared.set(len(self._ready))
+        return found
+
+    def _fetch(self, id: str) -> tuple[Version, Adapter | None]:
+        version = self._registry.get(id)
+        if version.base.id != self._base:
+            what = f"is of the base model {version.base.name} ({version.base.id[:12]}), and this service has {self._base[:12]}."
+            raise InvalidInput("model", what, hint="Was it trained on other weights?")
+        if not version.parts:
+            return version, None
+        adapters = [decode_adapter(self._registry.adapter(part.adapter)) for part in version.parts]
+        return version, combine(adapters, [part.weight for part in version.parts])
+
+    def _drop(self, id: str) -> None:
+        self._lane.submit(self._engine.drop, id).add_done_callback(_dropped)
+
+
+def _dropped(done: Future[None]) -> None:
+    """Say what went wrong with a drop that nobody waits for."""
+    error = done.exception()
+    if error is not None:
+        log.error("a version could not be dropped", error=repr(error))
