@@ -6,16 +6,37 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
+
+from sfumato.runtime.settings import FiledSettings
 
 
-class InferenceSettings(BaseSettings):
+class InferenceSettings(FiledSettings):
     """Read once where the service starts, and handed on as plain values."""
 
     model_config = SettingsConfigDict(env_prefix="SFUMATO_INFERENCE_", frozen=True)
 
     # The model that is served, and that a request means which names none.
     model: str = "vista@production"
+    # The base model's weights: vista, a name on the hub, or a folder of this machine where SFUMATO_MODEL_FOLDERS allows it.
+    base: str = "vista"
+    # Numbers of its weights: float32 or bfloat16.
+    precision: str = "float32"
+    # The registry whose aliases are followed, as host:port.
+    registry: str = "127.0.0.1:7105"
+    # The scoring service that judges new versions' pictures; empty: they are looked at for finite numbers only.
+    scoring: str = ""
+    # Pictures in work at the same time, and those that may wait behind them.
+    pictures: int = Field(default=16, ge=1, le=256)
+    waiting: int = Field(default=64, ge=0)
+    # Rows (pictures, unconditional and region branches) of one forward at most.
+    max_batch: int = Field(default=16, ge=1)
+    # Bytes of adapters that requests name on top of a version.
+    extras: int = Field(default=2**30, ge=0)
+    # The share of the requests for the served alias that goes to the alias canary, 0 to 1; 0: no canary is followed.
+    canary: float = Field(default=0.0, ge=0, le=1)
+    # A text file of the prompts that every version paints before it is served; absent: the package's own.
+    golden: Path | None = None
 
     # Who may ask: a JSON file of [{"name", "sha256", "rate", "concurrency"}], the SHA-256 of each key; without it, anybody.
     keys: Path | None = None

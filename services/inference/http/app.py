@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
@@ -23,7 +24,7 @@ from services.inference.http.schemas import EditRequest, GenerationRequest, Imag
 from services.inference.http.streaming import streamed, while_connected
 from services.inference.http.studio import Finished, Preview, Studio
 from services.inference.settings import InferenceSettings
-from sfumato.errors import Unavailable
+from sfumato.errors import SfumatoError, Unavailable
 
 VERSION = "x-sfumato-model-version"
 
@@ -38,6 +39,7 @@ class Front:
         self.audit = Audit(settings.audit, settings.audit_prompts)
         self.answers: Answers[Finished] = Answers(settings.idempotency_seconds, settings.idempotency_bytes, lambda finished: finished.bytes)
         self.trouble = ""
+        self.failure: SfumatoError | None = None
         self._studio: Studio | None = None
 
     @property
@@ -74,6 +76,7 @@ class _Order:
     path: str
     key: str | None
     client: str
+    identity: str
     begun: float = field(default_factory=time.perf_counter)
     fields: Painting | None = None
     edit: bodies.Edit | None = None
@@ -127,25 +130,32 @@ def make_app(front: Front) -> FastAPI:
                 return listed
         raise Refused(404, f"model: No model is called {model[:80]!r}. See /v1/models.", "model_not_found", "model")
 
+    @app.get("/metrics", include_in_schema=False)
+    def metrics() -> Response:
+        """For Prometheus."""
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
     page.mount(app, front.settings)
     documents.mount(app)
     return app
 
 
-async def _served(front: Front, request: Request, kind: str, read: Callable[[], Any]) -> Response:
+async def _served(
+    front: Front, request: Request, kind: str, read: Callable[[], Awaitable[tuple[Painting, bodies.Edit | None]]]
+) -> Response:
     """Read, admit, paint once, answer, and tell the audit log how it ended."""
     owner = front.keyring.owner(request.headers.get("authorization", ""))
     client = request.client.host if request.client else ""
-    order = _Order(owner, request.url.path, request.headers.get("idempotency-key"), client)
+    order = _Order(owner, request.url.path, request.headers.get("idempotency-key"), client, request.state.request_id)
     try:
         front.studio  # noqa: B018 (before a large body is read)
-        order.fields, order.edit = await read()
+        fields, order.edit = await read()
+        order.fields = fields
         paint = partial(_painted, front, order)
-        if not order.fields.stream:
+        if not fields.stream:
             finished = await while_connected(request, paint(None))
             return JSONResponse(_images(finished), headers={VERSION: finished.version, **order.headers})
-        shared = {"background": "opaque", "output_format": order.fields.kind, "quality": order.fields.quality or "auto"}
-        shared["size"] = order.fields.size or "auto"
+        shared = {"background": "opaque", "output_format": fields.kind, "size": fields.size or "auto", "quality": fields.quality or "auto"}
         return await streamed(request, kind, paint, shared, lambda version: {VERSION: version, **order.headers})
     except Exception as error:
         if order.fields is None or isinstance(error, ClientDisconnect):
@@ -193,7 +203,7 @@ def _tell(front: Front, order: _Order, error: Exception) -> None:
 
 def _who(order: _Order) -> Mapping[str, Any]:
     seconds = round(time.perf_counter() - order.begun, 4)
-    return {"key": order.owner.name, "client": order.client, "path": order.path, "seconds": seconds}
+    return {"request": order.identity, "key": order.owner.name, "client": order.client, "path": order.path, "seconds": seconds}
 
 
 def _images(finished: Finished) -> dict[str, Any]:

@@ -110,4 +110,5 @@ def _form(fields: dict[str, Any]) -> dict[str, Any]:
     """The form of an edit: its fields and its files. Regions are a text of JSON there."""
     files = {"image": {**_FILE, "description": "PNG, JPEG or WebP."}, "mask": {**_FILE, "description": "Transparent: painted anew."}}
     regions = {"type": "string", "contentMediaType": "application/json", "description": "As in generations, as JSON."}
-    return {**fields, "title": "EditForm", "properties": fields["properties"] | {"regions": regions} | files, "required": ["image", "prompt"]}
+    properties = fields["properties"] | {"regions": regions} | files
+    return {**fields, "title": "EditForm", "properties": properties, "required": ["image", "prompt"]}

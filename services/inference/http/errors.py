@@ -41,6 +41,7 @@ _PARAMETERS = {
     "steps": "num_inference_steps",
     "start": "image",
     "start.image": "image",
+    "start.mask": "mask",
     "start.strength": "strength",
 }
 """What requests call the fields of `sfumato.types.GenerateRequest`, where they call them otherwise."""

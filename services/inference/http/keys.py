@@ -94,7 +94,7 @@ class Keyring:
         # Looked up by its digest: how long that takes says nothing of the keys.
         owner = self._owners.get(hashlib.sha256(shown.strip().encode("utf-8", "replace")).hexdigest())
         if scheme.lower() != "bearer" or owner is None:
-            message = "This service wants a key: send the header 'Authorization: Bearer KEY'." if not shown else "This key is not known here."
+            message = "This key is not known here." if shown else "This service wants a key: send the header 'Authorization: Bearer KEY'."
             raise Refused(401, message, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
         return owner
 

@@ -14,7 +14,7 @@ from services.inference.http.errors import answer, told
 from sfumato.runtime.telemetry import SECONDS
 
 requests = Counter("sfumato_inference_http_requests", "Requests answered, by route and HTTP status.", ["route", "status"])
-request_seconds = Histogram("sfumato_inference_http_seconds", "Seconds from a request's head to its answer's end.", ["route"], buckets=SECONDS)
+request_seconds = Histogram("sfumato_inference_http_seconds", "Seconds from a request to its answer's end.", ["route"], buckets=SECONDS)
 open_requests = Gauge("sfumato_inference_http_open", "Requests that are being answered.", multiprocess_mode="livesum")
 
 REQUEST_ID = "x-request-id"
@@ -31,6 +31,8 @@ class Measured:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         begun, status, identity = time.perf_counter(), 0, f"req_{secrets.token_hex(12)}"
+
+        scope.setdefault("state", {})["request_id"] = identity
 
         async def sent(message: Message) -> None:
             nonlocal status

@@ -47,7 +47,7 @@ class Painting(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     prompt: Annotated[str, Field(min_length=1, max_length=LONGEST_PROMPT, description="What the picture should show.")]
-    model: Annotated[str | None, Field(min_length=1, max_length=1000, description="vista, vista@ALIAS, a version, vista+LORA:WEIGHT.")] = None
+    model: Annotated[str | None, Field(min_length=1, max_length=1000, description="vista, vista@ALIAS, a version, vista+LORA:0.6.")] = None
     n: Annotated[int | None, Field(ge=1, le=10, description="Pictures, of seeds that follow each other.")] = None
     size: Size | None = None
     quality: Annotated[
@@ -70,7 +70,7 @@ class Painting(BaseModel):
     num_inference_steps: Annotated[int | None, Field(ge=1, le=1000)] = None
     guidance_scale: Annotated[float | None, Field(ge=0, le=100)] = None
     regions: Annotated[list[RegionField] | None, Field(max_length=MOST_REGIONS)] = None
-    adapter_scale: Annotated[float | None, Field(ge=0, le=100, description="0: the base model; 1: the fused one; between and above.")] = None
+    adapter_scale: Annotated[float | None, Field(ge=0, le=100, description="0: the base model; 1: the fused one; or any other.")] = None
 
     @property
     def pictures(self) -> int:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from services.inference.http.bodies import Edit
 from services.inference.http.errors import Refused
 from services.inference.http.pictures import Format, Recipe, encode
@@ -175,7 +177,7 @@ class Studio:
         seed = fields.seed if fields.seed is not None else secrets.randbelow(RANDOM_SEEDS)
         if seed + fields.pictures - 1 > MAX_SEED:
             raise InvalidInput("seed", f"{fields.pictures} pictures from {seed} on go beyond 2^63-1.")
-        start, mask = (None, None) if edit is None else _started(edit, limits)
+        start = None if edit is None else _started(edit, limits)
         size = (limits.default_size, limits.default_size) if start is None else start.image.shape[1::-1]
         width, height = fields.pixels(*size)
         first = Wish(
@@ -188,15 +190,14 @@ class Studio:
                 guidance_scale=limits.default_guidance if fields.guidance_scale is None else fields.guidance_scale,
                 regions=tuple(Region(each.prompt, _box(each.bbox), each.strength) for each in fields.regions or ()),
                 start=start,
+                negative_prompt=fields.negative_prompt or "",
             ),
-            negative_prompt=fields.negative_prompt or "",
             adapter_scale=1.0 if fields.adapter_scale is None else float(fields.adapter_scale),
-            mask=mask,
         )
         return [replace(first, request=replace(first.request, seed=seed + index)) for index in range(fields.pictures)]
 
 
-def _started(edit: Edit, limits: ModelLimits) -> tuple[Start, Image | None]:
+def _started(edit: Edit, limits: ModelLimits) -> Start:
     """The picture to start from and its mask, in the size that is painted: what is asked for, else the picture's own."""
     image = decode_image(edit.image, "image")
     mask = None if edit.mask is None else decode_mask(edit.mask, "mask")
@@ -209,8 +210,9 @@ def _started(edit: Edit, limits: ModelLimits) -> tuple[Start, Image | None]:
         raise InvalidInput("size", f"{width}x{height} is more than this model paints.", hint=hint)
     if not (width and height):
         raise InvalidInput("size", f"{width}x{height} is no picture.")
-    start = Start(resize(image, width, height), edit.fields.distance())
-    return start, None if mask is None else resize(mask, width, height)
+    if mask is not None:
+        mask = np.where(resize(mask, width, height) > 127, np.uint8(255), np.uint8(0))
+    return Start(resize(image, width, height), edit.fields.distance(), mask)
 
 
 def _files(painted: Sequence[Painted], wishes: Sequence[Wish], fields: Painting, lease: Lease) -> tuple[tuple[int, bytes], ...]:
@@ -229,7 +231,7 @@ def _recipe(wish: Wish, fields: Painting, lease: Lease, settings: dict[str, Any]
         told[f"Region {index}"] = f"{','.join(map(str, region.box))} x {region.strength:g}: {region.prompt}"
     return Recipe(
         prompt=request.prompt,
-        negative_prompt=wish.negative_prompt,
+        negative_prompt=request.negative_prompt,
         seed=request.seed,
         steps=request.steps,
         guidance_scale=request.guidance_scale,

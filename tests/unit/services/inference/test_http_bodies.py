@@ -133,7 +133,10 @@ def test_a_form_that_cannot_be_used_is_refused_by_its_parameter(parts: list[tupl
     assert (refused.status, refused.param) == (400, parameter), refused
 
 
-@pytest.mark.parametrize("body", [b"", b"--b", b"nonsense", b"--b\r\n\r\n\r\n--b--", b'--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n--b--\r\n'])
+NAMELESS = b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n--b--\r\n"
+
+
+@pytest.mark.parametrize("body", [b"", b"--b", b"nonsense", b"--b\r\n\r\n\r\n--b--", NAMELESS])
 def test_a_form_that_is_none_is_refused(body: bytes) -> None:
     refused = refusal(asyncio.run, read_edit(request_of(body, "multipart/form-data; boundary=b"), 1000))
     assert refused.status == 400

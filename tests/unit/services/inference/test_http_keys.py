@@ -16,7 +16,8 @@ from sfumato.errors import InvalidInput
 
 
 def ring(**more: object) -> Keyring:
-    keys = [Key(name="web", sha256=hashlib.sha256(b"right").hexdigest(), **more), Key(name="other", sha256=hashlib.sha256(b"2").hexdigest())]  # pyright: ignore[reportArgumentType]
+    web = {"name": "web", "sha256": hashlib.sha256(b"right").hexdigest(), **more}
+    keys = [Key.model_validate(web), Key(name="other", sha256=hashlib.sha256(b"2").hexdigest())]
     return Keyring(keys, rate="100/minute", concurrency=3)
 
 
