@@ -47,7 +47,12 @@ def test_the_rule_decides_by_errors_latency_and_scores_and_says_the_numbers(cana
 
 @pytest.mark.parametrize(
     ("stable", "canary"),
-    [(tally(400), tally(99)), (tally(40), tally(100)), (tally(400), tally(EARLY - 1, failed=EARLY - 1)), (tally(400), tally(EARLY, failed=1))],
+    [
+        (tally(400), tally(99)),
+        (tally(40), tally(100)),
+        (tally(400), tally(EARLY - 1, failed=EARLY - 1)),
+        (tally(400), tally(EARLY, failed=1)),
+    ],
 )
 def test_nothing_is_decided_on_too_little(stable: Tally, canary: Tally) -> None:
     assert decide(stable, canary, RULE, scored=True) is None
