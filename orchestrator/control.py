@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from orchestrator import queues
 from orchestrator.driver import Driver, DriverSettings
 from orchestrator.engine import Loop
 from orchestrator.events import Event
@@ -82,6 +83,7 @@ class Control:
         self._driver = Driver(name, self._live, self._records, self._artifacts, self._bus_settings, self._driving)
         self._job = asyncio.create_task(self._driver.run())
         self._job.add_done_callback(_ended)
+        self._looking = asyncio.create_task(queues.watch(self._bus))
         return self
 
     async def __aexit__(self, *exception: object) -> None:
@@ -89,7 +91,7 @@ class Control:
         self._closing.set()
         if not await self._driver.stop(self._grace):
             log.warning("A run does not end; whoever takes it next comes to the same.")
-        await ended([self._job])
+        await ended([self._job, self._looking])
         await self._bus.__aexit__(*exception)
 
     # --- looking ---

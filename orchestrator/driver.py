@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from orchestrator.driving import Board, Course, Stopped
 from orchestrator.engine import Waiting
+from orchestrator.events import Event
 from orchestrator.index import Index, Wish
 from orchestrator.runs import Outcome, Records
 from sfumato.errors import NotFound, SfumatoError, Unavailable
@@ -41,7 +42,13 @@ runs_driven = Gauge("sfumato_runs_driven", "Runs that this replica drives.")
 in_flight = Gauge("sfumato_run_tasks_in_flight", "Tasks that a run driven here has sent and waits for.", ["run"])
 iteration_of = Gauge("sfumato_run_iteration", "The iteration that a run driven here is in; 0 in the comparison after the last.", ["run"])
 kept_share = Gauge("sfumato_run_kept_share", "Share of the pairs that the last filter of a run driven here kept.", ["run"])
-PER_RUN = (in_flight, iteration_of, kept_share)
+kept = Gauge("sfumato_run_kept", "Pairs that the last filter of a run driven here kept.", ["run"])
+score = Gauge(
+    "sfumato_run_score",
+    "Mean score of a run driven here on its held-out prompts: of the base model or the tuned one.",
+    ["run", "metric", "of"],
+)
+PER_RUN = (in_flight, iteration_of, kept_share, kept)
 
 
 class DriverSettings(BaseSettings):
@@ -250,8 +257,7 @@ class Driver:
             iteration_of.labels(name).set(driven.board.latest.iteration)
         for iteration, events in driven.board.take().items():
             for event in events:
-                if "kept_share" in event.metrics:
-                    kept_share.labels(name).set(event.metrics["kept_share"])
+                _shown(name, event)
             try:
                 await self._index.tell(name, iteration, events)
             except Unavailable as error:
@@ -262,10 +268,22 @@ class Driver:
     async def _leave(self, name: str, driven: _Driven) -> None:
         self._driven.pop(name, None)
         runs_driven.set(len(self._driven))
-        for gauge in PER_RUN:
+        for gauge in (*PER_RUN, score):
             gauge.remove_by_labels({"run": name})
         try:
             await self._index.release(name, driven.revision)
         except Unavailable as error:
             log.debug("the lease on %s ends by itself: %s", name, error)
         self._news.set()
+
+
+def _shown(name: str, event: Event) -> None:
+    """What a stage came to, as metrics."""
+    for metric, value in event.metrics.items():
+        measured, _, of = metric.rpartition("_")
+        if metric == "kept_share":
+            kept_share.labels(name).set(value)
+        elif metric == "kept":
+            kept.labels(name).set(value)
+        elif event.stage == "measure" and of in ("base", "tuned") and value is not None:
+            score.labels(name, measured, of).set(value)

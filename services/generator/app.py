@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -14,6 +13,7 @@ from services.generator.servicer import GeneratorServicer
 from services.generator.tasks import HANDLERS
 from services.generator.warm import ServedModel, serve
 from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.hub import located
 from sfumato.runtime.serving.lane import Lane
 from sfumato.runtime.serving.server import Service, run
 from sfumato.runtime.settings import ServingSettings, Settings
@@ -28,8 +28,8 @@ class PaintingSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="SFUMATO_GENERATOR_", frozen=True)
 
-    # The folder of a diffusers pipeline; Vista's where absent.
-    model: Path | None = None
+    # The folder of a diffusers pipeline, or its name on the hub; Vista's where empty.
+    model: str = ""
     # Numbers of its weights: float32 or bfloat16.
     precision: str = "float32"
     # Rows (pictures, unconditional and region branches) of one forward at most.
@@ -41,7 +41,7 @@ def services(serving: ServingSettings) -> Sequence[Service]:
     settings, painting = Settings(), PaintingSettings()
 
     def load() -> ServedModel:
-        folder = painting.model or weights.locate("generator", settings.weights or weights.ROOT)
+        folder = located(painting.model) if painting.model else weights.locate("generator", settings.weights or weights.ROOT)
         return serve(folder, painting.precision, GeneratorSettings(max_batch=painting.max_batch))
 
     lane = Lane(load, waiting=serving.waiting)

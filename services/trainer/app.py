@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -12,6 +11,7 @@ from services.trainer.servicer import TrainerServicer
 from services.trainer.tasks import HANDLERS
 from services.trainer.warm import ServedModel, serve
 from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.hub import located
 from sfumato.runtime.serving.lane import Lane
 from sfumato.runtime.serving.server import Service, run
 from sfumato.runtime.settings import ServingSettings, Settings
@@ -26,8 +26,8 @@ class BaseModelSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="SFUMATO_TRAINER_", frozen=True)
 
-    # The folder of a diffusers pipeline; Vista's where absent.
-    model: Path | None = None
+    # The folder of a diffusers pipeline, or its name on the hub; Vista's where empty.
+    model: str = ""
     # Numbers of its weights: float32 or bfloat16.
     precision: str = "float32"
 
@@ -37,7 +37,7 @@ def services(serving: ServingSettings) -> Sequence[Service]:
     settings, base = Settings(), BaseModelSettings()
 
     def load() -> ServedModel:
-        folder = base.model or weights.locate("generator", settings.weights or weights.ROOT)
+        folder = located(base.model) if base.model else weights.locate("generator", settings.weights or weights.ROOT)
         return serve(folder, base.precision)
 
     lane = Lane(load, waiting=serving.waiting)

@@ -7,13 +7,14 @@ import re
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, from_url
 
 from sfumato.errors import BrokenWeights, InvalidInput, MissingWeights, Unavailable
+from sfumato.runtime.settings import StoreSettings
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -29,7 +30,7 @@ class ArtifactStore:
         """
         self.url = url
         try:
-            self._store = from_url(url) if "://" in url else LocalStore(Path(url).absolute(), mkdir=True)
+            self._store = from_url(url, config=_keys(url)) if "://" in url else LocalStore(Path(url).absolute(), mkdir=True)
         except Exception as error:  # obstore's errors have no common base with those of the operating system
             raise InvalidInput("artifacts", f"{url} cannot be opened: {error}") from error
 
@@ -140,6 +141,13 @@ class ArtifactStore:
         except FileNotFoundError:
             return False
         return True
+
+
+def _keys(url: str) -> Any:
+    """The keys of a bucket that are in the settings, in files perhaps; None where the store has to find its own."""
+    if not url.startswith(("s3://", "s3a://")):
+        return None
+    return {name: key.get_secret_value() for name, key in StoreSettings() if key.get_secret_value()} or None
 
 
 def _blob(digest: str) -> str:

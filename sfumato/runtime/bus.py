@@ -193,6 +193,9 @@ class Bus:
                 [url.strip() for url in settings.url.split(",")],
                 name=self._name,
                 token=settings.token.get_secret_value() or None,
+                user=settings.user or None,
+                password=settings.password.get_secret_value() or None,
+                inbox_prefix=f"_INBOX.{settings.user}" if settings.user else "_INBOX",
                 tls=ssl.create_default_context(cafile=settings.ca) if settings.ca is not None else None,
                 max_reconnect_attempts=-1,
                 reconnect_time_wait=0.1,  # pyright: ignore[reportArgumentType] (it is handed to asyncio.sleep)
@@ -266,7 +269,8 @@ class Bus:
         """What nats-py tells of its troubles. While it connects for the first time, raising here is what ends its attempts."""
         if self._give_up < math.inf:
             if "authorization" in str(error).lower():
-                raise Unavailable(f"nats-server at {self.settings.url} does not let us in.", hint="Is SFUMATO_BUS_TOKEN its token?")
+                hint = "Is SFUMATO_BUS_TOKEN its token, or SFUMATO_BUS_USER known to it, with this password?"
+                raise Unavailable(f"nats-server at {self.settings.url} does not let us in.", hint=hint)
             if time.monotonic() > self._give_up:
                 hint = "Is it running, and is SFUMATO_BUS_URL its address?"
                 raise Unavailable(f"nats-server at {self.settings.url} does not answer: {error}.", hint=hint) from error

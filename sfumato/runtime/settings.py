@@ -2,12 +2,47 @@
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SecretsSettingsSource, SettingsConfigDict
+
+from sfumato.errors import InvalidInput
+
+SECRETS = "SFUMATO_SECRETS"
+"""Names the folder of files that hold settings nobody is to see in an environment: passwords, tokens."""
+
+
+class FiledSettings(BaseSettings):
+    """Settings that may also be files: what a variable ``NAME`` would say, a file ``NAME`` in the folder ``SFUMATO_SECRETS`` says.
+
+    A variable counts for more than a file. With a folder that is not there nothing starts: a secret that is missing would
+    otherwise look like one that nobody wants.
+    """
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """What was given, then the environment, then files.
+
+        Raises:
+            InvalidInput: the folder of files is not there.
+        """
+        folder = os.environ.get(SECRETS, "")
+        if not folder:
+            return init_settings, env_settings
+        if not Path(folder).is_dir():
+            raise InvalidInput(SECRETS, f"there is no folder {folder}.", hint="Is the secret mounted there?")
+        return init_settings, env_settings, SecretsSettingsSource(settings_cls, folder)
 
 
 class LogFormat(StrEnum):
@@ -33,7 +68,7 @@ class TelemetrySettings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
 
-class ServingSettings(BaseSettings):
+class ServingSettings(FiledSettings):
     """How a service answers over gRPC: ``SFUMATO_GRPC_*``."""
 
     model_config = SettingsConfigDict(env_prefix="SFUMATO_GRPC_", frozen=True)
@@ -59,7 +94,7 @@ class ServingSettings(BaseSettings):
     grace: float = Field(default=30.0, ge=0)
 
 
-class ClientSettings(BaseSettings):
+class ClientSettings(FiledSettings):
     """How services are called: ``SFUMATO_CLIENT_*``."""
 
     model_config = SettingsConfigDict(env_prefix="SFUMATO_CLIENT_", frozen=True)
@@ -77,7 +112,7 @@ class ClientSettings(BaseSettings):
     timeout: float = Field(default=600.0, gt=0)
 
 
-class Settings(BaseSettings):
+class Settings(FiledSettings):
     """Read once where a program starts, and handed on as plain values."""
 
     model_config = SettingsConfigDict(env_prefix="SFUMATO_", frozen=True)
@@ -118,15 +153,28 @@ class Settings(BaseSettings):
         return self.registry_url or f"sqlite:///{self.runs / 'registry.sqlite'}"
 
 
-class BusSettings(BaseSettings):
+class StoreSettings(FiledSettings):
+    """The keys of a bucket: ``AWS_*`` as everywhere, for those who have them as files. What is not said here, the store finds itself."""
+
+    model_config = SettingsConfigDict(env_prefix="AWS_", frozen=True)
+
+    access_key_id: SecretStr = SecretStr("")
+    secret_access_key: SecretStr = SecretStr("")
+    session_token: SecretStr = SecretStr("")
+
+
+class BusSettings(FiledSettings):
     """Where the bus is and how it is used: ``SFUMATO_BUS_*``, the same for the orchestrator and for every worker."""
 
     model_config = SettingsConfigDict(env_prefix="SFUMATO_BUS_", frozen=True)
 
     # nats-server's address; several, with commas, of a cluster.
     url: str = "nats://127.0.0.1:4222"
-    # What it wants to be shown, where it wants anything.
+    # What it wants to be shown, where it wants anything: a token,
     token: SecretStr = SecretStr("")
+    # or a name and a password. Whoever has a name is answered on subjects that begin with it (_INBOX.NAME), which others may not read.
+    user: str = Field(default="", pattern=r"^[A-Za-z0-9_-]*$")
+    password: SecretStr = SecretStr("")
     # The authority that signed its certificate, where that is a private one (addresses with tls://).
     ca: Path | None = None
     # On how many servers of a cluster streams are kept: 1, or 3 in production.

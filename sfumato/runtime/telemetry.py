@@ -18,10 +18,10 @@ from opentelemetry import baggage, context, trace
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.context import Context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-from prometheus_client import Counter, Gauge, Histogram, start_http_server
+from prometheus_client import Counter, Gauge, Histogram
 
-from sfumato.errors import InvalidInput
 from sfumato.runtime import logs
+from sfumato.runtime.probes import PROBES, listening
 from sfumato.runtime.settings import TelemetrySettings
 
 CARRIED = ("run", "iteration", "stage")
@@ -89,7 +89,7 @@ def bound(**words: object) -> Iterator[None]:
 
 @contextmanager
 def observing(service: str, settings: TelemetrySettings) -> Iterator[int]:
-    """Logs, traces and metrics of a process, for the length of a ``with`` block; gives the port of its metrics, 0 for none.
+    """Logs, traces and metrics (with probes) of a process, for the length of a ``with`` block; gives the metrics' port, 0 for none.
 
     Raises:
         InvalidInput: the metrics' address cannot be used.
@@ -100,11 +100,7 @@ def observing(service: str, settings: TelemetrySettings) -> Iterator[int]:
             stack.callback(_exporting(service, settings.telemetry_otlp))
         port = 0
         if settings.metrics_address:
-            server, thread = _metrics(settings.metrics_address)
-            stack.callback(thread.join)
-            stack.callback(server.server_close)
-            stack.callback(server.shutdown)
-            port = int(server.server_port)
+            port = stack.enter_context(listening(settings.metrics_address, PROBES))
         yield port
 
 
@@ -129,12 +125,3 @@ def _exporting(service: str, address: str) -> Callable[[], None]:
     provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=1000 * EXPORT_SECONDS))
     trace.set_tracer_provider(provider)
     return provider.shutdown
-
-
-def _metrics(address: str):
-    host, _, port = address.rpartition(":")
-    try:
-        return start_http_server(int(port), host.strip("[]") or "127.0.0.1")
-    except (OSError, ValueError, OverflowError) as error:
-        hint = "Set SFUMATO_METRICS_ADDRESS to a free host:port, or to nothing."
-        raise InvalidInput("metrics_address", f"{address} cannot be listened on ({error}).", hint=hint) from error

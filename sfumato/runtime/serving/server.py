@@ -21,6 +21,7 @@ from sfumato.errors import InvalidInput, SfumatoError, Unavailable
 from sfumato.runtime import logs
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.bus import Bus
+from sfumato.runtime.probes import PROBES
 from sfumato.runtime.serving.artifacts import NAME as ARTIFACTS
 from sfumato.runtime.serving.artifacts import mount
 from sfumato.runtime.serving.boundary import Boundary
@@ -115,9 +116,11 @@ class Server:
                 await self._beside.enter_async_context(service.beside)
             await self._health.set(service.name, SERVING)
         await self._health.set("", SERVING)
+        PROBES.ready = True
 
     async def drain(self) -> None:
         """Take no more calls, give those that are here the settings' grace to end, and cancel what is left."""
+        PROBES.ready = False
         for service in self._services:
             service.lane.close()
         await self._health.enter_graceful_shutdown()
@@ -160,6 +163,7 @@ async def _serve(offered: Sequence[Service], settings: ServingSettings, address:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    beating = asyncio.create_task(PROBES.beat())
     artifacts = ArtifactStore(Settings().artifacts_url)
     server = Server(offered, settings, address, artifacts)
     port = await server.start()
@@ -177,6 +181,7 @@ async def _serve(offered: Sequence[Service], settings: ServingSettings, address:
         log.info("Draining.")
         stop.set()  # workers finish what is in hand or give it back, while calls end
         await asyncio.gather(server.drain(), *working, return_exceptions=True)
+        beating.cancel()
     for job in working:
         job.result()
     return any(service.lane.busy for service in offered)
