@@ -147,8 +147,8 @@ def test_names_lead_to_versions_and_adapters(house: House, registry: RegistryCli
     asyncio.run(whole())
 
 
-def test_a_catalog_waits_for_its_alias_and_for_its_registry(house: House, registry: RegistryClient, place) -> None:
-    base, one = house.register(registry, 0), house.register(registry, 1)
+def test_a_catalog_waits_for_its_alias_and_for_its_registry(house: House, registry: RegistryClient) -> None:
+    base = house.register(registry, 0)
 
     async def whole() -> None:
         async with house.catalog(wait=False) as (catalog, engine):
