@@ -46,7 +46,7 @@ chaos: setup  ## a run of the whole system among sixty faults
 	$(BIN)/pytest tests/chaos --faults 60
 
 unit: setup
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 manifests: setup  ## write deploy/k8s/ anew out of the chart
 	$(BIN)/python -m deploy.manifests

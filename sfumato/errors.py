@@ -56,7 +56,14 @@ class Unavailable(SfumatoError):
 
 
 class Busy(SfumatoError):
-    """As much work as is taken is waiting already; try again later (CLI exit 1, RESOURCE_EXHAUSTED, HTTP 429)."""
+    """As much work as is taken is waiting already; try again later (CLI exit 1, RESOURCE_EXHAUSTED, HTTP 429).
+
+    ``retry_after`` is in how many seconds, where that is known, else 0.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", retry_after: float = 0.0) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after = retry_after
 
 
 class AnswerRejected(SfumatoError):

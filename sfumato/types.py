@@ -18,10 +18,14 @@ Box: TypeAlias = tuple[int, int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """One piece of advice: what the picture should show inside ``box`` (ArtAug section 3.1, ``(P_i, M_i)``)."""
+    """One piece of advice: what the picture should show inside ``box`` (ArtAug section 3.1, ``(P_i, M_i)``).
+
+    ``strength`` multiplies its mask (1: the paper's).
+    """
 
     prompt: str
     box: Box
+    strength: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,11 +33,13 @@ class Start:
     """A picture to start from instead of noise alone (SDEdit, Meng et al. 2022), of the size that is painted.
 
     It is noised to the level at which ``strength`` of the steps are left, and denoised from there: 0 gives it back but for the
-    autoencoder's rounding, 1 does not look at it.
+    autoencoder's rounding, 1 does not look at it. Where there is a ``mask`` (``[height, width]``, 0 or 255), only what it marks is
+    painted anew: all else stays the picture's, and what is painted joins on to it.
     """
 
     image: Image
     strength: float
+    mask: Image | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +49,8 @@ class GenerateRequest:
     The regions act in the first ``regional_steps`` of the schedule (1: all of it, as in the paper). ``soft_edges`` is the width in
     pixels over which a region's edges fade (0: binary masks, as in the paper; next to nothing: the bare coverage of latent cells).
     ``condition_noise`` is the standard deviation of normal noise on the prompt's embeddings, drawn from the seed
-    (AGFSync: ``x_0 = G(c + n, z_0)``, ``n ~ N(0, sigma^2 I)``); regions' prompts have none.
+    (AGFSync: ``x_0 = G(c + n, z_0)``, ``n ~ N(0, sigma^2 I)``); regions' prompts have none. ``negative_prompt`` is what
+    classifier-free guidance leads away from, where the model has that.
     """
 
     prompt: str
@@ -57,6 +64,12 @@ class GenerateRequest:
     soft_edges: float = 0.0
     condition_noise: float = 0.0
     start: Start | None = None
+    negative_prompt: str = ""
+
+    @property
+    def masked(self) -> bool:
+        """Whether only part of a picture is painted anew."""
+        return self.start is not None and self.start.mask is not None
 
     @property
     def steps_made(self) -> int:

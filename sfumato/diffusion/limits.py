@@ -12,6 +12,7 @@ from sfumato.types import GenerateRequest, Region, Start
 
 MAX_SEED = 2**63 - 1
 MAX_CONDITION_NOISE = 10.0
+MAX_REGION_STRENGTH = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,7 @@ class ModelLimits:
     """The requests one model can serve, and what it is best asked for when a user says nothing.
 
     Sizes are pixels; ``grid`` divides width and height; ``min_size == max_size`` marks a model of one fixed size.
-    ``prompt_tokens`` counts the end token.
+    ``prompt_tokens`` counts the end token. ``negative_prompts`` marks a model with classifier-free guidance, at a guidance above 1.
     """
 
     grid: int
@@ -32,6 +33,7 @@ class ModelLimits:
     default_size: int
     default_steps: int
     default_guidance: float
+    negative_prompts: bool = False
 
 
 def check_request(request: GenerateRequest, limits: ModelLimits, count_tokens: Callable[[str], int]) -> None:
@@ -39,8 +41,8 @@ def check_request(request: GenerateRequest, limits: ModelLimits, count_tokens: C
 
     Raises:
         InvalidInput: naming the field: ``prompt``, ``width``, ``height``, ``steps``, ``guidance_scale``, ``seed``,
-            ``regional_steps``, ``soft_edges``, ``regions``, ``regions[i].prompt``, ``regions[i].box``, ``condition_noise``,
-            ``start.image`` or ``start.strength``.
+            ``regional_steps``, ``soft_edges``, ``regions``, ``regions[i].prompt``, ``regions[i].box``, ``regions[i].strength``,
+            ``condition_noise``, ``start.image``, ``start.strength``, ``start.mask`` or ``negative_prompt``.
     """
     _check_prompt("prompt", request.prompt, limits, count_tokens)
     _check_size("width", request.width, limits)
@@ -61,16 +63,33 @@ def check_request(request: GenerateRequest, limits: ModelLimits, count_tokens: C
         raise InvalidInput("condition_noise", f"{request.condition_noise:g} is not in 0..{MAX_CONDITION_NOISE:g}.")
     if request.start is not None:
         _check_start(request.start, request)
+    if request.negative_prompt:
+        _check_negative(request, limits, count_tokens)
     if len(request.regions) > limits.max_regions:
         raise InvalidInput("regions", f"{len(request.regions)} are more than the {limits.max_regions} allowed.")
     for index, region in enumerate(request.regions):
         _check_prompt(f"regions[{index}].prompt", region.prompt, limits, count_tokens)
         _check_box(f"regions[{index}].box", region, request)
+        if not 0 <= region.strength <= MAX_REGION_STRENGTH:
+            raise InvalidInput(f"regions[{index}].strength", f"{region.strength:g} is not in 0..{MAX_REGION_STRENGTH:g}.")
 
 
 def _check_prompt(field: str, prompt: str, limits: ModelLimits, count_tokens: Callable[[str], int]) -> None:
     if not prompt.strip():
         raise InvalidInput(field, "is empty.", hint="Say what the picture should show.")
+    _check_length(field, prompt, limits, count_tokens)
+
+
+def _check_negative(request: GenerateRequest, limits: ModelLimits, count_tokens: Callable[[str], int]) -> None:
+    if not limits.negative_prompts:
+        raise InvalidInput("negative_prompt", "this model has no classifier-free guidance to lead away from it.", hint="Leave it out.")
+    if request.guidance_scale <= 1:
+        hint = "Ask for a guidance_scale above 1."
+        raise InvalidInput("negative_prompt", f"does nothing at a guidance of {request.guidance_scale:g}.", hint=hint)
+    _check_length("negative_prompt", request.negative_prompt, limits, count_tokens)
+
+
+def _check_length(field: str, prompt: str, limits: ModelLimits, count_tokens: Callable[[str], int]) -> None:
     tokens = count_tokens(prompt)
     if tokens > limits.prompt_tokens:
         raise InvalidInput(field, f"has {tokens} tokens, the model reads {limits.prompt_tokens}.", hint="Shorten it.")
@@ -92,6 +111,12 @@ def _check_start(start: Start, request: GenerateRequest) -> None:
         raise InvalidInput("start.image", f"is {found} pixels, the picture {request.width} x {request.height}.", hint=hint)
     if not 0 <= start.strength <= 1:
         raise InvalidInput("start.strength", f"{start.strength:g} is not in 0..1.", hint="It is a share of the steps.")
+    if start.mask is not None:
+        if start.mask.shape != start.image.shape[:2] or start.mask.dtype != np.uint8:
+            found = " x ".join(map(str, reversed(start.mask.shape)))
+            raise InvalidInput("start.mask", f"is {found} pixels, the picture {request.width} x {request.height}.")
+        if not start.mask.any():
+            raise InvalidInput("start.mask", "marks nothing.", hint="What is to be painted anew is 255 in it.")
 
 
 def _check_box(field: str, region: Region, request: GenerateRequest) -> None:

@@ -10,7 +10,6 @@ classifier-free guidance the prompt's prediction is mixed, and the one unconditi
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import torch
 from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor, nn
 
+from sfumato.diffusion.arguments import bound, flatten, unflatten
 from sfumato.diffusion.families.family import Family
 from sfumato.types import GenerateRequest
 
@@ -75,7 +75,9 @@ def plan_branches(requests: Sequence[GenerateRequest], family: Family) -> Branch
     masks: dict[tuple[int, str], Tensor] = {}
     for sample, request in enumerate(requests):
         for region in request.regions if request.regional_steps > 0 else ():
-            mask = family.mask(region.box, width, height, request.soft_edges)
+            if region.strength == 0:
+                continue
+            mask = region.strength * family.mask(region.box, width, height, request.soft_edges)
             if region.prompt == request.prompt:
                 weight[sample] += mask
             else:
@@ -112,13 +114,12 @@ class RegionalAverage(ModelHook):
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Forward all rows, average those of the prompts, answer as the denoiser does."""
         forward: Any = self.fn_ref.original_forward
-        arguments = dict(inspect.signature(type(module).forward).bind(module, *args, **kwargs).arguments)
-        del arguments["self"]
+        arguments = bound(type(module), args, kwargs)
         active = [] if self.branches is None else self.branches.active(self.progress)
         # Skip-layer guidance (SD3) asks for the prompt's prediction by a weaker model: not an own branch, nothing to mix.
         if arguments.get("skip_layers") is not None:
             return forward(**arguments)
-        flat, nested = _flatten(arguments)
+        flat, nested = flatten(arguments)
         count = len(flat[self.per_sample[0]])
         if not active and count <= self.max_rows:
             return forward(**arguments)
@@ -127,7 +128,7 @@ class RegionalAverage(ModelHook):
         for start in range(0, count + len(active), self.max_rows):
             part = {name: tensor[start : start + self.max_rows] for name, tensor in rows.items()}
             with _cache_context(module, f"regional_{start}"):
-                outputs.append(forward(**_unflatten(flat | part, nested)))
+                outputs.append(forward(**unflatten(flat | part, nested)))
         prediction = torch.cat([output[0] for output in outputs])
         if self.branches is not None and active:
             first = count - self.samples  # the unconditional rows stay as they are
@@ -147,22 +148,6 @@ class RegionalAverage(ModelHook):
             below = value[owners.to(value.device)] if text is None else text[chosen.to(text.device)].to(value)
             rows[name] = torch.cat([value, below])
         return rows
-
-
-def _flatten(arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, tuple[str, ...]]]:
-    """Arguments with the entries of dictionaries beside them, and which entries came from which dictionary."""
-    nested = {name: tuple(value) for name, value in arguments.items() if isinstance(value, dict)}
-    flat = {name: value for name, value in arguments.items() if name not in nested}
-    for name in nested:
-        flat |= arguments[name]
-    return flat, nested
-
-
-def _unflatten(flat: dict[str, Any], nested: dict[str, tuple[str, ...]]) -> dict[str, Any]:
-    """The inverse of `_flatten`."""
-    inner = {entry for entries in nested.values() for entry in entries}
-    arguments = {name: value for name, value in flat.items() if name not in inner}
-    return arguments | {name: {entry: flat[entry] for entry in entries} for name, entries in nested.items()}
 
 
 def _cache_context(module: nn.Module, name: str) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
 from sfumato.diffusion.budget import RowBudget
@@ -13,7 +14,7 @@ from sfumato.diffusion.families.family import Family
 from sfumato.diffusion.limits import check_request
 from sfumato.diffusion.previews import Previews, watching
 from sfumato.diffusion.regional import plan_branches, regional_average
-from sfumato.types import GenerateRequest, Image
+from sfumato.types import GenerateRequest, Image, Start
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,13 +53,13 @@ def paint(
     for batch in batches:
         members = [requests[index] for index in batch]
 
-        def shown(clean: Tensor, done: int, batch: Sequence[int] = batch, first: GenerateRequest = members[0]) -> None:
-            for index, image in zip(batch, _decode(family, clean, first, budget), strict=True):
+        def shown(clean: Tensor, done: int, batch: Sequence[int] = batch, batched: Sequence[GenerateRequest] = members) -> None:
+            for index, image in zip(batch, _decode(family, clean, batched, budget), strict=True):
                 assert previews is not None
-                previews.tell(index, done, first.steps_made, image)
+                previews.tell(index, done, batched[0].steps_made, image)
 
         latents = _denoise(family, members, budget, progress, previews and previews.every, shown)
-        for index, image, final in zip(batch, _decode(family, latents, members[0], budget), latents, strict=True):
+        for index, image, final in zip(batch, _decode(family, latents, members, budget), latents, strict=True):
             pictures[index] = Picture(image=image, latents=final.detach().cpu(), seed=requests[index].seed)
     return [pictures[index] for index in range(len(requests))]
 
@@ -66,11 +67,12 @@ def paint(
 def cut_batches(requests: Sequence[GenerateRequest], most: Callable[[GenerateRequest], int]) -> list[list[int]]:
     """Indices of the requests that share one pipeline call: same size, steps and guidance, at most ``most(one of them)``.
 
-    Those with noise on their condition, and those with a start, are by themselves: what others do must not change a plain picture.
+    Those with noise on their condition, a negative prompt, a start or a mask are by themselves: what others do must not change a plain
+    picture.
     """
-    groups: dict[tuple[int, int, int, float, bool, int], list[int]] = {}
+    groups: dict[tuple[int, int, int, float, bool, bool, bool, int], list[int]] = {}
     for index, request in enumerate(requests):
-        kind = request.condition_noise > 0, request.steps_made
+        kind = request.condition_noise > 0, bool(request.negative_prompt), request.masked, request.steps_made
         groups.setdefault((request.width, request.height, request.steps, request.guidance_scale, *kind), []).append(index)
     batches = []
     for group in groups.values():
@@ -124,6 +126,13 @@ def _denoise(
         return family.paint(members, step_ended)
 
 
-def _decode(family: Family, latents: Tensor, size: GenerateRequest, budget: RowBudget) -> list[Image]:
-    parts = latents.split(budget.pictures(size.width, size.height))
-    return [image for part in parts for image in family.decode(part, size.width, size.height)]
+def _decode(family: Family, latents: Tensor, members: Sequence[GenerateRequest], budget: RowBudget) -> list[Image]:
+    width, height = members[0].width, members[0].height
+    parts = latents.split(budget.pictures(width, height))
+    images = [image for part in parts for image in family.decode(part, width, height)]
+    return [_joined(member.start, image) for member, image in zip(members, images, strict=True)]
+
+
+def _joined(start: Start | None, painted: Image) -> Image:
+    """What a mask does not mark is the picture's own, free of the autoencoder's rounding."""
+    return painted if start is None or start.mask is None else np.where(start.mask[..., None] > 127, painted, start.image)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
+import PIL.Image
 import torch
 from torch import Tensor
 
@@ -23,8 +24,8 @@ TEXTS = {
 
 
 def call_pipeline(family: Family, requests: Sequence[GenerateRequest], on_step: Callable[[int, int], None] | None, **more: Any) -> Tensor:
-    """Final latents ``[batch, ...]`` of requests of one size, number of steps, guidance and kind (with or without a start, with or
-    without noise on the condition); ``more`` goes to the pipeline as it is.
+    """Final latents ``[batch, ...]`` of requests of one size, number of steps, guidance and kind (with or without a start or a mask,
+    with or without noise on the condition); ``more`` goes to the pipeline as it is.
 
     Every sample's noise comes from its own generator on the CPU, so it depends on its seed alone.
     """
@@ -33,10 +34,20 @@ def call_pipeline(family: Family, requests: Sequence[GenerateRequest], on_step: 
     arguments: dict[str, Any] = {"prompt": [request.prompt for request in requests]}
     if first.condition_noise > 0:
         arguments = {TEXTS[name]: text for name, text in noised_conditions(family, requests).items()}
-    if first.steps_made < first.steps:
-        pipeline, start = family.from_pictures([request.start.image for request in requests if request.start is not None])
-        # Half a step away from where the pipeline would round to another number of steps.
-        arguments |= start | {"strength": (first.steps_made + family.rounding) / first.steps}
+    if any(request.negative_prompt for request in requests):
+        arguments["negative_prompt"] = [request.negative_prompt for request in requests]
+    starts = [request.start for request in requests if request.start is not None]
+    # Half a step away from where the pipeline would round to another number of steps.
+    strength = 1.0 if first.steps_made == first.steps else (first.steps_made + family.rounding) / first.steps
+    if first.masked:
+        # As pixels: what a mask leaves is noised from the autoencoder's posterior, as the pipeline always does.
+        pipeline = family.masked()
+        masks = [PIL.Image.fromarray(start.mask) for start in starts if start.mask is not None]
+        arguments |= {"image": [PIL.Image.fromarray(start.image) for start in starts], "mask_image": masks}
+        arguments |= {"width": first.width, "height": first.height, "strength": strength}
+    elif first.steps_made < first.steps:
+        pipeline, start = family.from_pictures([start.image for start in starts])
+        arguments |= start | {"strength": strength}
     else:
         arguments |= {"width": first.width, "height": first.height}
 

@@ -76,6 +76,10 @@ class Family(Protocol):
         """The image-to-image pipeline of the same parts, and what it is to be given of pictures of one size that it starts from."""
         ...
 
+    def masked(self) -> DiffusionPipeline:
+        """The pipeline of the same parts that paints only what a mask marks."""
+        ...
+
     def decode(self, latents: Tensor, width: int, height: int) -> list[Image]:
         """Latents ``[batch, ...]`` to pictures, as the pipeline itself does it."""
         ...

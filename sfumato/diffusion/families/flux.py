@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, ClassVar, cast
 
 import torch
-from diffusers import FluxImg2ImgPipeline, FluxPipeline
+from diffusers import FluxImg2ImgPipeline, FluxInpaintPipeline, FluxPipeline
 from torch import Tensor, nn
 
 from sfumato.diffusion.families.calling import call_pipeline, quiet, size_range, to_cells, to_images
@@ -98,6 +98,14 @@ class FluxFamily:
     @cached_property
     def _from_pictures(self) -> FluxImg2ImgPipeline:
         return quiet(FluxImg2ImgPipeline(**self.pipeline.components))
+
+    def masked(self) -> FluxInpaintPipeline:
+        """See `Family.masked`."""
+        return self._masked
+
+    @cached_property
+    def _masked(self) -> FluxInpaintPipeline:
+        return quiet(FluxInpaintPipeline(**self.pipeline.components))
 
     @torch.no_grad()
     def decode(self, latents: Tensor, width: int, height: int) -> list[Image]:

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import Tensor, nn
 
 from sfumato.diffusion.families.calling import call_pipeline, quiet, size_range, to_cells, to_images
@@ -58,6 +58,7 @@ class UNetFamily:
             default_size=native,
             default_steps=50,
             default_guidance=self.default_guidance,
+            negative_prompts=pipe.unet.config.time_cond_proj_dim is None,
         )
 
     def rows_per_sample(self, guidance: float) -> int:
@@ -107,6 +108,14 @@ class SDFamily(UNetFamily):
     @cached_property
     def _from_pictures(self) -> Any:
         return quiet(StableDiffusionImg2ImgPipeline(**self.pipeline.components, requires_safety_checker=False))
+
+    def masked(self) -> Any:
+        """See `Family.masked`."""
+        return self._masked
+
+    @cached_property
+    def _masked(self) -> Any:
+        return quiet(StableDiffusionInpaintPipeline(**self.pipeline.components, requires_safety_checker=False))
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, ClassVar, cast
 
 import torch
-from diffusers import StableDiffusion3Img2ImgPipeline, StableDiffusion3Pipeline
+from diffusers import StableDiffusion3Img2ImgPipeline, StableDiffusion3InpaintPipeline, StableDiffusion3Pipeline
 from torch import Tensor, nn
 
 from sfumato.diffusion.families.calling import call_pipeline, quiet, size_range, to_cells, to_images
@@ -59,6 +59,7 @@ class SD3Family:
             default_size=native,
             default_steps=28,
             default_guidance=7.0,
+            negative_prompts=True,
         )
 
     def rows_per_sample(self, guidance: float) -> int:
@@ -97,6 +98,14 @@ class SD3Family:
     @cached_property
     def _from_pictures(self) -> StableDiffusion3Img2ImgPipeline:
         return quiet(StableDiffusion3Img2ImgPipeline(**self.pipeline.components))
+
+    def masked(self) -> StableDiffusion3InpaintPipeline:
+        """See `Family.masked`."""
+        return self._masked
+
+    @cached_property
+    def _masked(self) -> StableDiffusion3InpaintPipeline:
+        return quiet(StableDiffusion3InpaintPipeline(**self.pipeline.components))
 
     @torch.no_grad()
     def decode(self, latents: Tensor, width: int, height: int) -> list[Image]:

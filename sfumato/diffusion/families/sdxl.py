@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
-from diffusers import StableDiffusionXLImg2ImgPipeline
+from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLInpaintPipeline
 from torch import Tensor
 
 from sfumato.diffusion.families.calling import quiet, to_cells, to_images
@@ -26,9 +26,19 @@ class SDXLFamily(UNetFamily):
 
     @cached_property
     def _from_pictures(self) -> Any:
+        return self._of_same_parts(StableDiffusionXLImg2ImgPipeline)
+
+    def masked(self) -> Any:
+        """See `Family.masked`."""
+        return self._masked
+
+    @cached_property
+    def _masked(self) -> Any:
+        return self._of_same_parts(StableDiffusionXLInpaintPipeline)
+
+    def _of_same_parts(self, kind: Any) -> Any:
         zeros = self.pipeline.config.force_zeros_for_empty_prompt
-        parts = self.pipeline.components
-        return quiet(StableDiffusionXLImg2ImgPipeline(**parts, force_zeros_for_empty_prompt=zeros, add_watermarker=False))
+        return quiet(kind(**self.pipeline.components, force_zeros_for_empty_prompt=zeros, add_watermarker=False))
 
     def count_tokens(self, prompt: str) -> int:
         """Tokens of the longer of both CLIP texts, with begin and end."""

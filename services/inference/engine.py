@@ -1,0 +1,252 @@
+"""The inference engine: pictures of any prompt, seed, size and number of steps, painted together on one copy of the network.
+
+Every picture is painted by the unmodified diffusers pipeline in a thread of its own; they meet at the denoiser (`meeting`), whose
+weights are those that each picture's version and scale ask for (`weights`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+from services.inference.extras import Extras
+from services.inference.meeting import Meeting
+from services.inference.painting import DENOISERS, Easel, Painted, Wish
+from services.inference.weights import Palette, Version, Weights
+from sfumato.diffusion.budget import RowBudget
+from sfumato.diffusion.families import family_of
+from sfumato.diffusion.limits import ModelLimits, check_request
+from sfumato.diffusion.previews import Previews
+from sfumato.errors import Busy, InvalidInput, NotFound, Unavailable
+from sfumato.lora.adapter import Adapter
+
+__all__ = ["EngineSettings", "InferenceEngine", "Load", "Painted", "Wish"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """How the engine uses its machine.
+
+    At most ``pictures`` are in work and ``waiting`` wait behind them. ``max_batch`` rows (pictures, unconditional and region branches)
+    go through one forward, fewer where they would need more than ``memory`` bytes beside the weights (``None``: no limit).
+    ``extras`` is bytes of adapters that requests name on top. Without ``fuse`` a version takes no memory but its factors', and its
+    scale 1 is computed like any other. ``scales`` is the least and the largest scale that may be asked for.
+    """
+
+    pictures: int = 16
+    waiting: int = 64
+    max_batch: int = 16
+    memory: int | None = None
+    extras: int = 2**30
+    fuse: bool = True
+    scales: tuple[float, float] = (0.0, 4.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How busy the engine is: pictures in work and waiting; forwards run so far, and rows in them."""
+
+    working: int
+    waiting: int
+    forwards: int
+    rows: int
+
+
+@dataclass(eq=False)
+class _Job:
+    """A picture that waits or is in work; ``held`` is what is let go when it ends."""
+
+    wish: Wish
+    palette: Palette
+    on_step: Callable[[int, int], None] | None
+    previews: Previews | None
+    stopped: threading.Event = field(default_factory=threading.Event)
+    begun: bool = False
+    held: ExitStack = field(default_factory=ExitStack)
+
+
+class InferenceEngine:
+    """One network, any number of its versions. `paint` belongs to one event loop, everything else to any thread."""
+
+    def __init__(self, pipeline: DiffusionPipeline, settings: EngineSettings | None = None) -> None:
+        self.settings = settings or EngineSettings()
+        self.pipeline = pipeline
+        self._family = family_of(pipeline)
+        self._network = next(getattr(pipeline, name) for name in DENOISERS if hasattr(pipeline, name))
+        self._weights = Weights(self._network)
+        self._meeting = Meeting(self._network, self._family.per_sample, self._forward)
+        self._budget = RowBudget(self._family, self.settings.max_batch, self.settings.memory)
+        self._versions: dict[str, Version] = {}
+        self._extras = Extras(self.settings.extras)
+        self._threads = ThreadPoolExecutor(self.settings.pictures, thread_name_prefix="painting")
+        self._easels = threading.local()
+        self._autoencoding = threading.Lock() if self._changes_precision() else None
+        self._tokenizing = threading.Lock()
+        self._jobs: set[_Job] = set()
+        self._seconds = 0.0  # of a picture, lately
+        self._closed = False
+
+    @property
+    def limits(self) -> ModelLimits:
+        """What may be asked of the model, and its defaults."""
+        return self._family.limits
+
+    @property
+    def load(self) -> Load:
+        """How busy the engine is now."""
+        working = sum(job.begun for job in tuple(self._jobs))
+        return Load(working, len(self._jobs) - working, self._meeting.forwards, self._meeting.rows)
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """Those that are prepared."""
+        return tuple(self._versions)
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """Those that are loaded, the least recently used first."""
+        return self._extras.names
+
+    def prepare(self, version: str, adapter: Adapter | None) -> None:
+        """Make a version ready beside the painting; nothing that is in work sees it. ``None`` is the base alone.
+
+        Raises:
+            InvalidInput: the adapter does not fit this model, or the fused weights are not finite.
+        """
+        prepared = self._weights.version(version, adapter, fuse=self.settings.fuse)
+        for name, weight in (prepared.fused or {}).items():
+            if not torch.isfinite(weight).all():
+                raise InvalidInput("adapter", f"{name}: fused, it holds numbers that are not finite.")
+        self._versions[version] = prepared
+
+    def drop(self, version: str) -> None:
+        """Forget a version. Pictures in work keep it until they are done; its memory goes with the last of them."""
+        if self._versions.pop(version, None) is not None:
+            with self._meeting.quiet():
+                self._weights.pristine()
+
+    def load_extra(self, name: str, adapter: Adapter) -> None:
+        """Make an adapter ready to be named by requests, in the place of the least recently used ones where memory is short.
+
+        Raises:
+            InvalidInput: it does not fit this model, or is larger than all such adapters may be together.
+            Busy: adapters in use leave no room for it.
+        """
+        self._extras.put(name, self._weights.factors(adapter))
+
+    async def paint(
+        self,
+        wish: Wish,
+        version: str,
+        extras: Sequence[tuple[str, float]] = (),
+        on_step: Callable[[int, int], None] | None = None,
+        previews: Previews | None = None,
+    ) -> Painted:
+        """Paint one picture, sharing forwards with all others in work.
+
+        Alone it is the bare pipeline's picture bit for bit; company changes it by rounding only. When the awaiting task is cancelled,
+        the picture's place is free at its next step. The prompts are tokenized here and now: limit their length before.
+
+        Args:
+            wish: the picture.
+            version: one that is prepared; the picture keeps it to its end, whatever is prepared or dropped meanwhile.
+            extras: names and weights of adapters that are loaded, on top of the version.
+            on_step: told ``(steps done, steps in all)``, on the event loop.
+            previews: whom to show the picture while it is in work, on the event loop; the index told is 0.
+
+        Raises:
+            InvalidInput: naming the field that the model cannot serve: one of `check_request`'s, or ``adapter_scale``, ``extras[i]``.
+            NotFound: the version is not prepared, or an extra is not loaded.
+            Busy: as many pictures wait as may; ``retry_after`` says for how long they will.
+            Unavailable: the engine is closing.
+        """
+        if self._closed:
+            raise Unavailable("This server is shutting down.", hint="Ask another replica.")
+        self._check(wish, extras)
+        if len(self._jobs) >= self.settings.pictures + self.settings.waiting:
+            raise Busy(f"{self.settings.waiting} pictures are waiting already.", hint="Try again later.", retry_after=self._patience())
+        if version not in self._versions:
+            raise NotFound(f"The version {version} is not prepared.", hint=f"Prepared: {', '.join(self._versions) or 'none'}.")
+        loop = asyncio.get_running_loop()
+        with ExitStack() as held:
+            adapters = held.enter_context(self._extras.used(extras))
+            palette = Palette(self._versions[version], wish.adapter_scale, adapters)
+            shown = previews and Previews(previews.every, _on(loop, previews.tell))
+            job = _Job(wish, palette, on_step and _on(loop, on_step), shown)
+            future: Future[Painted] = self._threads.submit(contextvars.copy_context().run, self._paint, job)
+            self._jobs.add(job)
+            job.held = held.pop_all()
+        future.add_done_callback(lambda _: self._ended(job))
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            job.stopped.set()
+            raise
+
+    async def close(self) -> None:
+        """Take no more pictures, and wait for those in work and waiting."""
+        self._closed = True
+        await asyncio.to_thread(self._threads.shutdown)
+
+    def _check(self, wish: Wish, extras: Sequence[tuple[str, float]]) -> None:
+        low, high = self.settings.scales
+        if not low <= wish.adapter_scale <= high:
+            raise InvalidInput("adapter_scale", f"{wish.adapter_scale:g} is not in {low:g}..{high:g}.")
+        for index, (name, weight) in enumerate(extras):
+            if not (math.isfinite(weight) and abs(weight) <= high):
+                raise InvalidInput(f"extras[{index}]", f"the weight {weight:g} of {name} is not in {-high:g}..{high:g}.")
+        with self._tokenizing:
+            check_request(wish.request, self.limits, self._family.count_tokens)
+
+    def _patience(self) -> float:
+        """Seconds until all that wait now will be in work, as far as the last pictures tell; one at least."""
+        return max(1.0, self._seconds * self.settings.waiting / self.settings.pictures)
+
+    def _paint(self, job: _Job) -> Painted:
+        """In a thread of the pool."""
+        began, job.begun = time.monotonic(), True
+        if not hasattr(self._easels, "easel"):
+            self._easels.easel = Easel(self.pipeline, self._meeting, self._budget, self._autoencoding)
+        easel = self._easels.easel
+        request = job.wish.request
+        max_rows = self._max_rows(request.width, request.height)
+        image = easel.paint(request, job.palette, max_rows, job.stopped, job.on_step, job.previews)
+        seconds = time.monotonic() - began
+        self._seconds = 0.8 * self._seconds + 0.2 * seconds if self._seconds else seconds
+        return Painted(image, request.seed, job.palette.version.name, seconds)
+
+    def _max_rows(self, width: int, height: int) -> int:
+        if self.settings.memory is None:
+            return self.settings.max_batch
+        with self._meeting.quiet():  # it is counted on the network itself, without computing
+            self._weights.pristine()
+            self._budget.pictures(width, height)
+            return self._budget.rows(width, height)
+
+    def _forward(self, whose: Sequence[tuple[Any, int]], arguments: dict[str, Any]) -> Any:
+        self._weights.ready(whose)
+        return self._network(**arguments)
+
+    def _ended(self, job: _Job) -> None:
+        self._jobs.discard(job)
+        job.held.close()
+
+    def _changes_precision(self) -> bool:
+        vae: Any = self.pipeline.components["vae"]
+        return bool(vae.config.get("force_upcast")) and vae.dtype != torch.float32
+
+
+def _on(loop: asyncio.AbstractEventLoop, told: Callable[..., Any]) -> Callable[..., None]:
+    """The same, called from another thread."""
+    return lambda *args: loop.call_soon_threadsafe(told, *args) and None

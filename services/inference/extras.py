@@ -1,0 +1,79 @@
+"""Adapters that requests may name on top of a version: loaded when first named, the least recently used leave when memory is short."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from services.inference.weights import Factors
+from sfumato.errors import Busy, InvalidInput, NotFound
+
+
+@dataclass(eq=False)
+class _Extra:
+    factors: Factors
+    users: int = 0
+
+
+class Extras:
+    """At most ``budget`` bytes of adapters; those in use stay. From any thread."""
+
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
+        self._extras: OrderedDict[str, _Extra] = OrderedDict()  # the least recently used first
+        self._lock = threading.Lock()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those that are loaded, the least recently used first."""
+        with self._lock:
+            return tuple(self._extras)
+
+    def put(self, name: str, factors: Factors) -> None:
+        """Keep an adapter, in the place of others where it must be.
+
+        Raises:
+            InvalidInput: it is larger than the whole budget.
+            Busy: those in use leave no room for it.
+        """
+        if factors.bytes > self._budget:
+            words = f"{name} takes {factors.bytes} bytes, and all such adapters together may take {self._budget}."
+            raise InvalidInput("model", words, hint="Compress it to a lower rank: sfumato lora compress.")
+        with self._lock:
+            known = self._extras.pop(name, None)
+            for other in [other for other, extra in self._extras.items() if not extra.users]:
+                if self._taken() + factors.bytes > self._budget:
+                    del self._extras[other]
+            if self._taken() + factors.bytes > self._budget:
+                if known is not None:
+                    self._extras[name] = known
+                raise Busy(f"Adapters in use leave no room for {name}.", hint="Try again in a moment.", retry_after=1.0)
+            self._extras[name] = _Extra(factors, 0 if known is None else known.users)
+
+    def _taken(self) -> int:
+        return sum(extra.factors.bytes for extra in self._extras.values())
+
+    @contextmanager
+    def used(self, wanted: Sequence[tuple[str, float]]) -> Iterator[tuple[tuple[Factors, float], ...]]:
+        """The adapters by name and weight, which stay while this is open.
+
+        Raises:
+            NotFound: one is not loaded, or not any more: load it again.
+        """
+        with self._lock:
+            missing = [name for name, _ in wanted if name not in self._extras]
+            if missing:
+                raise NotFound(f"The adapter {missing[0]} is not loaded.", hint="Load it, or leave it out.")
+            taken = [self._extras[name] for name, _ in wanted]
+            for (name, _), extra in zip(wanted, taken, strict=True):
+                self._extras.move_to_end(name)
+                extra.users += 1
+        try:
+            yield tuple((extra.factors, weight) for extra, (_, weight) in zip(taken, wanted, strict=True))
+        finally:
+            with self._lock:
+                for extra in taken:
+                    extra.users -= 1

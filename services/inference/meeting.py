@@ -1,0 +1,261 @@
+"""The meeting at the denoiser: pictures in work, each painted by a pipeline of its own, share one forward at every step.
+
+A pipeline's denoiser is a `Seat`: it looks like the network and answers like it, and its forward is a turn at the meeting. Whoever
+completes a forward carries it for all: there is no thread of its own to hand rows to, so a picture that is alone waits for nobody.
+A forward waits only for pictures that are between two of their steps (microseconds of a scheduler), never for one that reads its
+prompt, decodes, or is of another shape.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.diffusion.arguments import Nested, bound, flatten, unflatten
+
+SEEN = 64
+"""Tensors whose contents a seat remembers: more than a pipeline makes once for all its steps."""
+
+Answer = Callable[[Sequence[tuple[Any, int]], dict[str, Any]], Any]
+"""Runs one forward: told whose rows it has (what each seat was given, and how many), and the arguments of the denoiser."""
+
+
+class Stopped(Exception):
+    """Nobody wants the picture any more; raised in its own thread at its next step."""
+
+
+@dataclass(eq=False)
+class _Call:
+    """One seat's call of the denoiser, apart: arguments with a row a sample, and all others. Calls of one ``key`` can be joined."""
+
+    seat: Seat
+    rows: dict[str, Tensor]
+    flat: dict[str, Any]
+    nested: Nested
+    count: int
+    key: Hashable
+    # Set when there is an answer, or when the call's own thread is to carry `batch`.
+    woken: threading.Event = field(default_factory=threading.Event)
+    batch: list[_Call] | None = None
+    answer: Any = None
+    error: BaseException | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the latents are."""
+        return next(iter(self.rows.values())).device
+
+    def expanded(self, name: str) -> Tensor:
+        """An argument with all its rows; a timestep may come as one number for all of them."""
+        tensor = self.rows[name].to(self.device)
+        return tensor if tensor.ndim and len(tensor) == self.count else tensor.expand(self.count, *tensor.shape[1:])
+
+
+class Meeting:
+    """Where seats' calls of one denoiser are joined; ``per_sample`` names the arguments with a row a sample, latents first.
+
+    ``answer`` runs a forward, one at a time. ``forwards`` and ``rows`` count what was run.
+    """
+
+    def __init__(self, denoiser: nn.Module, per_sample: Sequence[str], answer: Answer) -> None:
+        self.denoiser, self.per_sample, self._answer = denoiser, tuple(per_sample), answer
+        self.forwards = self.rows = 0
+        self._lock = threading.Condition(threading.Lock())
+        self._pauses = 0
+        self._seats: set[Seat] = set()
+        self._waiting: list[_Call] = []  # the oldest first
+        self._running = False
+
+    def seat(self) -> Seat:
+        """One more seat; nobody waits for it until it is taken."""
+        return Seat(self)
+
+    def call(self, call: _Call) -> Any:
+        """The answer to one call, in the calling thread; raises what the forward raised."""
+        with self._lock:
+            self._waiting.append(call)
+            call.seat.expected = None
+            batch = self._next()
+        if batch is None:
+            call.woken.wait()
+        elif call not in batch:
+            self._hand_over(batch)
+            call.woken.wait()
+        else:
+            call.batch = batch
+        if call.batch is not None:
+            self._carry(call.batch)
+            call.batch = None
+        if call.error is not None:
+            raise call.error
+        return call.answer
+
+    def moved(self) -> None:
+        """A seat is no longer waited for: what is complete without it is carried now, by one of those that wait."""
+        with self._lock:
+            batch = self._next()
+        if batch is not None:
+            self._hand_over(batch)
+
+    def _hand_over(self, batch: list[_Call]) -> None:
+        batch[0].batch = batch
+        batch[0].woken.set()
+
+    def _next(self) -> list[_Call] | None:
+        """The calls of the next forward, which is running from here on; ``None`` while none is complete. Under the lock.
+
+        The group of the oldest call goes first; one that still waits for a seat lets others pass.
+        """
+        if self._running or self._pauses:
+            return None
+        passed: set[Hashable] = set()
+        for first in self._waiting:
+            if first.key in passed:
+                continue
+            passed.add(first.key)
+            batch, rows, full = [], 0, False
+            for call in self._waiting:
+                if call.key == first.key:
+                    if batch and rows + call.count > first.seat.max_rows:
+                        full = True
+                        break
+                    batch.append(call)
+                    rows += call.count
+            if full or rows >= first.seat.max_rows or all(seat.expected != first.key for seat in self._seats):
+                self._waiting = [call for call in self._waiting if call not in batch]
+                self._running = True
+                return batch
+        return None
+
+    def _carry(self, batch: list[_Call]) -> None:
+        """Run one forward and give everybody the own rows of its answer."""
+        try:
+            self._run(batch)
+        except BaseException as error:  # theirs, not this thread's alone
+            for call in batch:
+                call.error = error
+        with self._lock:
+            self._running = False
+            self._lock.notify()
+            for call in batch:
+                call.seat.expected = call.key if call.seat in self._seats else None
+            following = self._next()
+        for call in batch:
+            call.woken.set()
+        if following is not None:
+            self._hand_over(following)
+
+    def _run(self, batch: list[_Call]) -> None:
+        first = batch[0]
+        whose = [(call.seat.palette, call.count) for call in batch]
+        self.forwards += 1
+        self.rows += sum(call.count for call in batch)
+        if len(batch) == 1:  # as the pipeline asked, to the bit
+            first.answer = self._answer(whose, unflatten(first.flat, first.nested))
+            return
+        joined = {name: torch.cat([call.expanded(name) for call in batch]) for name in first.rows}
+        answer = self._answer(whose, unflatten(first.flat | joined, first.nested))
+        for call, sample in zip(batch, answer[0].split([call.count for call in batch]), strict=True):
+            call.answer = (sample,) if isinstance(answer, tuple) else type(answer)(sample=sample)
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """While open, no forward runs and none begins."""
+        with self._lock:
+            self._pauses += 1
+            self._lock.wait_for(lambda: not self._running)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._pauses -= 1
+            self.moved()
+
+
+class Seat:
+    """One picture's place at a meeting. ``module`` stands in a pipeline for the denoiser.
+
+    ``palette`` is what the picture is painted with, handed to `Answer`; ``max_rows`` the most rows of one forward of its size.
+    """
+
+    def __init__(self, meeting: Meeting) -> None:
+        self.palette: Any = None
+        self.max_rows = 1
+        self.expected: Hashable = None  # the kind of call that is about to come, between two steps
+        self._meeting = meeting
+        self._stopped = threading.Event()
+        self._seen: dict[int, tuple[Tensor, bytes]] = {}
+        # The same parameters and parts; no hooks, which the denoiser itself has when its forward runs.
+        module = copy(meeting.denoiser)
+        for name, value in vars(module).items():
+            if name.endswith("_hooks") and isinstance(value, OrderedDict):
+                vars(module)[name] = OrderedDict()
+        vars(module).pop("_diffusers_hook", None)
+        vars(module)["forward"] = self._forward
+        self.module = module
+
+    @contextmanager
+    def taken(self, palette: Any, max_rows: int, stopped: threading.Event) -> Iterator[None]:
+        """For one picture, from its prompt to its last byte; once ``stopped`` is set, its next step raises `Stopped`."""
+        self.palette, self.max_rows, self._stopped = palette, max_rows, stopped
+        with self._meeting._lock:
+            self._meeting._seats.add(self)
+        try:
+            yield
+        finally:
+            with self._meeting._lock:
+                self._meeting._seats.discard(self)
+            self.palette = None
+            self._seen.clear()
+            self._leave()
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """While open, the picture does something long, and nobody waits for it."""
+        self._leave()
+        yield
+
+    def check(self) -> None:
+        """Raises `Stopped` where somebody said so."""
+        if self._stopped.is_set():
+            raise Stopped
+
+    def _leave(self) -> None:
+        self.expected = None
+        self._meeting.moved()
+
+    def _forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.check()
+        return self._meeting.call(self._apart(args, kwargs))
+
+    def _apart(self, args: Sequence[Any], kwargs: dict[str, Any]) -> _Call:
+        flat, nested = flatten(bound(type(self.module), args, kwargs))
+        latents, *_ = per_sample = self._meeting.per_sample
+        rows = {name: flat[name] for name in per_sample if isinstance(flat.get(name), Tensor)}
+        shapes = tuple((name, tensor.shape[1:], tensor.dtype) for name, tensor in rows.items())
+        others = tuple((name, self._identity(value)) for name, value in flat.items() if name not in rows)
+        return _Call(self, rows, flat, nested, len(rows[latents]), (shapes, others, tuple(nested.items())))
+
+    def _identity(self, value: Any) -> Hashable:
+        """What an argument for all rows must be equal in, for two calls to share it."""
+        if isinstance(value, Tensor):
+            if len(self._seen) > SEEN:
+                self._seen.clear()
+            if id(value) not in self._seen:  # kept, so that its id stays its own
+                data = value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
+                self._seen[id(value)] = (value, hashlib.sha256(data).digest())
+            return value.shape, value.dtype, self._seen[id(value)][1]
+        try:
+            hash(value)
+        except TypeError:
+            return id(value)
+        return value

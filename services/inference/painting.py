@@ -1,0 +1,106 @@
+"""One picture at a time on an easel: a pipeline of its own around the shared network, from the request to the picture."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from services.inference.meeting import Meeting
+from services.inference.weights import Palette
+from sfumato.diffusion.budget import RowBudget
+from sfumato.diffusion.families import family_of
+from sfumato.diffusion.previews import Previews
+from sfumato.diffusion.sampling import paint
+from sfumato.errors import Diverged
+from sfumato.types import GenerateRequest, Image
+
+DENOISERS = ("transformer", "unet")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Wish:
+    """One picture that somebody wants.
+
+    ``adapter_scale`` is alpha: 0 is the base model exactly, 1 the fused one, anything between and beyond it the line through both.
+    """
+
+    request: GenerateRequest
+    adapter_scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Painted:
+    """A picture, and what it was painted with; the same seed gives it again. ``seconds`` from the first step of the work on."""
+
+    image: Image
+    seed: int
+    version: str
+    seconds: float = 0.0
+
+
+class Easel:
+    """A copy of the pipeline with its own scheduler and tokenizers, which keep the state of the picture in work, and a seat at the
+    meeting in place of its denoiser. Networks are shared, and nothing else of the pipeline is changed.
+
+    ``autoencoding`` is held where the autoencoder's precision is changed meanwhile (SDXL's, which overflows in half precision).
+    """
+
+    def __init__(self, pipeline: DiffusionPipeline, meeting: Meeting, budget: RowBudget, autoencoding: threading.Lock | None) -> None:
+        own: Any = copy.copy(pipeline)
+        self.seat = meeting.seat()
+        for name, part in pipeline.components.items():
+            if name in DENOISERS:
+                vars(own)[name] = self.seat.module
+            elif part is not None and not isinstance(part, torch.nn.Module):
+                vars(own)[name] = copy.deepcopy(part)
+        self._family: Any = family_of(own)
+        self._budget, self._autoencoding = budget, autoencoding or nullcontext()
+        self._decode = self._family.decode
+        self._family.decode = self._decoded
+        if autoencoding is not None:
+            masked: Any = self._family.masked()
+            self._encode = masked._encode_vae_image
+            masked._encode_vae_image = self._encoded
+
+    def paint(
+        self,
+        request: GenerateRequest,
+        palette: Palette,
+        max_rows: int,
+        stopped: threading.Event,
+        on_step: Callable[[int, int], None] | None = None,
+        previews: Previews | None = None,
+    ) -> Image:
+        """The picture; its forwards are shared with whoever is at the meeting, ``max_rows`` in one at most.
+
+        Raises:
+            InvalidInput: the model cannot paint it.
+            Diverged: it left the range of finite numbers.
+            Stopped: ``stopped`` was set meanwhile.
+        """
+
+        def step_ended(done: int, total: int) -> None:
+            self.seat.check()
+            if on_step is not None:
+                on_step(done, total)
+
+        with self.seat.taken(palette, max_rows, stopped):
+            return paint(self._family, [request], self._budget, step_ended, previews)[0].image
+
+    def _decoded(self, latents: Tensor, width: int, height: int) -> list[Image]:
+        if not torch.isfinite(latents).all():
+            raise Diverged("The picture is not finite: the model's weights are unusable, or the adapter's scale is far too large.")
+        with self.seat.aside(), self._autoencoding:
+            return self._decode(latents, width, height)
+
+    def _encoded(self, *args: Any, **kwargs: Any) -> Tensor:
+        with self._autoencoding:
+            return self._encode(*args, **kwargs)

@@ -1,0 +1,163 @@
+"""The denoiser's weights, for pictures of any version and scale: pristine, fused by pointer, or with low-rank bypasses by row.
+
+The network holds pristine weights once. A version has its factors and, for scale 1, a fused copy of the weights it changes::
+
+    all rows at scale 0                       the pristine weights, to the bit
+    all rows at scale 1 of one version        its fused weights, ``W + B A``, put in place by pointer
+    anything else, any mixture                the pristine ones, and beside them ``y = W x + sum_k s_k[row] B_k (A_k x)``
+
+So no value of the scale has a copy of its own, and changing versions moves no data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from sfumato.errors import InvalidInput
+from sfumato.lora.adapter import Adapter, delta
+from sfumato.lora.fuse import check_fits
+
+
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """An adapter's ``A [rank, in]`` and ``B [out, rank]`` by module, in the model's precision and on its device."""
+
+    modules: Mapping[str, tuple[Tensor, Tensor]]
+
+    @property
+    def bytes(self) -> int:
+        """Memory they take."""
+        return sum(a.nbytes + b.nbytes for a, b in self.modules.values())
+
+
+@dataclass(frozen=True, eq=False)
+class Version:
+    """One version of the model: the base alone where there are no ``factors``; ``fused`` weights by module for scale 1."""
+
+    name: str
+    factors: Factors | None
+    fused: Mapping[str, Tensor] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Palette:
+    """What one picture is painted with: a version at a scale, and further adapters at their own."""
+
+    version: Version
+    scale: float = 1.0
+    extras: tuple[tuple[Factors, float], ...] = ()
+
+    def mixture(self) -> list[tuple[Factors, float]]:
+        """Every adapter that changes something, with its weight."""
+        own = [(self.version.factors, self.scale)] if self.version.factors is not None else []
+        return [(factors, weight) for factors, weight in (*own, *self.extras) if weight != 0]
+
+    @property
+    def fused(self) -> Version | None:
+        """The version whose fused weights are all this picture needs."""
+        return self.version if self.version.fused is not None and self.scale == 1 and len(self.mixture()) == 1 else None
+
+
+class Weights:
+    """Puts the weights in place that the rows of the next forward need. One thread at a time calls `ready`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._pristine = {name: parameter.data for name, parameter in model.named_parameters()}
+        self._placed: Mapping[str, Tensor] = {}
+        self._bypassed: tuple[Factors, ...] = ()
+        self._handles: list[RemovableHandle] = []
+        self._scales: list[Tensor] = []
+
+    def factors(self, adapter: Adapter) -> Factors:
+        """An adapter made ready for the bypass.
+
+        Raises:
+            InvalidInput: it does not fit this model.
+        """
+        weights = check_fits(adapter, self._model)
+        for name in weights:
+            if not isinstance(self._model.get_submodule(name), nn.Linear):
+                raise InvalidInput("adapter", f"{name} is not a linear layer.", hint="It is an adapter of another model.")
+        return Factors({name: (a.to(weights[name]), b.to(weights[name])) for name, (a, b) in adapter.factors.items()})
+
+    @torch.no_grad()
+    def version(self, name: str, adapter: Adapter | None, *, fuse: bool = True) -> Version:
+        """A version made ready, from the pristine weights in float32 as `sfumato.lora.fuse` does; nothing is put in place.
+
+        Raises:
+            InvalidInput: the adapter does not fit this model.
+        """
+        if adapter is None:
+            return Version(name, None, None)
+        factors = self.factors(adapter)
+        if not fuse:
+            return Version(name, factors, None)
+        fused = {}
+        for module, (a, b) in adapter.factors.items():
+            pristine = self._pristine[f"{module}.weight"]
+            part = Adapter({module: (a.to(pristine.device), b.to(pristine.device))})
+            fused[f"{module}.weight"] = (pristine.float() + delta(part, module)).to(pristine.dtype)
+        return Version(name, factors, fused)
+
+    def ready(self, rows: Sequence[tuple[Palette, int]]) -> None:
+        """Put in place what a forward needs whose rows are these, in this order."""
+        first = rows[0][0]
+        if first.fused is not None and all(palette.fused is first.fused for palette, _ in rows):
+            assert first.fused.fused is not None
+            self._bypass([], [])
+            self._place(first.fused.fused)
+            return
+        self._place({})
+        mixtures = [(palette.mixture(), count) for palette, count in rows]
+        adapters = list(dict.fromkeys(factors for mixture, _ in mixtures for factors, _ in mixture))
+        self._bypass(adapters, mixtures)
+
+    def pristine(self) -> None:
+        """Put the base's own weights in place."""
+        self._bypass([], [])
+        self._place({})
+
+    def _place(self, weights: Mapping[str, Tensor]) -> None:
+        if weights is self._placed or not (weights or self._placed):
+            return
+        for name in self._placed.keys() - weights.keys():
+            self._model.get_parameter(name).data = self._pristine[name]
+        for name, weight in weights.items():
+            self._model.get_parameter(name).data = weight
+        self._placed = weights
+
+    def _bypass(self, adapters: list[Factors], mixtures: Sequence[tuple[list[tuple[Factors, float]], int]]) -> None:
+        """Hang the adapters beside the layers they change, and note each row's scale of each."""
+        if tuple(adapters) != self._bypassed:
+            for handle in self._handles:
+                handle.remove()
+            names = sorted({name for factors in adapters for name in factors.modules})
+            self._handles = [self._hang(name, adapters) for name in names]
+            self._bypassed = tuple(adapters)
+        if adapters:
+            self._scales = [self._by_row(factors, mixtures) for factors in adapters]
+
+    def _by_row(self, adapter: Factors, mixtures: Sequence[tuple[list[tuple[Factors, float]], int]]) -> Tensor:
+        """The scale of one adapter, ``[rows]``."""
+        scales = [sum(weight for factors, weight in mixture if factors is adapter) for mixture, count in mixtures for _ in range(count)]
+        like = next(iter(adapter.modules.values()))[0]
+        return torch.tensor(scales, dtype=like.dtype, device=like.device)
+
+    def _hang(self, name: str, adapters: Sequence[Factors]) -> RemovableHandle:
+        parts = [(index, *factors.modules[name]) for index, factors in enumerate(adapters) if name in factors.modules]
+
+        def beside(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            for index, a, b in parts:
+                low = nn.functional.linear(args[0], a)
+                scale = self._scales[index].view(-1, *[1] * (low.ndim - 1))
+                output = output + nn.functional.linear(low * scale, b)
+            return output
+
+        return self._model.get_submodule(name).register_forward_hook(beside)

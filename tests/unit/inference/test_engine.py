@@ -1,0 +1,33 @@
+"""The inference engine: one picture alone, and many in the same forwards."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.unit.inference.studio import MAKERS, bare, counted, engine_of, painting, together, wish
+
+WANTED = ((1, "a full moon over the lake", 3), (2, "the red house", 5), (1, "a green tree at night", 2), (9, "a boat", 5))
+
+
+@pytest.mark.parametrize("family", MAKERS)
+def test_alone_a_picture_is_the_bare_pipelines_bit_for_bit(family: str) -> None:
+    make, guidance = MAKERS[family]
+    wanted = wish(guidance_scale=guidance)
+    picture = painting(engine_of(make()), lambda engine: engine.paint(wanted, "base"))
+    assert np.array_equal(picture.image, bare(make(), wanted.request))
+    assert (picture.seed, picture.version) == (7, "base")
+
+
+@pytest.mark.parametrize("family", MAKERS)
+def test_prompts_seeds_and_step_counts_share_forwards_and_keep_their_pictures(family: str) -> None:
+    make, guidance = MAKERS[family]
+    pipeline = make()
+    wishes = [wish(seed, prompt, steps=steps, guidance_scale=guidance) for seed, prompt, steps in WANTED]
+    with counted(pipeline) as rows:
+        pictures = painting(engine_of(pipeline), lambda engine: together(engine, wishes, "base"))
+    each = 2 if family in ("sd", "sdxl", "sd3") else 1
+    assert rows == [each * sum(steps > done for _, _, steps in WANTED) for done in range(5)]
+    for picture, wanted in zip(pictures, wishes, strict=True):
+        assert picture.seed == wanted.request.seed
+        assert np.abs(picture.image.astype(int) - bare(make(), wanted.request)).max() <= 1  # the same but for rounding
