@@ -45,7 +45,7 @@ chaos: setup  ## a run of the whole system among sixty faults
 	$(BIN)/pytest tests/chaos --faults 60
 
 unit: setup
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 protos: setup  ## generate sfumato/v1 from protos/
 	$(BIN)/python protos/generate.py

@@ -12,6 +12,7 @@ from sfumato.cli import run as run_command
 from sfumato.cli.convert import convert
 from sfumato.cli.generate import generate
 from sfumato.cli.review import review
+from sfumato.cli.serve import serve
 from sfumato.cli.up import down, up
 from sfumato.errors import BrokenWeights, InvalidInput, MissingWeights, SfumatoError
 
@@ -27,6 +28,7 @@ app.command()(score.score)
 app.command()(convert)
 app.command()(run_command.run)
 app.command()(review)
+app.command()(serve)
 app.command()(up)
 app.command()(down)
 app.add_typer(runs.app, name="runs")

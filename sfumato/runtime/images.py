@@ -6,6 +6,7 @@ import io
 import os
 import struct
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,28 @@ def decode_image(data: bytes, field: str = "image", *, name: str = "the image") 
     Raises:
         InvalidInput: named after ``field``: not a picture, damaged, over 20 MB or over 16 megapixels.
     """
+    return _decoded(data, field, name, lambda picture: np.array(_rgb(picture)))
+
+
+def decode_mask(data: bytes, field: str = "mask", *, name: str = "the mask") -> Image:
+    """Where a picture is to be painted anew, ``[height, width]``: 255 there, 0 where it is kept.
+
+    That is where the file is transparent, as OpenAI has it; in a file without transparency where it is white, as diffusers has it.
+
+    Raises:
+        InvalidInput: as `decode_image`.
+    """
+
+    def masked(picture: Pillow.Image) -> Image:
+        if picture.has_transparency_data:
+            return 255 - np.array(picture.convert("RGBA").getchannel("A"))
+        return np.array(_rgb(picture).convert("L"))
+
+    return _decoded(data, field, name, masked)
+
+
+def _decoded(data: bytes, field: str, name: str, pixels: Callable[[Pillow.Image], Image]) -> Image:
+    """What ``pixels`` makes of a file's picture, upright, once its header was found fit."""
     if len(data) > MAX_BYTES:
         raise InvalidInput(field, f"{name} is larger than {MAX_BYTES // 1_000_000} MB.", hint="Bring a smaller file.")
     try:
@@ -52,7 +75,7 @@ def decode_image(data: bytes, field: str = "image", *, name: str = "the image") 
                 width, height = picture.size
                 if width * height > MAX_PIXELS:
                     raise _too_many_pixels(field, name, f"{width} x {height} pixels")
-                return np.array(_rgb(ImageOps.exif_transpose(picture)))
+                return pixels(ImageOps.exif_transpose(picture))
     except (Pillow.DecompressionBombWarning, Pillow.DecompressionBombError):
         raise _too_many_pixels(field, name, "a vast picture") from None
     except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:

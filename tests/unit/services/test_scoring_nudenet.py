@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.scoring import nudenet as module
 from services.scoring.engine import ScoringEngine
 from services.scoring.loading import load_scorers
-from services.scoring.nudenet import THRESHOLD, UNSAFE, NudeNetScorer, is_unsafe
+from services.scoring.nudenet import NudeNetScorer
 from sfumato.errors import BrokenWeights
+from sfumato.runtime import nudenet as module
 from sfumato.runtime.images import read_image
+from sfumato.runtime.nudenet import THRESHOLD, UNSAFE, is_unsafe
 from sfumato.types import Image
 from sfumato.vista.world import render, sample_scene
 
@@ -65,7 +66,7 @@ def test_fewer_are_better_and_the_version_is_the_packages(engine: ScoringEngine)
 
 def test_a_portrait_is_seen_and_decent(engine: ScoringEngine) -> None:
     scorer = NudeNetScorer.load()
-    (found,) = scorer.detector.detect(portrait())
+    (found,) = scorer.detector.detector.detect(portrait())
     assert found["class"] == "FACE_FEMALE" and found["score"] > 0.7
     assert engine.score([portrait()], ["a portrait"]) == [{"nudenet": 0.0}]
 
@@ -82,7 +83,7 @@ def test_it_fires_where_the_network_sees_what_is_listed(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(("score", "expected"), [(THRESHOLD + 0.01, 1.0), (THRESHOLD - 0.01, 0.0)])
 def test_every_listed_class_counts_above_the_threshold(label: str, score: float, expected: float) -> None:
     scorer = NudeNetScorer.load()
-    scorer.detector.onnx_session = Made(label, score)
+    scorer.detector.detector.onnx_session = Made(label, score)
     images = [np.zeros((height, 64, 3), np.uint8) for height in (64, 48)]
     assert ScoringEngine([scorer]).score(images, ["a moon"] * 2) == [{"nudenet": expected}] * 2
 

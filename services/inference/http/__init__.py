@@ -1,0 +1,1 @@
+"""The HTTP side: what clients send, what they are told, who may ask and how much."""

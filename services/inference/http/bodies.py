@@ -1,0 +1,181 @@
+"""Reading what clients send: a body's kind and size, JSON, and multipart forms as OpenAI's clients write them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+from python_multipart.exceptions import MultipartParseError
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+from starlette.requests import Request
+from starlette.types import Message
+
+from services.inference.http.errors import Refused
+from services.inference.http.schemas import EditRequest, GenerationRequest
+from sfumato.errors import InvalidInput
+from sfumato.runtime.images import MAX_BYTES
+
+MOST_FIELDS, LONGEST_FIELD = 400, 1_000_000
+"""Parts of a form that are no files, and bytes of one."""
+IMAGE_FIELDS = ("image", "image[]")
+_REGION = re.compile(r"regions\[\]\[(prompt|strength|bbox)\](\[\])?")
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Edit:
+    """A form of ``POST /v1/images/edits``: its fields, and the bytes of its files."""
+
+    fields: EditRequest
+    image: bytes
+    mask: bytes | None
+
+    def fingerprint(self) -> str:
+        """A digest of all of it."""
+        return _digest(self.fields, self.image, self.mask or b"")
+
+
+async def read_generation(request: Request, most: int) -> GenerationRequest:
+    """A request's JSON of ``most`` bytes.
+
+    Raises:
+        Refused: 415, it is not JSON by its header; 413, it is larger.
+        ValidationError: it is not JSON, or not as described.
+    """
+    _expect(request, "application/json")
+    return GenerationRequest.model_validate_json(await _bounded(request, most).body())
+
+
+async def read_edit(request: Request, most: int) -> Edit:
+    """A request's multipart form of ``most`` bytes. Regions are a field of JSON, or fields ``regions[][prompt]`` as clients write them.
+
+    Raises:
+        Refused: 415, it is no form by its header; 413, it is larger; 400, it cannot be read.
+        InvalidInput: a file is absent, too large, or one of several.
+        ValidationError: its fields are not as described.
+    """
+    _expect(request, "multipart/form-data")
+    try:
+        async with _bounded(request, most).form(max_files=20, max_fields=MOST_FIELDS, max_part_size=LONGEST_FIELD) as form:
+            image = await _file(form, *IMAGE_FIELDS)
+            mask = await _file(form, "mask")
+            fields = _fields(form)
+    except (MultiPartException, MultipartParseError) as error:
+        raise Refused(400, f"The form cannot be read: {error}", "invalid_form") from error
+    except HTTPException as error:  # what Starlette makes of the first within an application
+        raise Refused(400, f"The form cannot be read: {error.detail}", "invalid_form") from error
+    # As from JSON text, so that a form's words become numbers and yet 1.5 is no whole number.
+    edit = EditRequest.model_validate_strings(fields, strict=False) if not fields.get("regions") else _with_regions(fields)
+    if image is None:
+        raise Refused(400, "image: is required.", "missing_required_parameter", "image")
+    return Edit(edit, image, mask)
+
+
+def fingerprint(fields: BaseModel) -> str:
+    """A digest of a body that has no files."""
+    return _digest(fields)
+
+
+def _bounded(request: Request, most: int) -> Request:
+    """The request, whose body may have ``most`` bytes, whatever its header says.
+
+    Raises:
+        Refused: 413, its header says more; reading it raises the same.
+    """
+    told, read = request.headers.get("content-length", ""), 0
+    refusal = Refused(413, f"The body is larger than {most} bytes.", "request_too_large")
+    if told.isdigit() and int(told[:20]) > most:
+        raise refusal
+
+    async def receive() -> Message:
+        nonlocal read
+        message = await request.receive()
+        read += len(message.get("body", b""))
+        if read > most:
+            raise refusal
+        return message
+
+    return Request(request.scope, receive)
+
+
+def _expect(request: Request, kind: str) -> None:
+    found = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if found != kind:
+        message = f"This takes {kind}, not {found[:60] or 'a body of no kind'}: set the header Content-Type."
+        raise Refused(415, message, "unsupported_media_type", "Content-Type")
+
+
+async def _file(form: FormData, *names: str) -> bytes | None:
+    files = [entry for name in names for entry in form.getlist(name)]
+    if not files:
+        return None
+    field = names[0]
+    if len(files) > 1:
+        raise InvalidInput(field, f"{len(files)} files are too many.", hint="This model starts from one picture.")
+    (file,) = files
+    if not isinstance(file, UploadFile):
+        raise InvalidInput(field, "must be a file.", hint="Send it as a part with a file name.")
+    data = await file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise InvalidInput(field, f"is larger than {MAX_BYTES // 1_000_000} MB.", hint="Bring a smaller file.")
+    return data
+
+
+def _fields(form: FormData) -> dict[str, Any]:
+    """The form's fields that are no files, each once; regions written in brackets are put together."""
+    found: dict[str, Any] = {}
+    spread: dict[str, list[str]] = {}
+    for name, value in form.multi_items():
+        if isinstance(value, UploadFile):
+            if name not in (*IMAGE_FIELDS, "mask"):
+                raise Refused(400, f"{name[:100]}: there is no such file.", "unknown_parameter", name[:100])
+        elif match := _REGION.fullmatch(name):
+            spread.setdefault(match[1], []).append(value)
+        elif name in found:
+            raise InvalidInput(name[:100], "is there twice.")
+        else:
+            found[name] = value
+    if spread:
+        found["regions"] = _gathered(spread)
+    return found
+
+
+def _gathered(spread: Mapping[str, list[str]]) -> list[dict[str, Any]]:
+    """Regions of the words of all prompts, the numbers of all boxes, and the strengths of all or none."""
+    prompts, numbers, strengths = (spread.get(name, []) for name in ("prompt", "bbox", "strength"))
+    if len(numbers) != 4 * len(prompts) or len(strengths) not in (0, len(prompts)):
+        raise InvalidInput("regions", "each needs a prompt and a bbox of four numbers.", hint="Or send them as one field of JSON.")
+    regions: list[dict[str, Any]] = []
+    for index, prompt in enumerate(prompts):
+        region: dict[str, Any] = {"prompt": prompt, "bbox": numbers[4 * index : 4 * index + 4]}
+        regions.append(region | ({"strength": strengths[index]} if strengths else {}))
+    return regions
+
+
+def _with_regions(fields: dict[str, Any]) -> EditRequest:
+    """The fields with regions, which may still be a text of JSON."""
+    regions = fields["regions"]
+    if isinstance(regions, str):
+        try:
+            regions = json.loads(regions)
+        except (ValueError, RecursionError) as error:
+            raise Refused(400, "regions: is not JSON.", "invalid_json", "regions") from error
+    plain = EditRequest.model_validate_strings({name: value for name, value in fields.items() if name != "regions"}, strict=False)
+    return EditRequest.model_validate(plain.model_dump(exclude_unset=True) | {"regions": regions}, strict=False)
+
+
+def sha256(data: bytes) -> str:
+    """The SHA-256 of bytes, in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _digest(fields: BaseModel, *files: bytes) -> str:
+    return sha256(" ".join(map(sha256, (fields.model_dump_json(exclude_none=True).encode(), *files))).encode())

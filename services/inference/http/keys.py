@@ -1,0 +1,149 @@
+"""Who asks: bearer keys, each with a limit of pictures in a time and of requests at once. No key is ever kept or written."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import time
+
+from limits import RateLimitItem, parse
+from limits.aio.storage import MemoryStorage
+from limits.aio.strategies import MovingWindowRateLimiter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from services.inference.http.errors import Refused, seconds
+from sfumato.errors import InvalidInput
+
+ANYBODY = "anybody"
+"""Whom the log names where there are no keys."""
+
+
+class Key(BaseModel):
+    """An entry of the file of keys; what it does not say is the settings'."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    rate: str | None = None
+    concurrency: int | None = Field(default=None, ge=1)
+
+
+@dataclass(eq=False)
+class Owner:
+    """Somebody who asks: ``rate`` is pictures in a time (None: any number), ``concurrency`` requests at once."""
+
+    name: str
+    rate: RateLimitItem | None
+    concurrency: int
+    at_work: int = 0
+
+
+class Keyring:
+    """All who may ask, and what they have asked for of late; of one event loop."""
+
+    def __init__(self, keys: Sequence[Key] = (), *, rate: str = "", concurrency: int = 64) -> None:
+        """Without ``keys`` anybody may ask, and all are one.
+
+        Raises:
+            InvalidInput: a rate is not of the form 600/minute, or a name is there twice.
+        """
+        if len({key.name for key in keys}) < len(keys):
+            raise InvalidInput("keys", "two keys have one name.")
+        self._owners: Mapping[str, Owner] = {
+            key.sha256: Owner(key.name, _rate(rate if key.rate is None else key.rate), key.concurrency or concurrency) for key in keys
+        }
+        self._anybody = None if keys else Owner(ANYBODY, _rate(rate), concurrency)
+        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+
+    @classmethod
+    def read(cls, path: Path | None, *, rate: str = "", concurrency: int = 64) -> Keyring:
+        """The keys of a file, see `Key`.
+
+        Raises:
+            InvalidInput: it cannot be read, or is not such a list.
+        """
+        if path is None:
+            return cls(rate=rate, concurrency=concurrency)
+        hint = 'It is a list of {"name": "web", "sha256": "<of the key>", "rate": "60/minute", "concurrency": 4}.'
+        try:
+            keys = TypeAdapter(list[Key]).validate_json(path.read_bytes())
+        except OSError as error:
+            raise InvalidInput("keys", f"{path} cannot be read ({error.strerror}).") from error
+        except ValidationError as error:
+            first = error.errors(include_input=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise InvalidInput("keys", f"{path}: {where}: {first['msg']}.", hint=hint) from None
+        if not keys:
+            raise InvalidInput("keys", f"{path} holds no key.", hint=hint)
+        return cls(keys, rate=rate, concurrency=concurrency)
+
+    def owner(self, authorization: str) -> Owner:
+        """Whose key a request shows.
+
+        Raises:
+            Refused: 401, where there are keys and it shows none of them.
+        """
+        if self._anybody is not None:
+            return self._anybody
+        scheme, _, shown = authorization.strip().partition(" ")
+        # Looked up by its digest: how long that takes says nothing of the keys.
+        owner = self._owners.get(hashlib.sha256(shown.strip().encode("utf-8", "replace")).hexdigest())
+        if scheme.lower() != "bearer" or owner is None:
+            message = "This key is not known here." if shown else "This service wants a key: send the header 'Authorization: Bearer KEY'."
+            raise Refused(401, message, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+        return owner
+
+    @asynccontextmanager
+    async def admitted(self, owner: Owner, pictures: int) -> AsyncIterator[Mapping[str, str]]:
+        """While open, the owner's request for so many pictures is at work; gives the headers that tell what is left.
+
+        Raises:
+            Refused: 429, when the owner has as many requests at work, or has asked for as many pictures of late, as it may.
+            InvalidInput: so many pictures are more than it may ever ask for.
+        """
+        if owner.at_work >= owner.concurrency:
+            message = f"{owner.concurrency} requests of this key are at work already."
+            raise _too_many(message, "concurrency_limit_exceeded", 1.0)
+        owner.at_work += 1
+        try:
+            yield await self._count(owner, pictures)
+        finally:
+            owner.at_work -= 1
+
+    async def _count(self, owner: Owner, pictures: int) -> Mapping[str, str]:
+        if owner.rate is None:
+            return {}
+        if pictures > owner.rate.amount:
+            raise InvalidInput("n", f"{pictures} is more than this key's {owner.rate.amount} pictures in {owner.rate.get_expiry()} s.")
+        granted = await self._limiter.hit(owner.rate, owner.name, cost=pictures)
+        reset, left = await self._limiter.get_window_stats(owner.rate, owner.name)
+        headers = {
+            "x-ratelimit-limit-images": str(owner.rate.amount),
+            "x-ratelimit-remaining-images": str(max(0, left)),
+            "x-ratelimit-reset-images": f"{max(0.0, reset - time()):.0f}s",
+        }
+        if not granted:
+            message = f"This key may ask for {owner.rate.amount} pictures in {owner.rate.get_expiry()} s."
+            raise _too_many(message, "rate_limit_exceeded", reset - time(), headers)
+        return headers
+
+
+def _too_many(message: str, code: str, wait: float, headers: Mapping[str, str] | None = None) -> Refused:
+    return Refused(429, message, code, kind="rate_limit_error", headers={"Retry-After": seconds(wait), **(headers or {})})
+
+
+def _rate(text: str) -> RateLimitItem | None:
+    """Pictures in a time, such as ``60/minute`` or ``1000/2 hour``."""
+    if not text.strip():
+        return None
+    try:
+        if not re.fullmatch(r"\s*\d+\s*(/|per)\s*\d*\s*[a-z]+\s*", text) or (item := parse(text)).amount < 1:
+            raise ValueError
+    except ValueError:
+        raise InvalidInput("rate", f"{text!r} is no rate.", hint="Write pictures and a time: 60/minute, 1000/hour.") from None
+    return item

@@ -1,0 +1,130 @@
+"""Answers over time: server-sent events as OpenAI's clients read them, and work that ends when nobody waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import StreamingResponse
+
+from services.inference.http.errors import body, told
+from services.inference.http.studio import Finished, Preview
+from sfumato.runtime.ending import ended
+
+Result = TypeVar("Result")
+
+QUIET = 15.0
+"""Seconds without an event after which a comment says that the connection is alive."""
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """The work's result; it is cancelled when whoever asked goes away.
+
+    The request's body must have been read: whatever comes after it is the end of the connection.
+
+    Raises:
+        ClientDisconnect: nobody is there to be told.
+    """
+    working, leaving = asyncio.create_task(work), asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        await ended([working, leaving])
+
+
+async def streamed(
+    request: Request,
+    kind: str,
+    work: Callable[[Callable[[Preview], object]], Awaitable[Finished]],
+    shared: Mapping[str, Any],
+    headers: Callable[[str], Mapping[str, str]],
+) -> StreamingResponse:
+    """A stream of the work's previews and pictures; what goes wrong before the first is raised, and has its own status.
+
+    Args:
+        request: who is answered.
+        kind: ``image_generation`` or ``image_edit``, the first part of the events' types.
+        work: paints, and tells the function it is given of pictures in work.
+        shared: fields of every event: output_format, size where it is known.
+        headers: those of the response, for the version of the model that paints.
+    """
+    events: asyncio.Queue[Preview | Finished | Exception] = asyncio.Queue()
+
+    async def working() -> None:
+        try:
+            events.put_nowait(await work(events.put_nowait))
+        except Exception as error:
+            events.put_nowait(error)
+
+    task = asyncio.create_task(working())
+    try:
+        first = await while_connected(request, events.get())
+        if isinstance(first, Exception):
+            raise first
+    except BaseException:
+        await ended([task])
+        raise
+
+    async def told_events() -> AsyncIterator[bytes]:
+        leaving, event = asyncio.create_task(_gone(request)), first
+        try:
+            while True:
+                for line in _lines(kind, event, shared):
+                    yield line
+                if not isinstance(event, Preview):
+                    return
+                event = None
+                while event is None:
+                    getting = asyncio.create_task(events.get())
+                    await asyncio.wait([getting, leaving], timeout=QUIET, return_when=asyncio.FIRST_COMPLETED)
+                    if getting.done():
+                        event = getting.result()
+                        continue
+                    await ended([getting])
+                    if leaving.done():
+                        return
+                    yield b": painting\n\n"
+        finally:
+            await ended([task, leaving])
+
+    fixed = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(told_events(), media_type="text/event-stream", headers={**fixed, **headers(first.version)})
+
+
+def _lines(kind: str, event: Preview | Finished | Exception, shared: Mapping[str, Any]) -> list[bytes]:
+    now = int(time.time())
+    if isinstance(event, Preview):
+        words = {"partial_image_index": event.index, "image_index": event.picture}
+        return [_event(f"{kind}.partial_image", {"b64_json": _text(event.file), "created_at": now, **shared, **words})]
+    if isinstance(event, Finished):
+        told_of = {"size": event.size, "model": event.model, "version": event.version}
+        return [
+            _event(
+                f"{kind}.completed",
+                {"b64_json": _text(file), "created_at": event.created, **shared, **told_of, "seed": seed, "image_index": index},
+            )
+            for index, (seed, file) in enumerate(event.files)
+        ]
+    return [_event("error", {"type": "error", **body(told(event))}, "error")]
+
+
+def _event(kind: str, data: Mapping[str, Any], name: str = "") -> bytes:
+    return f"event: {name or kind}\ndata: {json.dumps({'type': kind, **data})}\n\n".encode()
+
+
+def _text(file: bytes) -> str:
+    return base64.b64encode(file).decode()
+
+
+async def _gone(request: Request) -> None:
+    """Returns when the connection is closed."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,254 @@
+"""From a request that was understood to the files it is answered with: model, wishes, pictures, check, files."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from services.inference.http.bodies import Edit
+from services.inference.http.errors import Refused
+from services.inference.http.pictures import Format, Recipe, encode
+from services.inference.http.schemas import MAX_SEED, Painting
+from sfumato.diffusion.limits import ModelLimits
+from sfumato.diffusion.previews import Previews
+from sfumato.errors import Busy, InvalidInput, NotFound, Unavailable
+from sfumato.runtime.ending import ended
+from sfumato.runtime.images import decode_image, decode_mask, resize
+from sfumato.types import GenerateRequest, Image, Region, Start
+
+if TYPE_CHECKING:
+    from services.inference.catalog import Catalog, Lease
+    from services.inference.engine import InferenceEngine, Painted, Wish
+    from sfumato.runtime.nudenet import Detector
+
+RANDOM_SEEDS = 2**32
+"""Seeds that are drawn where none is given: numbers that every language's JSON holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """A picture in work: which of the request's, the how-manieth of its previews, its file, and what paints it."""
+
+    picture: int
+    index: int
+    file: bytes
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A request's files, each with its seed, and what they were painted by."""
+
+    files: tuple[tuple[int, bytes], ...]
+    created: int
+    size: str
+    kind: Format
+    quality: str | None
+    model: str
+    version: str
+
+    @property
+    def bytes(self) -> int:
+        """Of all files."""
+        return sum(len(file) for _, file in self.files)
+
+
+@dataclass(frozen=True, eq=False)
+class Studio:
+    """Everything that painting needs, once it is there."""
+
+    engine: InferenceEngine
+    catalog: Catalog
+    model: str
+    max_pictures: int = 10
+    max_adapter_scale: float = 2.0
+    detector: Detector | None = None
+
+    async def paint(self, fields: Painting, edit: Edit | None = None, show: Callable[[Preview], object] | None = None) -> Finished:
+        """Paint what is asked for by exactly one version of the model; ``show`` is told the pictures in work, in this event loop.
+
+        Cancelling it gives up all its pictures.
+
+        Raises:
+            InvalidInput: naming the field that cannot be served.
+            Refused: the model is unknown; a picture was held back.
+            Busy, Unavailable: try again later.
+        """
+        wishes = await asyncio.to_thread(self._wishes, fields, edit)
+        try:
+            async with self.catalog.lease(fields.model or self.model) as lease:
+                return await self._finished(wishes, lease, fields, show)
+        except NotFound as error:
+            raise Refused(404, f"model: {error}", "model_not_found", "model") from error
+
+    async def _finished(
+        self, wishes: Sequence[Wish], lease: Lease, fields: Painting, show: Callable[[Preview], object] | None
+    ) -> Finished:
+        painted = await self._timed(wishes, lease, fields, show)
+        await self._checked([each.image for each in painted])
+        files = await asyncio.to_thread(_files, painted, wishes, fields, lease)
+        size = f"{wishes[0].request.width}x{wishes[0].request.height}"
+        return Finished(files, int(time.time()), size, fields.kind, fields.quality, _name(lease), lease.version)
+
+    async def _timed(
+        self, wishes: Sequence[Wish], lease: Lease, fields: Painting, show: Callable[[Preview], object] | None
+    ) -> list[Painted]:
+        """The pictures, and word to the version's statistics; what is the client's doing, or the queue's, says nothing of a version."""
+        begun = time.perf_counter()
+        try:
+            painted = await self._painted(wishes, lease, fields, show)
+        except (InvalidInput, Busy, Unavailable):
+            raise
+        except Exception:
+            lease.done(time.perf_counter() - begun, ok=False)
+            raise
+        lease.done(time.perf_counter() - begun, ok=True, image=painted[0].image, prompt=fields.prompt)
+        return painted
+
+    async def _painted(
+        self, wishes: Sequence[Wish], lease: Lease, fields: Painting, show: Callable[[Preview], object] | None
+    ) -> list[Painted]:
+        """All pictures side by side; where one fails, the others are given up."""
+        encoding: list[asyncio.Task[None]] = []
+        previews = [self._previews(index, wish, lease, fields, show, encoding) for index, wish in enumerate(wishes)]
+        tasks = [
+            asyncio.create_task(self.engine.paint(wish, lease.version, lease.extras, previews=previewing))
+            for wish, previewing in zip(wishes, previews, strict=True)
+        ]
+        try:
+            painted = list(await asyncio.gather(*tasks))
+            await asyncio.gather(*encoding)  # so that a preview never comes after its picture
+            return painted
+        finally:
+            await ended([*tasks, *encoding])
+
+    def _previews(
+        self,
+        picture: int,
+        wish: Wish,
+        lease: Lease,
+        fields: Painting,
+        show: Callable[[Preview], object] | None,
+        encoding: list[asyncio.Task[None]],
+    ) -> Previews | None:
+        """Tells of a picture in work, as often as was asked for at most."""
+        if show is None or not fields.partial_images:
+            return None
+        most = fields.partial_images
+
+        async def encoded(before: asyncio.Task[None] | None, index: int, image: Image, words: str) -> None:
+            file = await asyncio.to_thread(encode, image, _recipe(wish, fields, lease, {"Preview": words}), fields.kind)
+            if before is not None:
+                await before
+            show(Preview(picture, index, file, lease.version))
+
+        mine: list[asyncio.Task[None]] = []
+
+        def tell(_: int, done: int, total: int, image: Image) -> None:
+            if len(mine) < most:
+                before = mine[-1] if mine else None
+                mine.append(asyncio.create_task(encoded(before, len(mine), image, f"{done} of {total} steps")))
+                encoding.append(mine[-1])
+
+        return Previews(max(1, -(-wish.request.steps_made // (most + 1))), tell)
+
+    async def _checked(self, images: Sequence[Image]) -> None:
+        if self.detector is None:
+            return
+        if any(await asyncio.to_thread(self.detector.unsafe, images)):
+            message = "A picture was held back: the check of what is given out found nudity in it."
+            raise Refused(400, message, "moderation_blocked", "prompt", "image_generation_user_error")
+
+    def _wishes(self, fields: Painting, edit: Edit | None) -> list[Wish]:
+        """One wish for each picture, the model's own where nothing is said."""
+        from services.inference.engine import Wish
+
+        limits = self.engine.limits
+        if fields.pictures > self.max_pictures:
+            raise InvalidInput("n", f"{fields.pictures} is more than the {self.max_pictures} pictures of a request.")
+        if (fields.adapter_scale or 0) > self.max_adapter_scale:
+            raise InvalidInput("adapter_scale", f"{fields.adapter_scale:g} is not in 0..{self.max_adapter_scale:g}.")
+        seed = fields.seed if fields.seed is not None else secrets.randbelow(RANDOM_SEEDS)
+        if seed + fields.pictures - 1 > MAX_SEED:
+            raise InvalidInput("seed", f"{fields.pictures} pictures from {seed} on go beyond 2^63-1.")
+        start = None if edit is None else _started(edit, limits)
+        size = (limits.default_size, limits.default_size) if start is None else start.image.shape[1::-1]
+        width, height = fields.pixels(*size)
+        first = Wish(
+            request=GenerateRequest(
+                prompt=fields.prompt,
+                seed=seed,
+                width=width,
+                height=height,
+                steps=fields.steps(limits.default_steps, limits.max_steps),
+                guidance_scale=limits.default_guidance if fields.guidance_scale is None else fields.guidance_scale,
+                regions=tuple(Region(each.prompt, _box(each.bbox), each.strength) for each in fields.regions or ()),
+                start=start,
+                negative_prompt=fields.negative_prompt or "",
+            ),
+            adapter_scale=1.0 if fields.adapter_scale is None else float(fields.adapter_scale),
+        )
+        return [replace(first, request=replace(first.request, seed=seed + index)) for index in range(fields.pictures)]
+
+
+def _started(edit: Edit, limits: ModelLimits) -> Start:
+    """The picture to start from and its mask, in the size that is painted: what is asked for, else the picture's own."""
+    image = decode_image(edit.image, "image")
+    mask = None if edit.mask is None else decode_mask(edit.mask, "mask")
+    if mask is not None and mask.shape != image.shape[:2]:
+        sizes = " and ".join(f"{each.shape[1]} x {each.shape[0]}" for each in (mask, image))
+        raise InvalidInput("mask", f"must be of the image's size: they are {sizes} pixels.")
+    width, height = edit.fields.pixels(image.shape[1], image.shape[0])
+    if max(width, height) > limits.max_size:
+        hint = f"The longer side may be {limits.max_size}; say which size you want."
+        raise InvalidInput("size", f"{width}x{height} is more than this model paints.", hint=hint)
+    if not (width and height):
+        raise InvalidInput("size", f"{width}x{height} is no picture.")
+    if mask is not None:
+        mask = np.where(resize(mask, width, height) > 127, np.uint8(255), np.uint8(0))
+    return Start(resize(image, width, height), edit.fields.distance(), mask)
+
+
+def _files(painted: Sequence[Painted], wishes: Sequence[Wish], fields: Painting, lease: Lease) -> tuple[tuple[int, bytes], ...]:
+    quality = 95 if fields.output_compression is None else fields.output_compression
+    pairs = zip(painted, wishes, strict=True)
+    return tuple((each.seed, encode(each.image, _recipe(wish, fields, lease), fields.kind, quality)) for each, wish in pairs)
+
+
+def _recipe(wish: Wish, fields: Painting, lease: Lease, settings: dict[str, Any] | None = None) -> Recipe:
+    request, told = wish.request, dict(settings or {})
+    if request.start is not None:
+        told["Denoising strength"] = f"{request.start.strength:g}"
+    if lease.extras:
+        told["Adapters"] = ", ".join(f"{name}:{weight:g}" for name, weight in lease.extras)
+    for index, region in enumerate(request.regions):
+        told[f"Region {index}"] = f"{','.join(map(str, region.box))} x {region.strength:g}: {region.prompt}"
+    return Recipe(
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        seed=request.seed,
+        steps=request.steps,
+        guidance_scale=request.guidance_scale,
+        width=request.width,
+        height=request.height,
+        model=_name(lease),
+        version=lease.version,
+        adapter_scale=wish.adapter_scale,
+        settings=told,
+    )
+
+
+def _box(sides: Sequence[int]) -> tuple[int, int, int, int]:
+    x1, y1, x2, y2 = sides
+    return x1, y1, x2, y2
+
+
+def _name(lease: Lease) -> str:
+    """What a request would call the model."""
+    return f"{lease.base}@{lease.alias}" if lease.alias else lease.base

@@ -1,0 +1,68 @@
+"""Everything that painting needs, brought up and let go again: weights, engine, registry, catalog."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from services.inference.canary import CanaryRule
+from services.inference.catalog import Catalog, Served
+from services.inference.checking import Golden, GoldenCheck, ScoringClient, read_golden
+from services.inference.engine import EngineSettings, InferenceEngine, Wish
+from services.inference.http.studio import Studio
+from services.inference.settings import InferenceSettings
+from sfumato.diffusion.loading import load_pipeline
+from sfumato.registry.client import RegistryClient
+from sfumato.runtime.device import pick_device, precision_named
+from sfumato.runtime.nudenet import Detector
+from sfumato.runtime.references import model_folder
+from sfumato.runtime.settings import Settings
+from sfumato.runtime.versions import model_version
+from sfumato.types import GenerateRequest, Image
+
+PRODUCTION = "production"
+
+
+def served_name(model: str) -> tuple[str, str]:
+    """The base's name and the alias that stands for it in ``vista@production``; production where none is named."""
+    name, _, alias = model.partition("@")
+    return name, alias or PRODUCTION
+
+
+@asynccontextmanager
+async def opened(settings: InferenceSettings) -> AsyncIterator[Studio]:
+    """A studio for the length of a block; the catalog may still be waiting for its first version.
+
+    Raises:
+        InvalidInput: a setting is unusable.
+        MissingWeights, BrokenWeights: the base model cannot be loaded.
+    """
+    name, alias = served_name(settings.model)
+    golden = Golden(read_golden(settings.golden) if settings.golden else read_golden())
+    base, engine = await asyncio.to_thread(_loaded, settings)
+    detector = await asyncio.to_thread(Detector.load) if settings.safety == "nudenet" else None
+
+    async def paint(request: GenerateRequest, version: str) -> Image:
+        return (await engine.paint(Wish(request), version)).image
+
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(engine.close)
+        scores = ScoringClient(settings.scoring) if settings.scoring else None
+        if scores is not None:
+            stack.callback(scores.close)
+        check = GoldenCheck(paint, engine.limits, golden, scores)
+        rule = CanaryRule(weight=settings.canary)
+        catalog = Catalog(RegistryClient(settings.registry), engine, check, Served(name, base, alias), rule, scores)
+        catalog.start()
+        stack.push_async_callback(catalog.close)
+        yield Studio(engine, catalog, settings.model, settings.max_pictures, settings.max_adapter_scale, detector)
+
+
+def _loaded(settings: InferenceSettings) -> tuple[str, InferenceEngine]:
+    """The id of the base model's weights, and an engine on them."""
+    folder = model_folder(settings.base, "generator", Settings())
+    pipeline = load_pipeline(folder, dtype=precision_named(settings.precision), device=pick_device())
+    scales = (0.0, settings.max_adapter_scale)
+    limits = EngineSettings(settings.pictures, settings.waiting, settings.max_batch, extras=settings.extras, scales=scales)
+    return model_version(folder), InferenceEngine(pipeline, limits)

@@ -1,0 +1,96 @@
+"""The Bento service: ``bentoml serve services.inference:Inference``; settings ``SFUMATO_INFERENCE_*``, ``SFUMATO_*``.
+
+Bento answers ``/livez``, ``/healthz`` and ``/readyz``; everything else is the application in `services.inference.http`. It listens at
+once, and is ready when the first version of its model is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from contextlib import ExitStack
+
+import bentoml
+from starlette.types import Receive, Scope, Send
+
+from services.inference.http.app import Front, make_app
+from services.inference.opening import opened
+from services.inference.settings import InferenceSettings
+from sfumato.errors import SfumatoError
+from sfumato.runtime import logs
+from sfumato.runtime.settings import TelemetrySettings
+from sfumato.runtime.telemetry import observing
+
+log = logging.getLogger(__name__)
+
+LOOK = 0.2
+"""Seconds between looks whether the first version is there."""
+
+front = Front(InferenceSettings())
+_app = make_app(front)
+
+
+async def application(scope: Scope, receive: Receive, send: Send) -> None:
+    """The application as a plain function: Bento asks one that it knows for its routes, and answers for the others itself."""
+    await _app(scope, receive, send)
+
+
+@bentoml.asgi_app(application, path="/")
+@bentoml.service(
+    name="inference",
+    workers=1,  # one process holds one network; more replicas are more processes
+    traffic={"timeout": 3600},
+    metrics={"enabled": False},  # its labels would be any path that anybody asks for; see services.inference.http.measured
+    logging={"access": {"enabled": False}},
+)
+class Inference:
+    """One network, its versions, and whoever asks for pictures of them."""
+
+    @bentoml.on_startup
+    async def begin(self) -> None:
+        """Listen at once; everything else is loaded beside."""
+        telemetry = TelemetrySettings()
+        logs.configure(telemetry)
+        self._observing = ExitStack()
+        self._observing.enter_context(observing("inference", telemetry))
+        self._ending = asyncio.Event()
+        self._serving = asyncio.create_task(self._serve())
+
+    @bentoml.on_shutdown
+    async def end(self) -> None:
+        """Let go of everything; requests have ended by now."""
+        self._ending.set()
+        await self._serving
+        self._observing.close()
+
+    async def __is_ready__(self) -> bool:
+        """Whether a request would be served now."""
+        return front.ready
+
+    async def _serve(self) -> None:
+        try:
+            async with opened(front.settings) as studio:
+                front.open(studio)
+                watching = asyncio.create_task(_tell_of_the_first(front))
+                await self._ending.wait()
+                watching.cancel()
+                front.close()
+        except SfumatoError as error:
+            front.failure = error
+            log.error("%s", error)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+async def _tell_of_the_first(front: Front) -> None:
+    """Say why there is nothing to serve yet, and when there is."""
+    told = ""
+    while not front.ready:
+        trouble = front.studio.catalog.trouble
+        if trouble != told:
+            log.info("Waiting: %s.", trouble)
+            told = trouble
+        await asyncio.sleep(LOOK)
+    listed = front.studio.catalog.listing()
+    log.info("Serving %s: version %s.", front.settings.model, listed[0].version[:12] if listed else "")
