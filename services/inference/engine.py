@@ -69,7 +69,7 @@ class _Job:
 
     wish: Wish
     palette: Palette
-    on_step: Callable[[int, int], object] | None
+    on_step: Callable[[int, int], None] | None
     previews: Previews | None
     stopped: threading.Event = field(default_factory=threading.Event)
     begun: bool = False

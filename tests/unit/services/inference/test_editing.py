@@ -20,8 +20,8 @@ from sfumato.diffusion.sampling import paint
 from sfumato.errors import InvalidInput
 from sfumato.types import Image, Region, Start
 from tests.unit.diffusion import tiny
-from tests.unit.inference.studio import MAKERS, changed, counted, engine_of, painting, together, wish
-from tests.unit.inference.test_scale import far
+from tests.unit.services.inference.studio import MAKERS, changed, counted, engine_of, painting, together, wish
+from tests.unit.services.inference.test_scale import far
 
 PIXELS: Image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
 MASK: Image = np.zeros((32, 32), np.uint8)

@@ -18,7 +18,7 @@ from sfumato.errors import Busy, InvalidInput, NotFound
 from sfumato.lora.adapter import Adapter, combine, delta
 from sfumato.lora.fuse import Fuser
 from sfumato.types import Image
-from tests.unit.inference.studio import MAKERS, adapter, bare, counted, engine_of, network, painting, together, wish
+from tests.unit.services.inference.studio import MAKERS, adapter, bare, counted, engine_of, network, painting, together, wish
 
 
 def fused(family: str, update: Adapter, scale: float, seed: int = 7) -> Image:

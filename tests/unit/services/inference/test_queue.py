@@ -14,8 +14,8 @@ from sfumato.errors import Busy, InvalidInput, NotFound, Unavailable
 from sfumato.lora.adapter import Adapter
 from sfumato.types import Region
 from tests.unit.diffusion import tiny
-from tests.unit.inference.studio import adapter, bare, changed, counted, engine_of, painting, together, wish
-from tests.unit.inference.test_scale import far, fused
+from tests.unit.services.inference.studio import adapter, bare, changed, counted, engine_of, painting, together, wish
+from tests.unit.services.inference.test_scale import far, fused
 
 
 async def until(true: Any) -> None:
