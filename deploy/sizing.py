@@ -6,6 +6,7 @@ Published configurations, built without memory for their weights; of Vista the s
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -40,7 +41,7 @@ def _flux() -> torch.nn.Module:
 def _t5() -> torch.nn.Module:
     from transformers import T5Config, T5EncoderModel
 
-    heads = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64, "vocab_size": 32128}
+    heads: dict[str, Any] = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64, "vocab_size": 32128}
     return T5EncoderModel(T5Config(**heads, feed_forward_proj="gated-gelu"))
 
 def _clip_l() -> torch.nn.Module:
@@ -51,7 +52,8 @@ def _clip_l() -> torch.nn.Module:
 def _clip_g() -> torch.nn.Module:
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-    shape = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20, "projection_dim": 1280}
+    shape: dict[str, Any] = {"hidden_size": 1280, "intermediate_size": 5120, "projection_dim": 1280}
+    shape |= {"num_hidden_layers": 32, "num_attention_heads": 20}
     return CLIPTextModelWithProjection(CLIPTextConfig(**shape))
 
 def _unet_15() -> torch.nn.Module:
@@ -62,32 +64,20 @@ def _unet_15() -> torch.nn.Module:
 def _unet_xl() -> torch.nn.Module:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-    return UNet2DConditionModel(
-        block_out_channels=(320, 640, 1280),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 2, 10),  # pyright: ignore[reportArgumentType]
-        attention_head_dim=(5, 10, 20),
-        cross_attention_dim=2048,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=256,
-        projection_class_embeddings_input_dim=2816,
-        use_linear_projection=True,
-    )
+    down, up = ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"), ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
+    shape: dict[str, Any] = {"block_out_channels": (320, 640, 1280), "down_block_types": down, "up_block_types": up}
+    shape |= {"transformer_layers_per_block": (1, 2, 10), "attention_head_dim": (5, 10, 20), "cross_attention_dim": 2048}
+    shape |= {"addition_embed_type": "text_time", "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816}
+    return UNet2DConditionModel(**shape, use_linear_projection=True)
+
 
 def _autoencoder(channels: int) -> torch.nn.Module:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    shape: dict[str, Any] = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    shape |= {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": channels}
     quantized = channels == 4  # FLUX's has no convolutions beside its latents
-    return AutoencoderKL(
-        **blocks,
-        block_out_channels=(128, 256, 512, 512),
-        layers_per_block=2,
-        latent_channels=channels,
-        use_quant_conv=quantized,
-        use_post_quant_conv=quantized,
-    )
+    return AutoencoderKL(**shape, use_quant_conv=quantized, use_post_quant_conv=quantized)
 
 _PARTS: dict[str, dict[str, list[Callable[[], torch.nn.Module]]]] = {
     "sd15": {"denoiser": [_unet_15], "text": [_clip_l], "autoencoder": [lambda: _autoencoder(4)]},
