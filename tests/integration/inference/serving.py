@@ -12,7 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +42,8 @@ class Serving:
     version: str
     process: subprocess.Popen[str]
     log: list[str] = field(default_factory=list)
+    audit: Path = Path("audit.jsonl")
+    closing: list[Callable[[], object]] = field(default_factory=list)
 
     def end(self, number: signal.Signals = signal.SIGINT) -> int:
         """Its exit status once it has ended."""
@@ -119,6 +121,8 @@ def serving(
             wait_until_ready(served)
         yield served
     finally:
+        for close in served.closing:
+            close()
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
