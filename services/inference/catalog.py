@@ -192,10 +192,11 @@ class Catalog:
         return (self._listed(name, self._served.alias), *listed) if followed else tuple(listed)
 
     def _listed(self, id: str, alias: str) -> Listed:
-        found = self._behind.get(alias) or self._versions.get(self._aliases.get(alias, ""))
+        meant = "" if alias in self._followed else self._aliases[alias]
+        found = self._behind.get(alias) or self._versions.get(meant)
         refused = self._refused.get(alias, ("", ""))[1]
         if found is None:
-            return Listed(id, alias, self._aliases.get(alias, ""), self._served.name, "", 0.0, refused)
+            return Listed(id, alias, meant, self._served.name, "", 0.0, refused)
         version = found.version
         return Listed(id, alias, version.id, self._served.name, self._parents.get(version.id, ""), version.created, refused)
 
@@ -231,10 +232,7 @@ class Catalog:
 
     async def _extra(self, name: str, weight: float) -> tuple[str, float]:
         id = self._aliases.get(name) or (await asyncio.to_thread(self._registry.get, name)).id
-        adapter = await self._versions.adapter(id)
-        if adapter is None:
-            raise InvalidInput("model", f"{name} is the base model itself, and no adapter.", hint=HINT)
-        await self._versions.load_extra(id, adapter)
+        await self._versions.load_extra(id)
         return id, weight
 
     def _tidy(self) -> None:

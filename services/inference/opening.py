@@ -39,7 +39,8 @@ async def opened(settings: InferenceSettings) -> AsyncIterator[Studio]:
         MissingWeights, BrokenWeights: the base model cannot be loaded.
     """
     name, alias = served_name(settings.model)
-    golden = Golden(read_golden(settings.golden) if settings.golden else read_golden())
+    limits = {"clip": settings.golden_clip, "aesthetic": settings.golden_aesthetic}
+    golden = Golden(read_golden(settings.golden) if settings.golden else read_golden(), limits=limits)
     base, engine = await asyncio.to_thread(_loaded, settings)
     detector = await asyncio.to_thread(Detector.load) if settings.safety == "nudenet" else None
 
@@ -52,11 +53,11 @@ async def opened(settings: InferenceSettings) -> AsyncIterator[Studio]:
         if scores is not None:
             stack.callback(scores.close)
         check = GoldenCheck(paint, engine.limits, golden, scores)
-        rule = CanaryRule(weight=settings.canary)
-        catalog = Catalog(RegistryClient(settings.registry), engine, check, Served(name, base, alias), rule, scores)
+        rule = CanaryRule(weight=settings.canary, requests=settings.canary_requests)
+        catalog = Catalog(RegistryClient(settings.registry), engine, check, Served(name, base, alias, settings.keep), rule, scores)
         catalog.start()
         stack.push_async_callback(catalog.close)
-        yield Studio(engine, catalog, settings.model, settings.max_pictures, settings.max_adapter_scale, detector)
+        yield Studio(engine, catalog, settings.max_pictures, settings.max_adapter_scale, detector)
 
 
 def _loaded(settings: InferenceSettings) -> tuple[str, InferenceEngine]:

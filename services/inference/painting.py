@@ -19,6 +19,7 @@ from sfumato.diffusion.budget import RowBudget
 from sfumato.diffusion.families import family_of
 from sfumato.diffusion.previews import Previews
 from sfumato.diffusion.sampling import paint
+from sfumato.errors import Diverged
 from sfumato.types import GenerateRequest, Image
 
 DENOISERS = ("transformer", "unet")
@@ -82,6 +83,7 @@ class Easel:
 
         Raises:
             InvalidInput: the model cannot paint it.
+            Diverged: it left the range of finite numbers.
             Stopped: ``stopped`` was set meanwhile.
         """
 
@@ -94,6 +96,8 @@ class Easel:
             return paint(self._family, [request], self._budget, step_ended, previews)[0].image
 
     def _decoded(self, latents: Tensor, width: int, height: int) -> list[Image]:
+        if not torch.isfinite(latents).all():
+            raise Diverged("The picture is not finite: the model's weights are unusable, or the adapter's scale is far too large.")
         with self.seat.aside(), self._autoencoding:
             return self._decode(latents, width, height)
 

@@ -28,6 +28,11 @@ UNUSABLE = (BrokenWeights, MissingWeights, InvalidInput, Diverged, NotFound)
 class Preparing(Protocol):
     """What an engine does for versions; see `services.inference.engine`. Each may take a while, and is called in a thread."""
 
+    @property
+    def extras(self) -> Collection[str]:
+        """Names of the adapters that are loaded."""
+        ...
+
     def prepare(self, version: str, adapter: Adapter | None) -> None:
         """Make a version ready to paint with; raises InvalidInput where the adapter does not fit the model."""
         ...
@@ -93,17 +98,19 @@ class Versions:
             task.add_done_callback(partial(self._came, id))
         return await asyncio.shield(self._coming[id])
 
-    async def adapter(self, id: str) -> Adapter | None:
-        """A version's update as one adapter; None for the base model itself.
+    async def load_extra(self, id: str) -> None:
+        """Have a version's adapter ready to be added to others; it stays while the engine has room.
 
         Raises:
-            InvalidInput: it is of another base model.
+            InvalidInput: it is of another base model, is larger than all such adapters may be together, or is no adapter.
+            Busy: adapters in use leave no room for it.
         """
-        return (await asyncio.to_thread(self._fetch, id))[1]
-
-    def load_extra(self, id: str, adapter: Adapter) -> asyncio.Future[None]:
-        """See `Preparing`; done when awaited."""
-        return asyncio.get_running_loop().run_in_executor(self._lane, self._engine.load_extra, id, adapter)
+        if id in self._engine.extras:
+            return
+        version, adapter = await asyncio.to_thread(self._fetch, id)
+        if adapter is None:
+            raise InvalidInput("model", f"version {version.id[:12]} is the base model itself, and no adapter.")
+        await asyncio.get_running_loop().run_in_executor(self._lane, self._engine.load_extra, id, adapter)
 
     def release(self, found: Prepared) -> None:
         """One who held it does no more; see `let_go`."""

@@ -33,10 +33,17 @@ class InferenceSettings(FiledSettings):
     max_batch: int = Field(default=16, ge=1)
     # Bytes of adapters that requests name on top of a version.
     extras: int = Field(default=2**30, ge=0)
-    # The share of the requests for the served alias that goes to the alias canary, 0 to 1; 0: no canary is followed.
+    # Versions that nobody needs any more and that stay prepared, so that going back to one takes no time.
+    keep: int = Field(default=1, ge=0)
+    # The share of the requests without an alias that goes to the alias canary, 0 to 1; 0: no canary is followed.
     canary: float = Field(default=0.0, ge=0, le=1)
+    # Requests of a canary before it is promoted or withdrawn.
+    canary_requests: int = Field(default=200, ge=1)
     # A text file of the prompts that every version paints before it is served; absent: the package's own.
     golden: Path | None = None
+    # How far below the registry's record the mean of their CLIP and aesthetic scores may lie.
+    golden_clip: float = Field(default=5.0, ge=0)
+    golden_aesthetic: float = Field(default=1.5, ge=0)
 
     # Who may ask: a JSON file of [{"name", "sha256", "rate", "concurrency"}], the SHA-256 of each key; without it, anybody.
     keys: Path | None = None

@@ -31,8 +31,8 @@ def serve(
 ) -> None:
     """Serve the model that an alias of the registry points at, and follow it as it moves, until Ctrl-C.
 
-    The registry is that of the system that is up here; where none is, one is started on the database of this folder. Every option is
-    a setting too but for the address; docs/services/inference.md has them all.
+    Registry and scoring service are those of the system that is up here; where none is, a registry is started on the database of this
+    folder. Every option is a setting too but for the address; docs/services/inference.md has them all.
 
     Example: sfumato serve vista@production --port 3000
 
@@ -41,6 +41,8 @@ def serve(
     from sfumato.runtime.settings import Settings
 
     settings = Settings()
+    if not os.environ.get("SFUMATO_INFERENCE_SCORING"):
+        scoring = scoring or server_of("scoring", "", False, settings.runs)
     given = {"MODEL": model, "BASE": base, "SCORING": scoring, "SAFETY": safety, "KEYS": keys, "CANARY": canary}
     os.environ.update({f"SFUMATO_INFERENCE_{name}": str(value) for name, value in given.items() if value not in ("", None)})
     if base:

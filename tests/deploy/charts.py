@@ -1,0 +1,41 @@
+"""The chart as it is rendered, for tests: once for each preset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+from deploy import manifests
+
+Object = dict[str, Any]
+ALL = ("", *manifests.PRESETS)
+"""The chart's own values, and every preset."""
+
+
+@cache
+def rendered(preset: str = "", *words: str) -> tuple[Object, ...]:
+    return tuple(manifests.rendered(preset, *words))
+
+
+def of(objects: tuple[Object, ...], *kinds: str) -> list[Object]:
+    return [found for found in objects if found["kind"] in kinds]
+
+
+def named(objects: tuple[Object, ...], kind: str, name: str) -> Object:
+    (found,) = [found for found in of(objects, kind) if found["metadata"]["name"] == name]
+    return found
+
+
+def templates(objects: tuple[Object, ...]) -> Iterator[tuple[str, Object]]:
+    """Every pod's template, and what it is of."""
+    for found in of(objects, "Deployment", "StatefulSet", "Job"):
+        yield f"{found['kind']} {found['metadata']['name']}", found["spec"]["template"]
+
+
+def component(template: Object) -> str:
+    return template["metadata"]["labels"]["app.kubernetes.io/component"]
+
+
+def selected(selector: Object, template: Object) -> bool:
+    return selector.items() <= template["metadata"]["labels"].items()
