@@ -62,7 +62,8 @@ def test_a_prompt_is_painted_and_the_slider_changes_one_picture(page: Page, serv
     page.locator("#scale").press("Home")
     page.wait_for_selector("#fused[data-scale='0']")
     assert source(page, "fused") == base  # weight 0 is the base model, bit for bit
-    page.locator("#scale").evaluate("slider => { slider.value = 1; slider.dispatchEvent(new Event('input')); slider.dispatchEvent(new Event('change')); }")
+    moved = "slider => { slider.value = 1; for (const kind of ['input', 'change']) slider.dispatchEvent(new Event(kind)); }"
+    page.locator("#scale").evaluate(moved)
     page.wait_for_selector("#fused[data-scale='1']")
     assert source(page, "fused") == fused
     expect(page.locator("#generate")).to_be_enabled()

@@ -55,7 +55,7 @@ class Serving:
         """Status and text of a page."""
         try:
             with urllib.request.urlopen(f"{self.url}{path}", timeout=SECONDS) as answer:
-                return answer.status, answer.read().decode()
+                return answer.status, answer.read().decode(errors="replace")
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
 

@@ -1,4 +1,4 @@
-"""The same service by Bento's own command: what its documentation says, as it stands there, and thousands of requests made up from its OpenAPI."""
+"""The same service by Bento's own command: its documentation as it stands there, and requests made up from its OpenAPI."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import os
 import re
 import subprocess
 import sys
-import warnings
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis.errors import Unsatisfiable
 
-from sfumato.runtime.images import decode_image, read_image
+from sfumato.runtime.images import read_image
 from sfumato.runtime.processes import free_ports
 from tests.integration.inference.serving import Serving, registry_with_a_version, serving
 from tests.integration.programs import ROOT, SECONDS
 
 PAGE = ROOT / "docs" / "services" / "inference.md"
 EXAMPLE = re.compile(r"<!-- tested: (\w+) -->\n```\w+\n(.*?)```", re.DOTALL)
-# With more steps than a few, thousands of pictures would take an hour; what a request is refused for does not depend on it.
-QUICK = {"num_inference_steps": 1}
+CHECKS = ("not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance")
 
 
 @pytest.fixture(scope="module")
@@ -63,39 +63,36 @@ def test_pages_and_descriptions_load_nothing_from_elsewhere(served: Serving) -> 
 
 
 def test_every_requests_answer_is_as_the_service_describes_it(served: Serving, request: pytest.FixtureRequest) -> None:
-    """Schemathesis: good and bad requests from the service's own description, in its order and in none."""
+    """Schemathesis: good and bad requests made up from the service's own description; `--fuzz 2000` makes up more."""
+    seen = fuzzed(served.url, request.config.getoption("--fuzz"))
+    assert served.get("/readyz")[0] == 200
+    assert sum(seen.values()) >= 1000 and seen["2xx"] >= 50, seen
+
+
+def fuzzed(url: str, cases: int) -> Counter[str]:
+    """How many requests of each kind of status were answered; none was with 5xx, nor otherwise than described."""
     import schemathesis
-    from hypothesis import HealthCheck, Phase, given, settings
+    from schemathesis.checks import load_all_checks
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        described = schemathesis.openapi.from_url(f"{served.url}/openapi.json")
+    load_all_checks()
+    checks = [schemathesis.checks.CHECKS.get_one(name) for name in CHECKS]
     seen: Counter[str] = Counter()
-    cases = request.config.getoption("--fuzz")
-    quiet = settings(
-        max_examples=cases,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        phases=[Phase.explicit, Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    with httpx.Client(base_url=served.url, timeout=SECONDS) as session:
-        for operation in described.get_all_operations():
-            for mode in schemathesis.GenerationMode:
-                strategy = operation.ok().as_strategy(generation_mode=mode)
+    quiet = settings(max_examples=cases, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    for found in schemathesis.openapi.from_url(f"{url}/openapi.json").get_all_operations():
+        operation = found.ok()
+        for mode in schemathesis.GenerationMode:
 
-                @quiet
-                @given(case=strategy)
-                def ask(case: Any, mode: Any = mode) -> None:
-                    if isinstance(case.body, dict):
-                        case.body |= QUICK if isinstance(case.body.get("num_inference_steps"), int) else {}
-                        case.body["n"] = 1 if isinstance(case.body.get("n"), int) and case.body["n"] in range(1, 11) else case.body.get("n")
-                    response = case.call(base_url=served.url)
-                    assert response.status_code < 500, (response.status_code, response.text, case.as_curl_command())
-                    seen[f"{mode.name} {response.status_code // 100}xx"] += 1
+            def ask(case: schemathesis.Case) -> None:
+                response = case.call_and_validate(base_url=url, checks=checks)
+                seen[f"{response.status_code // 100}xx"] += 1
 
-                ask()
-        assert session.get("/readyz").status_code == 200
-    assert sum(seen.values()) >= 1000, seen
-    assert decode_image
+            with suppress(Unsatisfiable):  # nothing can be wrong with a request that has no parameters
+                quiet(given(case=operation.as_strategy(generation_mode=mode).map(brief))(ask))()
+    return seen
+
+
+def brief(case: Any) -> Any:
+    """The same with a step or two where it asks for many: what is refused does not depend on them."""
+    if isinstance(case.body, dict) and isinstance(case.body.get("num_inference_steps"), int | None):
+        case.body["num_inference_steps"] = 1
+    return case
