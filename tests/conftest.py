@@ -8,4 +8,4 @@ import sfumato as sfumato
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How hard the chaos tests strike."""
     parser.addoption("--faults", type=int, default=8, help="faults in tests/chaos's run of the whole system (60: the long variant)")
-    parser.addoption("--fuzz", type=int, default=220, help="requests made up for each operation of the inference service, good and as many bad")
+    parser.addoption("--fuzz", type=int, default=220, help="requests made up for each route of the inference service, as many bad ones")

@@ -90,7 +90,7 @@ class Inference:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-Inference.add_asgi_middleware(Door)
+Inference.add_asgi_middleware(Door)  # pyright: ignore[reportArgumentType] (its protocol wants what no middleware has)
 
 
 async def _tell_of_the_first(front: Front) -> None:

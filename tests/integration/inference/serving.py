@@ -93,9 +93,9 @@ def registry_with_a_version(folder: Path) -> Iterator[tuple[str, str]]:
 
 @contextmanager
 def serving(
-    registry: str, version: str, *options: str, command: Sequence[str] = (), ready: bool = True, **environment: str
+    registry: str, version: str, *options: str, command: Sequence[str] = (), **environment: str
 ) -> Iterator[Serving]:
-    """`sfumato serve`, or another command that says where it listens; ready, if it is to be waited for."""
+    """`sfumato serve`, or another command that says where it listens, ready."""
     line = [*(command or (sys.executable, "-m", "sfumato.cli.main", "serve", "--port", "0")), *options]
     given = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "SFUMATO_INFERENCE_REGISTRY": registry, "SFUMATO_LOG_FORMAT": "json"}
     process = subprocess.Popen(
@@ -117,8 +117,7 @@ def serving(
     reading.start()
     try:
         assert listening.wait(SECONDS)
-        if ready:
-            wait_until_ready(served)
+        wait_until_ready(served)
         yield served
     finally:
         for close in served.closing:
