@@ -237,6 +237,7 @@ def gc(
 
 
 def settings_of(runs: Path | None) -> Settings:
+    """This machine's settings, with another folder of runs where one is named."""
     from sfumato.runtime.settings import Settings
 
     return Settings() if runs is None else Settings(runs=runs)

@@ -32,6 +32,7 @@ from sfumato.lora.fuse import Fuser
 from sfumato.registry.models import Models
 from sfumato.registry.records import Version
 from sfumato.runtime.adapters import decode_adapter
+from sfumato.runtime.references import VISTA
 from sfumato.runtime.versions import model_version
 
 KOHYA = (FluxPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline)
@@ -41,9 +42,12 @@ pipeline = DiffusionPipeline.from_pretrained("model")
 pipeline("{prompt}", num_inference_steps={steps}, guidance_scale={guidance}{more}).images[0].save("picture.png")"""
 LORA_EXAMPLE = """
 # or the base model, with the adapter at any strength
-pipeline = DiffusionPipeline.from_pretrained("{base}")
+{base}
 pipeline.load_lora_weights("lora", weight_name="diffusers.safetensors", adapter_name="artaug")
 pipeline.set_adapters(["artaug"], [0.8])"""
+
+OF_VISTA = """from sfumato.vista import weights  # the base comes with the package
+pipeline = DiffusionPipeline.from_pretrained(weights.locate("generator"))"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +151,8 @@ def _write_words(
     more = f", max_sequence_length={tokens}" if tokens else ""
     example = EXAMPLE.format(prompt="a red house by day", steps=limits.default_steps, guidance=limits.default_guidance, more=more)
     if version.parts:
-        example += LORA_EXAMPLE.format(base=version.base.name)
+        base = OF_VISTA if version.base.name == VISTA else f'pipeline = DiffusionPipeline.from_pretrained("{version.base.name}")'
+        example += LORA_EXAMPLE.format(base=base)
     (to / "README.md").write_text(model_card(version, lineage, files, licence, example), encoding="utf-8")
     name = re.sub(r"[^a-z0-9]+", "-", version.base.name.lower()).strip("-") or "model"
     write_bento(to, f"sfumato-{name}", limits, {"version": version.id[:12], "base": version.base.id[:12]}, tokens=tokens)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +42,7 @@ def test_the_folder_holds_every_layout_and_says_how_well_each_loads(sample: Samp
 
 
 def test_the_fused_model_paints_the_same_through_plain_diffusers(sample: Sample) -> None:
-    pipeline = DiffusionPipeline.from_pretrained(sample.folder / "model", local_files_only=True)
+    pipeline: Any = DiffusionPipeline.from_pretrained(sample.folder / "model", local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     made = pipeline(ASKED.prompt, num_inference_steps=ASKED.steps, guidance_scale=1.0, max_sequence_length=32,
                     height=64, width=64, generator=torch.Generator().manual_seed(ASKED.seed))  # fmt: skip
@@ -84,6 +86,30 @@ def test_the_command_exports_an_alias_of_the_registry(sample: Sample, tmp_path: 
         assert (tmp_path / "out" / name).read_bytes() == (sample.folder / name).read_bytes(), name  # the same again
 
 
+def indented(path: Path) -> list[str]:
+    """The lines of a page's examples."""
+    return [line.removeprefix("    ") for line in path.read_text().splitlines() if line.startswith("    ")]
+
+
+def test_the_examples_of_the_card_and_of_the_docs_run(sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = sample.folder.parent
+    monkeypatch.setenv("SFUMATO_REGISTRY_URL", f"sqlite:///{place}/registry.sqlite")
+    monkeypatch.setenv("SFUMATO_ARTIFACTS", str(place / "artifacts"))
+    monkeypatch.chdir(tmp_path)
+    lines = indented(ROOT / "docs" / "export.md")
+    commands = [shlex.split(line.split("#")[0]) for line in lines if line.startswith("sfumato ")]
+    assert [words[1] for words in commands] == ["export", "export", "lora"]
+    for words in commands:
+        done = CliRunner().invoke(app, words[1:], catch_exceptions=False)
+        assert done.exit_code == 0, done.stdout
+    monkeypatch.chdir(tmp_path / "artaug")
+    for code in ("\n".join(line for line in lines if not line.startswith(("sfumato ", "cd "))), "\n".join(indented(Path("README.md")))):
+        assert "load_lora_weights" in code
+        exec(compile(code, "an example", "exec"), {})
+        with Pictures.open("picture.png") as picture:
+            assert picture.size == (64, 64)
+
+
 def test_bentoml_builds_it_and_the_bento_paints_the_same(sample: Sample, tmp_path: Path) -> None:
     environment = os.environ | {"BENTOML_HOME": str(tmp_path / "bentoml"), "BENTOML_DO_NOT_TRACK": "1"}
     build = [sys.executable, "-m", "bentoml", "build", "--output", "tag"]
@@ -103,4 +129,5 @@ def test_bentoml_builds_it_and_the_bento_paints_the_same(sample: Sample, tmp_pat
     line = [sys.executable, "-c", code, str(bento), ASKED.prompt, str(ASKED.seed), str(ASKED.steps), str(picture)]
     done = subprocess.run(line, env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert apart(np.array(Pictures.open(picture)), sample.wanted) <= 1
+    with Pictures.open(picture) as made:
+        assert apart(np.array(made), sample.wanted) <= 1
