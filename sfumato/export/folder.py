@@ -39,15 +39,18 @@ KOHYA = (FluxPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline)
 """Pipelines whose kohya layout diffusers reads, so that it can be proven."""
 EXAMPLE = """from diffusers import DiffusionPipeline
 pipeline = DiffusionPipeline.from_pretrained("model")
-pipeline("{prompt}", num_inference_steps={steps}, guidance_scale={guidance}{more}).images[0].save("picture.png")"""
+asked = dict(height={side}, width={side}, num_inference_steps={steps}, guidance_scale={guidance}{more})
+pipeline("{prompt}", **asked).images[0].save("picture.png")"""
 LORA_EXAMPLE = """
 # or the base model, with the adapter at any strength
 {base}
 pipeline.load_lora_weights("lora", weight_name="diffusers.safetensors", adapter_name="artaug")
-pipeline.set_adapters(["artaug"], [0.8])"""
+pipeline.set_adapters(["artaug"], [0.8])
+pipeline("a red house by day", **asked).images[0].save("weaker.png")"""
 
-OF_VISTA = """from sfumato.vista import weights  # the base comes with the package
-pipeline = DiffusionPipeline.from_pretrained(weights.locate("generator"))"""
+OF_VISTA = """import torch
+from sfumato.vista import weights  # the base comes with the package
+pipeline = DiffusionPipeline.from_pretrained(weights.locate("generator"), torch_dtype=torch.float32)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +152,8 @@ def _write_words(
     told_length = "max_sequence_length" in inspect.signature(type(pipeline).__call__).parameters
     tokens = limits.prompt_tokens if told_length else None
     more = f", max_sequence_length={tokens}" if tokens else ""
-    example = EXAMPLE.format(prompt="a red house by day", steps=limits.default_steps, guidance=limits.default_guidance, more=more)
+    asked = {"side": limits.default_size, "steps": limits.default_steps, "guidance": limits.default_guidance, "more": more}
+    example = EXAMPLE.format(prompt="a red house by day", **asked)
     if version.parts:
         base = OF_VISTA if version.base.name == VISTA else f'pipeline = DiffusionPipeline.from_pretrained("{version.base.name}")'
         example += LORA_EXAMPLE.format(base=base)
