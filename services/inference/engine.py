@@ -139,18 +139,20 @@ class InferenceEngine:
     def load_extra(self, name: str, adapter: Adapter) -> None:
         """Make an adapter ready to be named by requests, in the place of the least recently used ones where memory is short.
 
+        A name is for one adapter: nothing is done where it is loaded.
+
         Raises:
             InvalidInput: it does not fit this model, or is larger than all such adapters may be together.
             Busy: adapters in use leave no room for it.
         """
-        self._extras.put(name, self._weights.factors(adapter))
+        self._extras.put(name, lambda: self._weights.factors(adapter))
 
     async def paint(
         self,
         wish: Wish,
         version: str,
         extras: Sequence[tuple[str, float]] = (),
-        on_step: Callable[[int, int], None] | None = None,
+        on_step: Callable[[int, int], object] | None = None,
         previews: Previews | None = None,
     ) -> Painted:
         """Paint one picture, sharing forwards with all others in work.
@@ -167,8 +169,8 @@ class InferenceEngine:
 
         Raises:
             InvalidInput: naming the field that the model cannot serve: one of `check_request`'s, or ``adapter_scale``, ``extras[i]``.
-            NotFound: the version is not prepared, or an extra is not loaded.
-            Busy: as many pictures wait as may; ``retry_after`` says for how long they will.
+            NotFound: the version is not prepared, or an extra was never loaded.
+            Busy: as many pictures wait as may, or an extra had to leave for others; ``retry_after`` says when to come again.
             Unavailable: the engine is closing.
         """
         if self._closed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -24,6 +24,7 @@ class Extras:
     def __init__(self, budget: int) -> None:
         self._budget = budget
         self._extras: OrderedDict[str, _Extra] = OrderedDict()  # the least recently used first
+        self._left: set[str] = set()  # those that were loaded once
         self._lock = threading.Lock()
 
     @property
@@ -32,26 +33,29 @@ class Extras:
         with self._lock:
             return tuple(self._extras)
 
-    def put(self, name: str, factors: Factors) -> None:
-        """Keep an adapter, in the place of others where it must be.
+    def put(self, name: str, load: Callable[[], Factors]) -> None:
+        """Keep what ``load`` gives, unless an adapter of this name is here, in the place of others where it must be.
 
         Raises:
             InvalidInput: it is larger than the whole budget.
             Busy: those in use leave no room for it.
         """
+        with self._lock:
+            if name in self._extras:
+                self._extras.move_to_end(name)
+                return
+        factors = load()
         if factors.bytes > self._budget:
             words = f"{name} takes {factors.bytes} bytes, and all such adapters together may take {self._budget}."
             raise InvalidInput("model", words, hint="Compress it to a lower rank: sfumato lora compress.")
         with self._lock:
-            known = self._extras.pop(name, None)
             for other in [other for other, extra in self._extras.items() if not extra.users]:
                 if self._taken() + factors.bytes > self._budget:
                     del self._extras[other]
+                    self._left.add(other)
             if self._taken() + factors.bytes > self._budget:
-                if known is not None:
-                    self._extras[name] = known
                 raise Busy(f"Adapters in use leave no room for {name}.", hint="Try again in a moment.", retry_after=1.0)
-            self._extras[name] = _Extra(factors, 0 if known is None else known.users)
+            self._extras[name] = _Extra(factors)
 
     def _taken(self) -> int:
         return sum(extra.factors.bytes for extra in self._extras.values())
@@ -61,10 +65,13 @@ class Extras:
         """The adapters by name and weight, which stay while this is open.
 
         Raises:
-            NotFound: one is not loaded, or not any more: load it again.
+            NotFound: one was never loaded.
+            Busy: one was, and had to leave for others.
         """
         with self._lock:
             missing = [name for name, _ in wanted if name not in self._extras]
+            if self._left.intersection(missing):
+                raise Busy(f"The adapter {missing[0]} had to leave for others.", hint="Try again in a moment.", retry_after=1.0)
             if missing:
                 raise NotFound(f"The adapter {missing[0]} is not loaded.", hint="Load it, or leave it out.")
             taken = [self._extras[name] for name, _ in wanted]

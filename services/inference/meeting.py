@@ -70,7 +70,7 @@ class Meeting:
         self.denoiser, self.per_sample, self._answer = denoiser, tuple(per_sample), answer
         self.forwards = self.rows = 0
         self._lock = threading.Condition(threading.Lock())
-        self._pauses = 0
+        self._paused = False
         self._seats: set[Seat] = set()
         self._waiting: list[_Call] = []  # the oldest first
         self._running = False
@@ -115,7 +115,7 @@ class Meeting:
 
         The group of the oldest call goes first; one that still waits for a seat lets others pass.
         """
-        if self._running or self._pauses:
+        if self._running or self._paused:
             return None
         passed: set[Hashable] = set()
         for first in self._waiting:
@@ -145,7 +145,7 @@ class Meeting:
                 call.error = error
         with self._lock:
             self._running = False
-            self._lock.notify()
+            self._lock.notify_all()
             for call in batch:
                 call.seat.expected = call.key if call.seat in self._seats else None
             following = self._next()
@@ -169,15 +169,17 @@ class Meeting:
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
-        """While open, no forward runs and none begins."""
+        """While open, no forward runs and none begins; for one thread at a time."""
         with self._lock:
-            self._pauses += 1
+            self._lock.wait_for(lambda: not self._paused)
+            self._paused = True
             self._lock.wait_for(lambda: not self._running)
         try:
             yield
         finally:
             with self._lock:
-                self._pauses -= 1
+                self._paused = False
+                self._lock.notify_all()
             self.moved()
 
 

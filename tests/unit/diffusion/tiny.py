@@ -72,15 +72,15 @@ def t5(width: int = WIDTH) -> T5EncoderModel:
     return T5EncoderModel(config)
 
 
-def autoencoder(**more: Any) -> AutoencoderKL:
-    """4x4 pixels a latent cell of four channels."""
+def autoencoder(channels: int = 4, **more: Any) -> AutoencoderKL:
+    """4x4 pixels a latent cell of so many channels."""
     blocks: dict[str, Any] = {
         "down_block_types": ("DownEncoderBlock2D",) * 3,
         "up_block_types": ("UpDecoderBlock2D",) * 3,
         "block_out_channels": (8, 8, 8),
     }
     return AutoencoderKL(
-        **blocks, layers_per_block=1, latent_channels=4, norm_num_groups=4, mid_block_add_attention=False, sample_size=SIZE, **more
+        **blocks, layers_per_block=1, latent_channels=channels, norm_num_groups=4, mid_block_add_attention=False, sample_size=SIZE, **more
     )
 
 
@@ -162,11 +162,12 @@ def sdxl() -> StableDiffusionXLPipeline:
     return finished(pipeline)
 
 
-def sd3(*, with_t5: bool = True) -> StableDiffusion3Pipeline:
-    """A StableDiffusion3Pipeline of 32x32 pictures: 8x8x4 latents, 16 patches."""
+def sd3(*, with_t5: bool = True, channels: int = 4) -> StableDiffusion3Pipeline:
+    """A StableDiffusion3Pipeline of 32x32 pictures: 8x8 latents of so many channels (diffusers masks pictures of 16 only), 16 patches."""
     torch.manual_seed(0)
     transformer = SD3Transformer2DModel(
-        sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=2,
+        sample_size=8, patch_size=2, in_channels=channels, out_channels=channels, num_layers=2, attention_head_dim=16,
+        num_attention_heads=2,
         joint_attention_dim=2 * WIDTH, caption_projection_dim=WIDTH, pooled_projection_dim=2 * WIDTH, pos_embed_max_size=16,
         dual_attention_layers=(0,), qk_norm="rms_norm",
     )  # fmt: skip
@@ -174,7 +175,7 @@ def sd3(*, with_t5: bool = True) -> StableDiffusion3Pipeline:
     nothing: Any = None
     pipeline = StableDiffusion3Pipeline(
         transformer=loud(transformer), scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=autoencoder(use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06, scaling_factor=1.5),
+        vae=autoencoder(channels, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06, scaling_factor=1.5),
         text_encoder=clip(CLIPTextModelWithProjection, 2), tokenizer=words, text_encoder_2=clip(CLIPTextModelWithProjection, 2),
         tokenizer_2=words, text_encoder_3=t5(2 * WIDTH) if with_t5 else nothing, tokenizer_3=words if with_t5 else nothing,
     )  # fmt: skip

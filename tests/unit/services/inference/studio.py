@@ -82,7 +82,7 @@ def bare(pipeline: Any, wanted: GenerateRequest) -> Image:
 @contextmanager
 def counted(pipeline: Any) -> Iterator[list[int]]:
     """The rows of every forward of a pipeline's network while open."""
-    model = getattr(pipeline, "transformer", None) or pipeline.unet
+    model = network(pipeline)
     rows: list[int] = []
     hook = model.register_forward_hook(lambda _, args, kwargs, output: rows.append(len(output[0])), with_kwargs=True)
     try:
@@ -93,3 +93,8 @@ def counted(pipeline: Any) -> Iterator[list[int]]:
 
 def changed(one: Wish, **more: Any) -> Wish:
     return replace(one, request=replace(one.request, **more))
+
+
+def network(pipeline: Any) -> nn.Module:
+    """A pipeline's transformer or UNet."""
+    return getattr(pipeline, "transformer", None) or pipeline.unet

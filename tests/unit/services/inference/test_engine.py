@@ -5,7 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.unit.inference.studio import MAKERS, bare, counted, engine_of, painting, together, wish
+from services.inference.engine import InferenceEngine, Painted, Wish
+from sfumato.diffusion.loading import load_pipeline
+from sfumato.lora.fuse import Fuser
+from sfumato.types import GenerateRequest
+from sfumato.vista.weights import locate
+from tests.unit.services.inference.studio import MAKERS, adapter, bare, counted, engine_of, painting, together, wish
 
 WANTED = ((1, "a full moon over the lake", 3), (2, "the red house", 5), (1, "a green tree at night", 2), (9, "a boat", 5))
 
@@ -31,3 +36,22 @@ def test_prompts_seeds_and_step_counts_share_forwards_and_keep_their_pictures(fa
     for picture, wanted in zip(pictures, wishes, strict=True):
         assert picture.seed == wanted.request.seed
         assert np.abs(picture.image.astype(int) - bare(make(), wanted.request)).max() <= 1  # the same but for rounding
+
+
+def test_the_shipped_model_alone_and_in_company_and_fused() -> None:
+    pipeline, fused = (load_pipeline(locate("generator")) for _ in range(2))
+    update = adapter(pipeline.transformer, size=0.01)
+    Fuser(fused.transformer).fuse(update)
+    requests = [GenerateRequest("a full moon over a lake", seed, 64, 64, steps) for seed, steps in ((1, 4), (2, 6))]
+
+    async def work(engine: InferenceEngine) -> tuple[Painted, list[Painted]]:
+        engine.prepare("better", update)
+        return await engine.paint(Wish(requests[0]), "better"), await together(engine, [Wish(each) for each in requests], "better")
+
+    with counted(pipeline) as rows:
+        alone, company = painting(engine_of(pipeline), work)
+    assert rows == [1] * 4 + [2] * 4 + [1] * 2
+    expected = [bare(fused, each) for each in requests]
+    assert np.array_equal(alone.image, expected[0])
+    for picture, wanted in zip(company, expected, strict=True):
+        assert np.abs(picture.image.astype(int) - wanted).max() <= 1

@@ -1,0 +1,164 @@
+"""Versions that come and go while pictures are in work; pictures that are given up; as many as may wait."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from services.inference.engine import InferenceEngine, Painted
+from sfumato.errors import Busy, InvalidInput, NotFound, Unavailable
+from sfumato.lora.adapter import Adapter
+from sfumato.types import Region
+from tests.unit.diffusion import tiny
+from tests.unit.services.inference.studio import adapter, bare, changed, counted, engine_of, painting, together, wish
+from tests.unit.services.inference.test_scale import far, fused
+
+
+async def until(true: Any) -> None:
+    while not true():
+        await asyncio.sleep(0.001)
+
+
+def test_a_picture_keeps_its_version_while_others_are_prepared_and_its_own_is_dropped() -> None:
+    pipeline = tiny.flux()
+    first, second = (adapter(pipeline.transformer, seed=seed) for seed in (0, 1))
+    engine = engine_of(pipeline)
+    engine.prepare("first", first)
+    swapped = []
+
+    async def swap() -> Painted:
+        await asyncio.to_thread(engine.prepare, "second", second)
+        swapped.append(engine.load.forwards)
+        picture = await engine.paint(wish(), "second")
+        await asyncio.to_thread(engine.drop, "first")
+        return picture
+
+    async def work(_: InferenceEngine) -> tuple[Painted, Painted]:
+        swapping: list[asyncio.Task[Painted]] = []
+        long = wish(steps=150)
+        old = await engine.paint(long, "first", on_step=lambda done, total: done == 2 and swapping.append(asyncio.create_task(swap())))
+        new = await swapping[0]
+        with pytest.raises(NotFound):
+            await engine.paint(wish(), "first")
+        return old, new
+
+    old, new = painting(engine, work)
+    assert (old.version, new.version) == ("first", "second")
+    assert swapped[0] < 150  # it was in the middle of it
+    alone = tiny.flux()
+    engine = engine_of(alone)
+    engine.prepare("first", first)
+    assert far(old.image, painting(engine, lambda engine: engine.paint(wish(steps=150), "first")).image) <= 1
+    assert far(new.image, fused("flux", second, 1.0)) <= 1
+
+
+def test_versions_share_a_forward_and_each_picture_is_of_its_own() -> None:
+    pipeline = tiny.flux()
+    updates = [adapter(pipeline.transformer, seed=seed) for seed in (0, 1)]
+
+    async def work(engine: InferenceEngine) -> list[Painted]:
+        for name, update in zip("ab", updates, strict=True):
+            engine.prepare(name, update)
+        return await together(engine, [wish(), wish()], "a", "b")
+
+    with counted(pipeline) as rows:
+        pictures = painting(engine_of(pipeline), work)
+    assert rows == [2, 2, 2]
+    for picture, update in zip(pictures, updates, strict=True):
+        assert far(picture.image, fused("flux", update, 1.0)) <= 1
+
+
+def test_an_adapter_that_does_not_fit_or_is_not_finite_when_fused_prepares_nothing() -> None:
+    pipeline = tiny.flux()
+    engine = engine_of(pipeline)
+    good = adapter(pipeline.transformer)
+    name, (a, b) = next(iter(good.factors.items()))
+    for wrong in (Adapter({"nowhere": (a, b)}), Adapter({name: (a[:, :-1], b)}), Adapter({name: (a * 1e30, b * 1e30)})):
+        with pytest.raises(InvalidInput) as caught:
+            engine.prepare("wrong", wrong)
+        assert caught.value.field == "adapter"
+    assert engine.versions == ("base",)
+    picture = painting(engine, lambda engine: engine.paint(wish(), "base"))
+    assert np.array_equal(picture.image, bare(tiny.flux(), wish().request))
+
+
+def test_who_gives_up_leaves_at_the_next_step_and_nobody_else_notices() -> None:
+    async def work(engine: InferenceEngine) -> Painted:
+        steps: list[int] = []
+        long = asyncio.create_task(engine.paint(wish(1, steps=200), "base", on_step=lambda done, _: steps.append(done)))
+        await until(lambda: len(steps) > 2)
+        waiting = asyncio.create_task(engine.paint(wish(2, steps=200), "base"))  # one place only: it waits
+        await until(lambda: engine.load.waiting == 1)
+        other = asyncio.create_task(engine.paint(wish(3), "base"))
+        for task in (long, waiting):
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        picture = await other
+        assert engine.load.working + engine.load.waiting == 0
+        assert engine.load.forwards < 200
+        return picture
+
+    picture = painting(engine_of(tiny.flux(), pictures=1), work)
+    assert np.array_equal(picture.image, bare(tiny.flux(), wish(3).request))
+
+
+def test_more_than_may_wait_are_told_when_to_come_again_and_a_closing_engine_ends_what_it_has() -> None:
+    async def work(engine: InferenceEngine) -> None:
+        tasks = [asyncio.create_task(engine.paint(wish(seed, steps=20), "base")) for seed in range(3)]
+        await asyncio.sleep(0)
+        with pytest.raises(Busy) as caught:
+            await engine.paint(wish(), "base")
+        assert caught.value.retry_after >= 1
+        closing = asyncio.create_task(engine.close())
+        await asyncio.sleep(0)
+        with pytest.raises(Unavailable):
+            await engine.paint(wish(), "base")
+        assert [picture.seed for picture in await asyncio.gather(*tasks)] == [0, 1, 2]
+        await closing
+
+    painting(engine_of(tiny.flux(), pictures=2, waiting=1), work)
+
+
+def test_a_forward_that_fails_fails_its_pictures_and_the_next_ones_are_painted() -> None:
+    pipeline = tiny.flux()
+
+    async def work(engine: InferenceEngine) -> Painted:
+        def fail(*_: Any) -> None:
+            raise torch.OutOfMemoryError("too large")
+
+        hook = pipeline.transformer.register_forward_pre_hook(fail)
+        for failed in await asyncio.gather(*[engine.paint(wish(seed), "base") for seed in (1, 2)], return_exceptions=True):
+            assert isinstance(failed, torch.OutOfMemoryError)
+        hook.remove()
+        return await engine.paint(wish(), "base")
+
+    assert np.array_equal(painting(engine_of(pipeline), work).image, bare(tiny.flux(), wish().request))
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("prompt", {"prompt": " "}),
+        ("prompt", {"prompt": "moon " * 12}),
+        ("width", {"width": 33}),
+        ("steps", {"steps": 0}),
+        ("guidance_scale", {"guidance_scale": 3.0}),
+        ("seed", {"seed": -1}),
+        ("negative_prompt", {"negative_prompt": "a tree"}),
+        ("regions[0].box", {"regions": (Region("moon", (0, 0, 33, 4)),)}),
+        ("regions[0].strength", {"regions": (Region("moon", (0, 0, 4, 4), float("nan")),)}),
+    ],
+)
+def test_what_the_model_cannot_paint_is_refused_by_name_before_it_takes_a_place(field: str, change: dict[str, Any]) -> None:
+    async def work(engine: InferenceEngine) -> None:
+        with pytest.raises(InvalidInput) as caught:
+            await engine.paint(changed(wish(), **change), "base")
+        assert caught.value.field == field
+        assert (engine.load.working, engine.load.waiting, engine.load.forwards) == (0, 0, 0)
+
+    painting(engine_of(tiny.flux()), work)
