@@ -7,7 +7,7 @@ SPEC ?= configs/artaug-vista.yaml
 BIN := .venv/bin
 PACKAGES := sfumato services orchestrator deploy tests
 
-.PHONY: help setup demo up test lint types contracts chaos unit protos images smoke cluster manifests clean
+.PHONY: help setup demo up test lint types contracts chaos browser unit protos images smoke cluster manifests clean
 .DEFAULT_GOAL := help
 
 help:  ## say what can be made
@@ -45,7 +45,10 @@ contracts: setup  ## who may import whom
 chaos: setup  ## a run of the whole system among sixty faults
 	$(BIN)/pytest tests/chaos --faults 60
 
-unit: setup
+browser: setup
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || $(BIN)/playwright install chromium
+
+unit: setup browser
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 images: setup  ## build every image with Docker and print their sizes (BASE=..., TORCH_INDEX=...)

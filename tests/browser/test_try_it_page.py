@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
-from tests.integration.inference.serving import SECONDS, Serving, registry_with_a_version, serving
+from tests.integration.inference.serving import ROOT, SECONDS, Serving, registry_with_a_version, serving
 
+SCREENSHOT = ROOT / "build" / "try-it.png"
+"""Kept after the test, to be looked at."""
 MILLISECONDS = 1000 * SECONDS
 
 
@@ -45,7 +45,7 @@ def source(page: Page, which: str) -> str:
     return page.locator(f"#{which}").get_attribute("src") or ""
 
 
-def test_a_prompt_is_painted_and_the_slider_changes_one_picture(page: Page, served: Serving, tmp_path: Path) -> None:
+def test_a_prompt_is_painted_and_the_slider_changes_one_picture(page: Page, served: Serving) -> None:
     page.fill("#prompt", "a red house and a tree by day")
     page.fill("#seed", "11")
     page.click("#generate")
@@ -58,7 +58,6 @@ def test_a_prompt_is_painted_and_the_slider_changes_one_picture(page: Page, serv
     most = source(page, "fused")
     assert most not in (base, fused) and source(page, "base") == base
     expect(page.locator("#fused-caption")).to_have_text("weight 2.00")
-    screenshot = Path(os.environ.get("SFUMATO_SCREENSHOTS", tmp_path)) / "try-it.png"
     page.locator("#scale").press("Home")
     page.wait_for_selector("#fused[data-scale='0']")
     assert source(page, "fused") == base  # weight 0 is the base model, bit for bit
@@ -67,8 +66,8 @@ def test_a_prompt_is_painted_and_the_slider_changes_one_picture(page: Page, serv
     page.wait_for_selector("#fused[data-scale='1']")
     assert source(page, "fused") == fused
     expect(page.locator("#generate")).to_be_enabled()
-    page.screenshot(path=screenshot)
-    assert screenshot.stat().st_size > 10_000
+    page.screenshot(path=SCREENSHOT)
+    assert SCREENSHOT.stat().st_size > 10_000
 
 
 def test_what_goes_wrong_is_said_on_the_page(page: Page) -> None:
