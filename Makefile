@@ -7,7 +7,7 @@ SPEC ?= configs/artaug-vista.yaml
 BIN := .venv/bin
 PACKAGES := sfumato services orchestrator deploy tests
 
-.PHONY: help setup demo up test lint types contracts chaos unit protos manifests clean
+.PHONY: help setup demo up test lint types contracts chaos browser unit protos images smoke cluster manifests clean
 .DEFAULT_GOAL := help
 
 help:  ## say what can be made
@@ -45,8 +45,20 @@ contracts: setup  ## who may import whom
 chaos: setup  ## a run of the whole system among sixty faults
 	$(BIN)/pytest tests/chaos --faults 60
 
-unit: setup
+browser: setup
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || $(BIN)/playwright install chromium
+
+unit: setup browser
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+images: setup  ## build every image with Docker and print their sizes (BASE=..., TORCH_INDEX=...)
+	BASE=$(BASE) TORCH_INDEX=$(TORCH_INDEX) $(BIN)/python -m deploy.images build
+
+smoke: setup  ## start every image as a pod would, until it says that it is ready
+	$(BIN)/python -m deploy.images smoke
+
+cluster: setup  ## the tests that need a cluster: kind and `make images`, or CONTEXT=...
+	$(BIN)/pytest -m cluster tests/cluster $(if $(CONTEXT),--kube-context $(CONTEXT))
 
 manifests: setup  ## write deploy/k8s/ anew out of the chart
 	$(BIN)/python -m deploy.manifests

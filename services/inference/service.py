@@ -13,7 +13,7 @@ import signal
 from contextlib import ExitStack
 
 import bentoml
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.inference.http.app import Front, make_app
 from services.inference.opening import opened
@@ -25,6 +25,7 @@ from sfumato.runtime.telemetry import observing
 
 log = logging.getLogger(__name__)
 
+BENTOS = frozenset({"/livez", "/healthz", "/readyz"})
 LOOK = 0.2
 """Seconds between looks whether the first version is there."""
 
@@ -32,12 +33,18 @@ front = Front(InferenceSettings())
 _app = make_app(front)
 
 
-async def application(scope: Scope, receive: Receive, send: Send) -> None:
-    """The application as a plain function: Bento asks one that it knows for its routes, and answers for the others itself."""
-    await _app(scope, receive, send)
+class Door:
+    """Bento's paths to Bento, all others to the application: one mounted in Bento's would not see paths that match no route's pattern."""
+
+    def __init__(self, bento: ASGIApp) -> None:
+        self._bento = bento
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, or the process's beginning and end, which are Bento's."""
+        is_ours = scope["type"] == "http" and scope["path"] not in BENTOS
+        await (_app if is_ours else self._bento)(scope, receive, send)
 
 
-@bentoml.asgi_app(application, path="/")
 @bentoml.service(
     name="inference",
     workers=1,  # one process holds one network; more replicas are more processes
@@ -81,6 +88,9 @@ class Inference:
             front.failure = error
             log.error("%s", error)
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+Inference.add_asgi_middleware(Door)  # pyright: ignore[reportArgumentType] (its protocol wants what no middleware has)
 
 
 async def _tell_of_the_first(front: Front) -> None:

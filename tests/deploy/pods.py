@@ -69,9 +69,9 @@ class Pods:
         _, container = self._pod(name)
         root = self.mounted(name)
         line = [self.here(name, word) for word in [*container["command"], *container.get("args", [])]]
-        assert line[0] == "python"
+        program = sys.executable if line[0] == "python" else str(Path(sys.executable).with_name(line[0]))
         with (self._folder / f"{name}.log").open("a") as log:
-            return subprocess.Popen([sys.executable, *line[1:]], env=self.environment(name), cwd=root, stdout=log, stderr=log, text=True)
+            return subprocess.Popen([program, *line[1:]], env=self.environment(name), cwd=root, stdout=log, stderr=log, text=True)
 
     def bus_config(self) -> Path:
         """The bus's configuration with its folders and ports as they are here."""
@@ -95,6 +95,10 @@ class Pods:
         """What is rendered, as it is called on this machine."""
         _, container = self._pod(name)
         words = re.sub(r"[a-z0-9.-]+\.svc:(\d+)", lambda found: f"localhost:{self.ports[int(found[1])]}", words)
+        if words == "0.0.0.0":
+            return "127.0.0.1"
+        if words.isdecimal() and int(words) in self.ports:
+            return str(self.ports[int(words)])
         words = re.sub(r"^0\.0\.0\.0:(\d+)$", lambda found: f"127.0.0.1:{self.ports[int(found[1])]}", words)
         for mount in sorted(container["volumeMounts"], key=lambda mount: -len(mount["mountPath"])):
             path = mount["mountPath"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
@@ -13,22 +14,49 @@ from pathlib import Path
 
 import pytest
 
+from sfumato.registry.client import RegistryClient
 from sfumato.runtime.supervisor import serving
 from tests.deploy.charts import rendered
 from tests.deploy.pods import PORTS, Pods, certified
 
-SECONDS = 300.0
+SECONDS = 400.0
 RELEASE = ("vista-cpu", "--set", "vlm.kind=in-process", "--set", "tls.enabled=true", "--set", "tls.certManager.enabled=true")
 
 
 def _probe(pods: Pods, service: str, path: str) -> int:
+    return _asked(f"http://127.0.0.1:{pods.ports[PORTS[service] + 100]}{path}")
+
+
+def _asked(url: str) -> int:
+    """The status of an answer; 0 for none."""
     try:
-        return urllib.request.urlopen(f"http://127.0.0.1:{pods.ports[PORTS[service] + 100]}{path}").status
+        with urllib.request.urlopen(url) as answer:
+            return answer.status
     except urllib.error.HTTPError as error:
         with error:
             return error.code
     except urllib.error.URLError:
         return 0
+
+
+def _served(pods: Pods, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the run made is promoted, and the inference service paints with it."""
+    address = f"http://127.0.0.1:{pods.ports[3000]}"
+    assert _asked(f"{address}/livez") == 200 and _asked(f"{address}/readyz") == 503  # nothing is in production yet
+    for variable, value in pods.environment("test").items():
+        if variable.startswith("SFUMATO_"):
+            monkeypatch.setenv(variable, value)
+    with RegistryClient(f"localhost:{pods.ports[PORTS['registry']]}") as registry:
+        newest = registry.list(limit=1).versions[0]
+        registry.set_alias("production", newest.id, expected="", reason="it is better")
+    deadline = time.monotonic() + SECONDS
+    while _asked(f"{address}/readyz") != 200:
+        assert time.monotonic() < deadline, pods.log("inference")[-3000:]
+        time.sleep(0.5)
+    wish = json.dumps({"model": "vista@production", "prompt": "a lake by night", "size": "64x64"}).encode()
+    asking = urllib.request.Request(f"{address}/v1/images/generations", wish, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(asking) as answer:
+        assert base64.b64decode(json.load(answer)["data"][0]["b64_json"]).startswith(b"\x89PNG")
 
 
 @pytest.fixture
@@ -38,7 +66,7 @@ def release(tmp_path: Path) -> Iterator[tuple[Pods, dict[str, subprocess.Popen[s
     pods = Pods(objects, tmp_path, certified(objects, tmp_path))
     running = {"nats": pods.start_bus()}
     try:
-        running |= {service: pods.start(service) for service in PORTS}
+        running |= {service: pods.start(service) for service in (*PORTS, "inference")}
         yield pods, running
     finally:
         for process in running.values():
@@ -47,9 +75,9 @@ def release(tmp_path: Path) -> Iterator[tuple[Pods, dict[str, subprocess.Popen[s
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_what_is_rendered_runs_an_iteration_with_passwords_certificates_and_probes(
-    release: tuple[Pods, dict[str, subprocess.Popen[str]]]
+    release: tuple[Pods, dict[str, subprocess.Popen[str]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pods, running = release
     deadline = time.monotonic() + SECONDS
@@ -71,6 +99,7 @@ def test_what_is_rendered_runs_an_iteration_with_passwords_certificates_and_prob
     told = json.loads(trial.stdout.splitlines()[-1])
     assert told["run"].startswith("chart-") and {"report.html", "report.json", "adapter.safetensors"} <= told["files"].keys()
 
+    _served(pods, monkeypatch)
     metrics = urllib.request.urlopen(f"http://127.0.0.1:{pods.ports[PORTS['orchestrator'] + 100]}/metrics").read().decode()
     assert 'sfumato_queue_lag{service="generator"} 0.0' in metrics and "sfumato_bus_stored_bytes" in metrics
 

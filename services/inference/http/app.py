@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -158,7 +159,7 @@ async def _served(
         shared = {"background": "opaque", "output_format": fields.kind, "size": fields.size or "auto", "quality": fields.quality or "auto"}
         return await streamed(request, kind, paint, shared, lambda version: {VERSION: version, **order.headers})
     except Exception as error:
-        if order.fields is None or isinstance(error, ClientDisconnect):
+        if order.fields is None:
             _tell(front, order, error)
         raise
 
@@ -179,6 +180,9 @@ async def _painted(front: Front, order: _Order, show: Callable[[Preview], object
         else:
             finished, before = await front.answers.once(order.owner.name, order.key, order.fingerprint, work)
             order.headers |= {"idempotent-replayed": "true"} if before else {}
+    except asyncio.CancelledError:
+        _tell(front, order, ClientDisconnect())
+        raise
     except Exception as error:
         _tell(front, order, error)
         raise

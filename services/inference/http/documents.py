@@ -47,12 +47,23 @@ _KEY = {
 }
 
 
+_EVENT = {
+    "type": "object",
+    "title": "Event",
+    "required": ["event", "data"],
+    "properties": {
+        "event": {"type": "string", "description": "image_generation.partial_image, image_generation.completed, image_edit..., or error."},
+        "data": {"type": "string", "contentMediaType": "application/json", "description": "An event of OpenAI's, with the same type."},
+    },
+}
+
+
 def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorBody, "description": _REFUSALS[status]} for status in statuses}
 
 
 def _painting(kind: str, schema: dict[str, Any], **extra: Any) -> dict[str, Any]:
-    streamed = {"text/event-stream": {"schema": {"type": "string"}}}
+    streamed = {"text/event-stream": {"schema": _EVENT}}
     painted = {"model": ImagesAnswer, "description": "The pictures.", "headers": _VERSION, "content": streamed}
     return {
         "tags": ["images"],

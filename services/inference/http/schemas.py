@@ -38,7 +38,7 @@ class RegionField(BaseModel):
 
     prompt: Prompt
     bbox: Annotated[list[int], Field(min_length=4, max_length=4, description="x1, y1, x2, y2 in pixels; the last two exclusive.")]
-    strength: Annotated[float, Field(ge=0, le=1, description="How far the region's own words count there, against the prompt.")] = 1.0
+    strength: Annotated[float, Field(ge=0, le=10, description="The weight of its words there; 1: those of the prompt have as much.")] = 1.0
 
 
 class Painting(BaseModel):

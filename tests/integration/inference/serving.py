@@ -12,7 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +42,8 @@ class Serving:
     version: str
     process: subprocess.Popen[str]
     log: list[str] = field(default_factory=list)
+    audit: Path = Path("audit.jsonl")
+    closing: list[Callable[[], object]] = field(default_factory=list)
 
     def end(self, number: signal.Signals = signal.SIGINT) -> int:
         """Its exit status once it has ended."""
@@ -53,7 +55,7 @@ class Serving:
         """Status and text of a page."""
         try:
             with urllib.request.urlopen(f"{self.url}{path}", timeout=SECONDS) as answer:
-                return answer.status, answer.read().decode()
+                return answer.status, answer.read().decode(errors="replace")
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
 
@@ -91,9 +93,9 @@ def registry_with_a_version(folder: Path) -> Iterator[tuple[str, str]]:
 
 @contextmanager
 def serving(
-    registry: str, version: str, *options: str, command: Sequence[str] = (), ready: bool = True, **environment: str
+    registry: str, version: str, *options: str, command: Sequence[str] = (), **environment: str
 ) -> Iterator[Serving]:
-    """`sfumato serve`, or another command that says where it listens; ready, if it is to be waited for."""
+    """`sfumato serve`, or another command that says where it listens, ready."""
     line = [*(command or (sys.executable, "-m", "sfumato.cli.main", "serve", "--port", "0")), *options]
     given = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "SFUMATO_INFERENCE_REGISTRY": registry, "SFUMATO_LOG_FORMAT": "json"}
     process = subprocess.Popen(
@@ -115,10 +117,11 @@ def serving(
     reading.start()
     try:
         assert listening.wait(SECONDS)
-        if ready:
-            wait_until_ready(served)
+        wait_until_ready(served)
         yield served
     finally:
+        for close in served.closing:
+            close()
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()

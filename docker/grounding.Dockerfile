@@ -1,0 +1,22 @@
+# The grounding service: it asks the understanding module. Context: the repository; `make images` builds all.
+ARG TORCH=sfumato/torch:0.1.0
+
+FROM ${TORCH} AS build
+COPY pyproject.toml constraints.txt README.md LICENSE docker/install.sh /source/
+COPY sfumato /source/sfumato
+COPY services /source/services
+COPY orchestrator /source/orchestrator
+RUN /source/install.sh grounding,grpc
+
+FROM ${TORCH}
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="sfumato grounding" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.licenses="Apache-2.0"
+COPY --from=build /opt/sfumato /opt/sfumato
+ENV PATH=/opt/sfumato/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+USER 10001:10001
+EXPOSE 7102 7202
+CMD ["python", "-m", "services.grounding.app"]

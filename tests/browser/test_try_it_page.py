@@ -1,0 +1,79 @@
+"""The try-it page in a real Chromium: type, generate, move the slider, see the picture change."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+
+from tests.integration.inference.serving import ROOT, SECONDS, Serving, registry_with_a_version, serving
+
+SCREENSHOT = ROOT / "build" / "try-it.png"
+"""Kept after the test, to be looked at."""
+MILLISECONDS = 1000 * SECONDS
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    folder = tmp_path_factory.mktemp("browser")
+    with registry_with_a_version(folder) as (address, version), serving(address, version) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def page(served: Serving) -> Iterator[Page]:
+    """The system's Chromium where there is one, else Playwright's own (`playwright install chromium`)."""
+    with sync_playwright() as playwright:
+        chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        opened = browser.new_page(viewport={"width": 900, "height": 860})
+        opened.set_default_timeout(MILLISECONDS)
+        trouble: list[str] = []
+        opened.on("pageerror", lambda error: trouble.append(str(error)))
+        opened.on("requestfailed", lambda request: trouble.append(f"{request.url}: {request.failure}"))
+        opened.on("request", lambda request: None if request.url.startswith((served.url, "data:")) else trouble.append(request.url))
+        opened.goto(served.url)
+        opened.wait_for_selector("body[data-ready=yes]")
+        yield opened
+        browser.close()
+    assert trouble == []
+
+
+def source(page: Page, which: str) -> str:
+    return page.locator(f"#{which}").get_attribute("src") or ""
+
+
+def test_a_prompt_is_painted_and_the_slider_changes_one_picture(page: Page, served: Serving) -> None:
+    page.fill("#prompt", "a red house and a tree by day")
+    page.fill("#seed", "11")
+    page.click("#generate")
+    expect(page.locator("#status")).to_contain_text(f"by version {served.version[:12]}", timeout=MILLISECONDS)
+    base, fused = source(page, "base"), source(page, "fused")
+    assert base.startswith("data:image/png;base64,") and base != fused
+    # The slider as a hand moves it, to its largest weight and back to the base model.
+    page.locator("#scale").press("End")
+    page.wait_for_selector("#fused[data-scale='2']")
+    most = source(page, "fused")
+    assert most not in (base, fused) and source(page, "base") == base
+    expect(page.locator("#fused-caption")).to_have_text("weight 2.00")
+    page.locator("#scale").press("Home")
+    page.wait_for_selector("#fused[data-scale='0']")
+    assert source(page, "fused") == base  # weight 0 is the base model, bit for bit
+    moved = "slider => { slider.value = 1; for (const kind of ['input', 'change']) slider.dispatchEvent(new Event(kind)); }"
+    page.locator("#scale").evaluate(moved)
+    page.wait_for_selector("#fused[data-scale='1']")
+    assert source(page, "fused") == fused
+    expect(page.locator("#generate")).to_be_enabled()
+    page.screenshot(path=SCREENSHOT)
+    assert SCREENSHOT.stat().st_size > 10_000
+
+
+def test_what_goes_wrong_is_said_on_the_page(page: Page) -> None:
+    page.fill("#prompt", "moon " * 3000)
+    page.click("#generate")
+    expect(page.locator("#status.error")).to_contain_text("prompt:", timeout=MILLISECONDS)
+    page.fill("#prompt", "a boat on a lake")
+    page.click("#dice")
+    expect(page.locator("#status:not(.error)")).to_contain_text("Painted in", timeout=MILLISECONDS)
