@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import bentoml
 from PIL.Image import Image
@@ -21,7 +22,7 @@ class Naive:
     """One pipeline, loaded when the service starts."""
 
     def __init__(self) -> None:
-        self.pipeline = load_pipeline(Path(locate("generator")), device=pick_device())
+        self.pipeline: Any = load_pipeline(Path(locate("generator")), device=pick_device())
 
     @bentoml.api
     def txt2img(self, prompt: str, num_inference_steps: int = 20, guidance_scale: float = 1.0) -> Image:
