@@ -10,6 +10,7 @@ import typer
 from sfumato.cli import ground, lora, models, runs, score, vista, vlm
 from sfumato.cli import run as run_command
 from sfumato.cli.convert import convert
+from sfumato.cli.export import export
 from sfumato.cli.generate import generate
 from sfumato.cli.review import review
 from sfumato.cli.serve import serve
@@ -29,6 +30,7 @@ app.command()(convert)
 app.command()(run_command.run)
 app.command()(review)
 app.command()(serve)
+app.command()(export)
 app.command()(up)
 app.command()(down)
 app.add_typer(runs.app, name="runs")

@@ -63,10 +63,10 @@ def register(
     from orchestrator.registering import register_run
     from sfumato.runtime.artifacts import ArtifactStore
 
-    settings = _settings(runs)
+    settings = settings_of(runs)
     artifacts = ArtifactStore(settings.artifacts_url)
     plan = _finished(run, settings, artifacts)
-    with _registry(settings, server, local) as registry:
+    with opened(settings, server, local) as registry:
         made = register_run(run, plan, artifacts, registry, note=note)
         if alias:
             _point(registry, alias, made[-1].id, f"run {run}")
@@ -113,7 +113,7 @@ def list_versions(
 
     Example: sfumato models ls
     """
-    with _registry(_settings(runs), server, local) as registry:
+    with opened(settings_of(runs), server, local) as registry:
         page = registry.list(limit=limit, following=following)
     if as_json:
         typer.echo(json.dumps({"versions": [_entry(version) for version in page.versions], "following": page.following}, indent=1))
@@ -136,7 +136,7 @@ def show(version: Reference, as_json: AsJson = False, runs: Runs = None, server:
 
     Example: sfumato models show production
     """
-    with _registry(_settings(runs), server, local) as registry:
+    with opened(settings_of(runs), server, local) as registry:
         found = registry.get(version)
         history = registry.history(version) if version in found.aliases else ()
     if as_json:
@@ -168,7 +168,7 @@ def lineage(
 
     Example: sfumato models lineage production --depth 2
     """
-    with _registry(_settings(runs), server, local) as registry:
+    with opened(settings_of(runs), server, local) as registry:
         found, graph = registry.get(version), registry.lineage(version, depth)
     if as_json:
         nodes = [{"id": node.id, "content": dict(node.content)} for node in graph.nodes]
@@ -193,7 +193,7 @@ def promote(
 
     Example: sfumato models promote 3fa94c --to production --reason "better skies"
     """
-    with _registry(_settings(runs), server, local) as registry:
+    with opened(settings_of(runs), server, local) as registry:
         typer.echo(_point(registry, to, version, reason, registry.resolve(expected) if expected else None))
 
 
@@ -209,7 +209,7 @@ def rollback(
 
     Example: sfumato models rollback production --reason "too dark"
     """
-    with _registry(_settings(runs), server, local) as registry:
+    with opened(settings_of(runs), server, local) as registry:
         move = registry.rollback(alias, expected=registry.aliases().get(alias, ""), reason=reason)
     typer.echo(f"{move.alias}: {move.previous[:12]} -> {move.version[:12]}")
 
@@ -227,7 +227,7 @@ def gc(
 
     Example: sfumato models gc --days 30 --remove
     """
-    with _database(_settings(runs)) as registry:
+    with _database(settings_of(runs)) as registry:
         found = registry.collect(older_than=days * 86_400, dry_run=not remove)
     if as_json:
         typer.echo(json.dumps(asdict(found) | {"removed": remove}, indent=1))
@@ -236,14 +236,15 @@ def gc(
     typer.echo(f"{len(found.versions)} versions, {len(found.adapters)} adapters, {found.bytes:,} bytes {done}")
 
 
-def _settings(runs: Path | None) -> Settings:
+def settings_of(runs: Path | None) -> Settings:
+    """This machine's settings, with another folder of runs where one is named."""
     from sfumato.runtime.settings import Settings
 
     return Settings() if runs is None else Settings(runs=runs)
 
 
 @contextmanager
-def _registry(settings: Settings, server: str, local: bool) -> Iterator[Models]:
+def opened(settings: Settings, server: str, local: bool) -> Iterator[Models]:
     """The registry, wherever it is."""
     from sfumato.cli.servers import server_of
 

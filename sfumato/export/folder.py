@@ -1,0 +1,162 @@
+"""Everything that a registered version is exported as, in one folder; each part is loaded back and compared.
+
+    README.md                 the model card
+    model/                    a diffusers pipeline with the adapter fused in
+    lora/diffusers.safetensors, lora/kohya.safetensors, lora/peft/     the adapter alone, in each layout its model has
+    service.py, bentofile.yaml                                         for `bentoml build` in the folder
+    lineage.json              what it came of, as the registry has it
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline, FluxPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+
+from sfumato.diffusion.families import family_of
+from sfumato.diffusion.limits import ModelLimits
+from sfumato.diffusion.loading import load_pipeline
+from sfumato.errors import BrokenWeights, InvalidInput, MissingWeights
+from sfumato.export.bento import write_bento
+from sfumato.export.card import Licence, model_card
+from sfumato.lora.adapter import Adapter, combine
+from sfumato.lora.binding import denoiser_of
+from sfumato.lora.files import Layout, export
+from sfumato.lora.fuse import Fuser
+from sfumato.registry.models import Models
+from sfumato.registry.records import Version
+from sfumato.runtime.adapters import decode_adapter
+from sfumato.runtime.references import VISTA
+from sfumato.runtime.versions import model_version
+
+KOHYA = (FluxPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline)
+"""Pipelines whose kohya layout diffusers reads, so that it can be proven."""
+EXAMPLE = """from diffusers import DiffusionPipeline
+pipeline = DiffusionPipeline.from_pretrained("model")
+asked = dict(height={side}, width={side}, num_inference_steps={steps}, guidance_scale={guidance}{more})
+pipeline("{prompt}", **asked).images[0].save("picture.png")"""
+LORA_EXAMPLE = """
+# or the base model, with the adapter at any strength
+{base}
+pipeline.load_lora_weights("lora", weight_name="diffusers.safetensors", adapter_name="artaug")
+pipeline.set_adapters(["artaug"], [0.8])
+pipeline("a red house by day", **asked).images[0].save("weaker.png")"""
+
+OF_VISTA = """import torch
+from sfumato.vista import weights  # the base comes with the package
+pipeline = DiffusionPipeline.from_pretrained(weights.locate("generator"), torch_dtype=torch.float32)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What was written: words by file, and the largest relative difference of an update after loading each layout back."""
+
+    version: str
+    files: Mapping[str, str]
+    differences: Mapping[str, float]
+
+
+def export_version(
+    registry: Models, reference: str, to: Path, base: Path, *, licence: Licence, dtype: torch.dtype = torch.float32
+) -> Exported:
+    """Write a version as files for other programs.
+
+    Args:
+        registry: where it is.
+        reference: the version, by alias, id, or the beginning of one.
+        to: a folder that is not there yet, or is empty.
+        base: the folder of its base model.
+        licence: for the card.
+        dtype: of the fused model's numbers.
+
+    Raises:
+        NotFound: there is no such version.
+        InvalidInput: ``to`` is not empty, or cannot be written.
+        MissingWeights: ``base`` is another model than the version's.
+        BrokenWeights: what was written does not load as it should.
+    """
+    _check_folder(to)
+    version = registry.get(reference)
+    found = model_version(base)
+    if found != version.base.id:
+        what = f"{base} has the version {found[:12]}, and {version.id[:12]} is of {version.base.name} {version.base.id[:12]}."
+        raise MissingWeights(what, hint="Name the folder of its base model: --base FOLDER")
+    adapters = [decode_adapter(registry.adapter(part.adapter)) for part in version.parts]
+    adapter = combine(adapters, [part.weight for part in version.parts]) if adapters else None
+    pipeline = load_pipeline(base, dtype=torch.float32)
+    to.mkdir(parents=True, exist_ok=True)
+    files, differences = {}, {}
+    if adapter is not None:
+        adapter = Adapter(adapter.factors, {"base": version.base.name, "version": version.id})
+        differences = _write_layouts(adapter, to / "lora", pipeline)
+        files |= {f"lora/{_name(layout)}": WORDS[layout] for layout in differences}
+    _write_model(pipeline, adapter, to / "model", dtype)
+    files = {"model/": "the whole pipeline for diffusers, the adapter fused in" if adapter else "the whole pipeline for diffusers"} | files
+    files |= {"service.py, bentofile.yaml": "`bentoml build` here makes a Bento of `model/`", "lineage.json": "all it came of"}
+    _write_words(registry, version, to, pipeline, files, licence)
+    return Exported(version.id, {"README.md": "this card's file"} | files, {layout.value: value for layout, value in differences.items()})
+
+
+WORDS = {
+    Layout.DIFFUSERS: "the adapter for diffusers' `load_lora_weights` and ComfyUI",
+    Layout.PEFT: "the adapter as PEFT's folder, for PEFT and vLLM-Omni",
+    Layout.KOHYA: "the adapter in kohya's layout, for ComfyUI, A1111 and sd-scripts",
+}
+
+
+def _check_folder(to: Path) -> None:
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise InvalidInput("to", f"{to} is there already, and is not empty.", hint="Name a new folder.")
+
+
+def _name(layout: Layout) -> str:
+    return "peft/" if layout is Layout.PEFT else f"{layout.value}.safetensors"
+
+
+def _write_layouts(adapter: Adapter, folder: Path, pipeline: DiffusionPipeline) -> dict[Layout, float]:
+    """Every layout that the model has; the largest difference of an update after each was loaded back."""
+    layouts = [layout for layout in Layout if layout is not Layout.KOHYA or isinstance(pipeline, KOHYA)]
+    return {layout: export(adapter, folder / _name(layout), layout, pipeline) for layout in layouts}
+
+
+def _write_model(pipeline: DiffusionPipeline, adapter: Adapter | None, folder: Path, dtype: torch.dtype) -> None:
+    """The pipeline with ``W + B A`` in place of ``W``; it is read back, and its denoiser compared with what was written."""
+    denoiser = denoiser_of(pipeline)
+    if adapter is not None:
+        Fuser(denoiser).fuse(adapter)
+    for name, parameter in denoiser.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise InvalidInput("version", f"fused, {name} holds numbers that are not finite.", hint="It cannot be served either.")
+    pipeline.to(dtype)
+    pipeline.save_pretrained(str(folder), safe_serialization=True)
+    again = denoiser_of(load_pipeline(folder, dtype=dtype)).state_dict()
+    for name, tensor in denoiser.state_dict().items():
+        if not torch.equal(again[name], tensor):
+            raise BrokenWeights(f"{folder}: {name} reads back as another one.", hint="Is the disk whole?")
+
+
+def _write_words(
+    registry: Models, version: Version, to: Path, pipeline: DiffusionPipeline, files: Mapping[str, str], licence: Licence
+) -> None:
+    lineage = registry.lineage(version.id)
+    nodes = [{"id": node.id, "content": dict(node.content)} for node in lineage.nodes]
+    told = {"version": version.id, "nodes": nodes, "edges": [asdict(edge) for edge in lineage.edges]}
+    (to / "lineage.json").write_text(json.dumps(told, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    limits: ModelLimits = family_of(pipeline).limits
+    told_length = "max_sequence_length" in inspect.signature(type(pipeline).__call__).parameters
+    tokens = limits.prompt_tokens if told_length else None
+    more = f", max_sequence_length={tokens}" if tokens else ""
+    asked = {"side": limits.default_size, "steps": limits.default_steps, "guidance": limits.default_guidance, "more": more}
+    example = EXAMPLE.format(prompt="a red house by day", **asked)
+    if version.parts:
+        base = OF_VISTA if version.base.name == VISTA else f'pipeline = DiffusionPipeline.from_pretrained("{version.base.name}")'
+        example += LORA_EXAMPLE.format(base=base)
+    (to / "README.md").write_text(model_card(version, lineage, files, licence, example), encoding="utf-8")
+    name = re.sub(r"[^a-z0-9]+", "-", version.base.name.lower()).strip("-") or "model"
+    write_bento(to, f"sfumato-{name}", limits, {"version": version.id[:12], "base": version.base.id[:12]}, tokens=tokens)
