@@ -9,5 +9,6 @@ fi
 /opt/sfumato/bin/pip install --quiet --no-cache-dir --disable-pip-version-check "/source[$1]" -c /source/constraints.txt
 # The CPU build of vLLM names these two for sound and film; their CUDA wheels do not import beside CPU torch.
 /opt/sfumato/bin/pip uninstall --quiet --yes torchaudio torchcodec 2>/dev/null || true
-# What runs installs nothing.
-/opt/sfumato/bin/pip uninstall --quiet --yes pip setuptools
+# What runs installs nothing; but vLLM's PyTorch imports the one of these two that only builds.
+[ "$1" = vlm ] || /opt/sfumato/bin/pip uninstall --quiet --yes setuptools
+/opt/sfumato/bin/pip uninstall --quiet --yes pip
