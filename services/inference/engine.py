@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
 
 from services.inference.extras import Extras
 from services.inference.meeting import Meeting
@@ -249,8 +249,9 @@ class InferenceEngine:
         job.held.close()
 
     def _changes_precision(self) -> bool:
+        """Whether the pipelines turn the autoencoder to float32 and back while they encode a picture."""
         vae: Any = self.pipeline.components["vae"]
-        return bool(vae.config.get("force_upcast")) and vae.dtype != torch.float32
+        return isinstance(self.pipeline, StableDiffusionXLPipeline) and bool(vae.config.force_upcast) and vae.dtype != torch.float32
 
 
 def _on(loop: asyncio.AbstractEventLoop, told: Callable[..., Any]) -> Callable[..., None]:

@@ -65,5 +65,5 @@ def _loaded(settings: InferenceSettings) -> tuple[str, InferenceEngine]:
     folder = model_folder(settings.base, "generator", Settings())
     pipeline = load_pipeline(folder, dtype=precision_named(settings.precision), device=pick_device())
     scales = (0.0, settings.max_adapter_scale)
-    limits = EngineSettings(settings.pictures, settings.waiting, settings.max_batch, extras=settings.extras, scales=scales)
+    limits = EngineSettings(settings.pictures, settings.waiting, settings.max_batch, settings.memory, extras=settings.extras, scales=scales)
     return model_version(folder), InferenceEngine(pipeline, limits)

@@ -66,9 +66,9 @@ class Easel:
         self._decode = self._family.decode
         self._family.decode = self._decoded
         if autoencoding is not None:
+            self._family.encode_pictures = self._alone(self._family.encode_pictures)
             masked: Any = self._family.masked()
-            self._encode = masked._encode_vae_image
-            masked._encode_vae_image = self._encoded
+            masked._encode_vae_image = self._alone(masked._encode_vae_image)
 
     def paint(
         self,
@@ -101,6 +101,9 @@ class Easel:
         with self.seat.aside(), self._autoencoding:
             return self._decode(latents, width, height)
 
-    def _encoded(self, *args: Any, **kwargs: Any) -> Tensor:
-        with self._autoencoding:
-            return self._encode(*args, **kwargs)
+    def _alone(self, encode: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def encoded(*args: Any, **kwargs: Any) -> Tensor:
+            with self._autoencoding:
+                return encode(*args, **kwargs)
+
+        return encoded

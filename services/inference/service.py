@@ -60,6 +60,8 @@ class Inference:
         """Listen at once; everything else is loaded beside."""
         telemetry = TelemetrySettings()
         logs.configure(telemetry)
+        for chatty in ("bentoml", "uvicorn"):
+            logging.getLogger(chatty).setLevel(logging.WARNING)
         self._observing = ExitStack()
         self._observing.enter_context(observing("inference", telemetry))
         self._ending = asyncio.Event()

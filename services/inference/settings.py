@@ -29,6 +29,8 @@ class InferenceSettings(FiledSettings):
     # Pictures in work at the same time, and those that may wait behind them.
     pictures: int = Field(default=16, ge=1, le=256)
     waiting: int = Field(default=64, ge=0)
+    # Bytes that a forward may need beside the weights: where rows are large, fewer go through at once; absent: any number.
+    memory: int | None = Field(default=None, ge=1)
     # Rows (pictures, unconditional and region branches) of one forward at most.
     max_batch: int = Field(default=16, ge=1)
     # Bytes of adapters that requests name on top of a version.

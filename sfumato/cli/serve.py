@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,13 @@ GRACE = 30
 """Seconds that requests in work have to end."""
 
 
+class Safety(StrEnum):
+    """What looks at pictures before they are given out."""
+
+    off = "off"
+    nudenet = "nudenet"
+
+
 def serve(
     model: Annotated[str, typer.Argument(help="The base's name and the alias that is followed.")] = "vista@production",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -27,7 +35,7 @@ def serve(
     scoring: Annotated[str, typer.Option(help="A scoring service that judges new versions' pictures.", metavar="HOST:PORT")] = "",
     canary: Annotated[float | None, typer.Option(min=0, max=1, help="The share of requests for the alias canary.")] = None,
     keys: Annotated[Path | None, typer.Option(help="A file of keys that clients must show; without it anybody may ask.")] = None,
-    safety: Annotated[str, typer.Option(help="off, or nudenet: pictures in which it finds nudity are held back.")] = "",
+    safety: Annotated[Safety | None, typer.Option(help="nudenet: pictures in which it finds nudity are held back.")] = None,
 ) -> None:
     """Serve the model that an alias of the registry points at, and follow it as it moves, until Ctrl-C.
 

@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +73,8 @@ class Pods:
         with (self._folder / f"{name}.log").open("a") as log:
             return subprocess.Popen([program, *line[1:]], env=self.environment(name), cwd=root, stdout=log, stderr=log, text=True)
 
-    def bus_config(self) -> Path:
-        """The bus's configuration with its folders and ports as they are here."""
+    def bus_config(self, peers: Sequence[Pods] = ()) -> Path:
+        """The bus's configuration with its folders and ports as they are here, and those of the servers that it calls."""
         root = self.mounted("nats")
         config = root / "etc" / "nats" / "..data" / "nats.conf"
         text = config.read_text()
@@ -82,14 +82,16 @@ class Pods:
             text = text.replace(f'"{path}', f'"{root}{path}')
         for port in (4222, 6222, 8222):
             text = text.replace(f"0.0.0.0:{port}", f"127.0.0.1:{self.ports[port]}")
+        for number, peer in enumerate(peers):
+            text = re.sub(rf"sfumato-nats-{number}\.[\w.-]+\.svc:6222", f"localhost:{peer.ports[6222]}", text)
         config.write_text(text)
         return config.parents[1] / "nats.conf"
 
-    def start_bus(self) -> subprocess.Popen[str]:
-        """Start the real nats-server on it."""
-        line = [nats_server.binary(), "--config", str(self.bus_config())]
+    def start_bus(self, number: int = 0, peers: Sequence[Pods] = ()) -> subprocess.Popen[str]:
+        """Start the real nats-server on it, as one of its set."""
+        line = [nats_server.binary(), "--config", str(self.bus_config(peers))]
         with (self._folder / "nats.log").open("a") as log:
-            return subprocess.Popen(line, env={"POD_NAME": "sfumato-nats-0"}, stdout=log, stderr=log, text=True)
+            return subprocess.Popen(line, env={"POD_NAME": f"sfumato-nats-{number}"}, stdout=log, stderr=log, text=True)
 
     def here(self, name: str, words: str) -> str:
         """What is rendered, as it is called on this machine."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from nats.errors import Error as NatsError
 
 from orchestrator.index import Index, Wish
 from sfumato.errors import Unavailable
@@ -111,6 +112,44 @@ def test_a_worker_may_do_nothing_that_is_not_its_own(server: Pods, forbidden) ->
                 await asyncio.wait_for(forbidden(worker), 1.0)
 
     asyncio.run(work())
+
+
+def test_three_servers_find_each_other_under_tls_and_keep_every_stream_three_times(tmp_path: Path) -> None:
+    objects = rendered("", *TLS)
+    secrets = certified(objects, tmp_path)
+    servers = [Pods(objects, tmp_path / str(number), secrets) for number in range(3)]
+    for number in range(3):
+        (tmp_path / str(number)).mkdir()
+    running = [pods.start_bus(number, servers) for number, pods in enumerate(servers)]
+    urls = ",".join(f"tls://localhost:{pods.ports[4222]}" for pods in servers)
+
+    async def work() -> None:
+        settings = _settings(servers[0], "orchestrator", url=urls, ca=tmp_path / "authority.pem", replicas=3)
+        async with Bus(settings, "o") as bus:
+            async with asyncio.timeout(60):
+                while True:  # they have to choose a leader first
+                    try:
+                        await bus.ensure("scoring")
+                        break
+                    except (NatsError, TimeoutError):
+                        await asyncio.sleep(0.2)
+            info = await bus.js.stream_info(stream_of("scoring"))
+            assert info.config.num_replicas == 3 and len((info.cluster and info.cluster.replicas) or []) == 2
+            running[2].kill()
+            async with asyncio.timeout(60):
+                while True:  # the client may have to go to another server, and the stream to choose another leader
+                    try:
+                        await (await bus.send(task_subject("scoring", "1"), b"a task"))
+                        break
+                    except NatsError:
+                        await asyncio.sleep(0.2)
+
+    try:
+        asyncio.run(work())
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
 
 
 def test_nobody_hears_what_another_is_answered(server: Pods) -> None:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from services.inference.engine import InferenceEngine, Painted, Wish
     from sfumato.runtime.nudenet import Detector
 
+INLINE = 1 << 17
+"""Bytes of pictures that are made files of in less time than a thread takes to begin."""
 RANDOM_SEEDS = 2**32
 """Seeds that are drawn where none is given: numbers that every language's JSON holds."""
 
@@ -79,7 +81,7 @@ class Studio:
             Refused: the model is unknown; a picture was held back.
             Busy, Unavailable: try again later.
         """
-        wishes = await asyncio.to_thread(self._wishes, fields, edit)
+        wishes = self._wishes(fields, None) if edit is None else await asyncio.to_thread(self._wishes, fields, edit)
         try:
             async with self.catalog.lease(fields.model or "") as lease:
                 return await self._finished(wishes, lease, fields, show)
@@ -90,8 +92,9 @@ class Studio:
         self, wishes: Sequence[Wish], lease: Lease, fields: Painting, show: Callable[[Preview], object] | None
     ) -> Finished:
         painted = await self._timed(wishes, lease, fields, show)
-        await self._checked([each.image for each in painted])
-        files = await asyncio.to_thread(_files, painted, wishes, fields, lease)
+        await look_at([each.image for each in painted], self.detector)
+        small = sum(each.image.size for each in painted) < INLINE
+        files = _files(painted, wishes, fields, lease) if small else await asyncio.to_thread(_files, painted, wishes, fields, lease)
         size = f"{wishes[0].request.width}x{wishes[0].request.height}"
         return Finished(files, int(time.time()), size, fields.kind, fields.quality, _name(lease), lease.version)
 
@@ -157,13 +160,6 @@ class Studio:
 
         return Previews(max(1, -(-wish.request.steps_made // (most + 1))), tell)
 
-    async def _checked(self, images: Sequence[Image]) -> None:
-        if self.detector is None:
-            return
-        if any(await asyncio.to_thread(self.detector.unsafe, images)):
-            message = "A picture was held back: the check of what is given out found nudity in it."
-            raise Refused(400, message, "moderation_blocked", "prompt", "image_generation_user_error")
-
     def _wishes(self, fields: Painting, edit: Edit | None) -> list[Wish]:
         """One wish for each picture, the model's own where nothing is said."""
         from services.inference.engine import Wish
@@ -194,6 +190,17 @@ class Studio:
             adapter_scale=1.0 if fields.adapter_scale is None else float(fields.adapter_scale),
         )
         return [replace(first, request=replace(first.request, seed=seed + index)) for index in range(fields.pictures)]
+
+
+async def look_at(images: Sequence[Image], detector: Detector | None) -> None:
+    """Hold back pictures that are not to be given out, all of a request's where one is not; without a detector none is.
+
+    Raises:
+        Refused: 400, ``moderation_blocked``.
+    """
+    if detector is not None and any(await asyncio.to_thread(detector.unsafe, images)):
+        message = "A picture was held back: the check of what is given out found nudity in it."
+        raise Refused(400, message, "moderation_blocked", "prompt", "image_generation_user_error")
 
 
 def _started(edit: Edit, limits: ModelLimits) -> Start:

@@ -98,6 +98,7 @@ def serving(
     """`sfumato serve`, or another command that says where it listens, ready."""
     line = [*(command or (sys.executable, "-m", "sfumato.cli.main", "serve", "--port", "0")), *options]
     given = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "SFUMATO_INFERENCE_REGISTRY": registry, "SFUMATO_LOG_FORMAT": "json"}
+    given["SFUMATO_INFERENCE_GOLDEN"] = str(Path(__file__).with_name("golden.txt"))  # one picture: it is to be ready soon
     process = subprocess.Popen(
         line, env=os.environ | given | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )

@@ -121,6 +121,16 @@ def test_rows_are_as_many_as_memory_allows() -> None:
     painting(engine_of(tiny.flux(), memory=1), work)
 
 
+def test_half_precision_is_kept_where_a_pipeline_changes_the_autoencoders_meanwhile() -> None:
+    pipeline = tiny.sdxl().to(torch.bfloat16)
+    plain = wish(guidance_scale=5.0)
+    wishes = [plain, changed(plain, start=Start(PIXELS, 1.0, MASK)), changed(plain, start=Start(PIXELS, 0.7))]
+    pictures = painting(engine_of(pipeline), lambda engine: together(engine, wishes * 2, "base"))
+    assert pipeline.vae.dtype == torch.bfloat16
+    assert np.array_equal(pictures[1].image[MASK == 0], PIXELS[MASK == 0])
+    assert all(far(one.image, other.image) > 8 for one, other in zip(pictures[:2], pictures[1:3], strict=True))
+
+
 @pytest.mark.parametrize(
     ("field", "start"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,39 @@ def test_who_gives_up_leaves_at_the_next_step_and_nobody_else_notices() -> None:
 
     picture = painting(engine_of(tiny.flux(), pictures=1), work)
     assert np.array_equal(picture.image, bare(tiny.flux(), wish(3).request))
+
+
+def test_in_a_crowd_that_comes_and_goes_nobody_is_forgotten_and_every_picture_is_the_right_one() -> None:
+    chance = random.Random(0)
+    pipeline = tiny.sd()
+    updates = [adapter(pipeline.unet, seed=seed) for seed in (0, 1)]
+    wishes = [wish(seed, steps=chance.randint(1, 9), scale=chance.choice([0.0, 0.5, 1.0]), guidance_scale=5.0) for seed in range(8)]
+    named = [chance.choice("ab") for _ in wishes]
+
+    async def one(engine: InferenceEngine, index: int) -> Painted | None:
+        await asyncio.sleep(chance.random() / 20)
+        try:
+            patience = chance.random() / 20 if chance.random() < 0.3 else None
+            return await asyncio.wait_for(engine.paint(wishes[index], named[index]), patience)
+        except TimeoutError:
+            return None
+
+    async def work(engine: InferenceEngine) -> tuple[list[Painted], list[Painted | None]]:
+        for name, update in zip("ab", updates, strict=True):
+            engine.prepare(name, update)
+        alone = [await engine.paint(each, name) for each, name in zip(wishes, named, strict=True)]
+        crowd = await asyncio.gather(*[one(engine, index % len(wishes)) for index in range(40)])
+        await until(lambda: engine.load.working + engine.load.waiting == 0)
+        assert engine._meeting._waiting == [] and not engine._meeting._seats and not engine._meeting._running
+        return alone, crowd
+
+    alone, crowd = painting(engine_of(pipeline, pictures=6, max_batch=7), work)
+    assert sum(picture is not None for picture in crowd) > 20
+    for index, picture in enumerate(crowd):
+        if picture is not None:
+            expected = alone[index % len(alone)]
+            assert (picture.seed, picture.version) == (expected.seed, expected.version)
+            assert far(picture.image, expected.image) <= 1
 
 
 def test_more_than_may_wait_are_told_when_to_come_again_and_a_closing_engine_ends_what_it_has() -> None:
