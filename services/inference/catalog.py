@@ -275,6 +275,7 @@ class Catalog:
         begun, current = self._moved_at, self._behind.get(alias)
         self._refused.pop(alias, None)
         if current is not None and current.id == id:
+            self._held_up.pop(alias, None)
             return
         if not id:
             return self._put(alias, None)
