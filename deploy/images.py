@@ -16,7 +16,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -61,14 +61,15 @@ def build(names: Sequence[str], base: str, torch_index: str) -> dict[str, Size]:
     return sizes
 
 
-def smoke(names: Sequence[str]) -> dict[str, float]:
-    """Start every image with no more than a pod gives it; the seconds until each was ready.
+def smoke(names: Sequence[str]) -> Iterator[tuple[str, float]]:
+    """Start every image with no more than a pod gives it; its name, and the seconds until it was ready.
 
     Raises:
         Unavailable: one ended, or was not ready in time; its last words.
     """
     with tempfile.TemporaryDirectory() as folder, NatsServer(Path(folder)) as nats:
-        return {name: _started(name, nats.url) for name in names}
+        for name in names:
+            yield name, _started(name, nats.url)
 
 
 def _started(name: str, bus: str) -> float:
@@ -162,8 +163,8 @@ def main(words: Sequence[str]) -> None:
         for name, size in build(names or DEPLOYABLES, os.environ.get("BASE", ""), os.environ.get("TORCH_INDEX", "")).items():
             print(f"{name:14}{size.whole / 1e6:8.0f} MB, of its own {size.own / 1e6:6.0f} MB")
     else:
-        for name, seconds in smoke(names or DEPLOYABLES).items():
-            print(f"{name:14} ready after {seconds:5.1f} s")
+        for name, seconds in smoke(names or DEPLOYABLES):
+            print(f"{name:14} ready after {seconds:5.1f} s", flush=True)
 
 
 if __name__ == "__main__":

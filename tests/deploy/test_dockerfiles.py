@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -44,6 +47,23 @@ def test_an_image_starts_what_the_chart_starts_and_nothing_as_root(name: str) ->
     assert pod["command"][: len(command)] == command
     exposed = re.findall(r"^EXPOSE (.*)$", last, re.MULTILINE)[0].split()
     assert exposed == [str(port["containerPort"]) for port in pod["ports"]]
+
+
+# What an image does not have, for its extra does not ask for it: of those that have least.
+ABSENT = {
+    "grounding": "diffusers peft nudenet sqlalchemy bentoml matplotlib jinja2 vllm",
+    "scoring": "diffusers peft accelerate sqlalchemy bentoml matplotlib jinja2 vllm",
+    "registry": "diffusers peft transformers torchvision nudenet bentoml matplotlib jinja2 vllm",
+    "orchestrator": "torch diffusers peft transformers torchvision nudenet sqlalchemy bentoml vllm",
+}
+
+
+@pytest.mark.parametrize("name", ABSENT)
+def test_a_program_starts_without_what_only_others_need(name: str) -> None:
+    module = "orchestrator.app" if name == "orchestrator" else f"services.{name}.app"
+    lines = f"import sys\nfor name in {ABSENT[name].split()!r}: sys.modules[name] = None\nimport {module}"
+    done = subprocess.run([sys.executable, "-c", lines], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def _extra(name: str) -> str:

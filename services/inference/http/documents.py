@@ -96,6 +96,7 @@ def mount(app: FastAPI) -> None:
             swagger_js_url="docs/files/swagger-ui-bundle.js",
             swagger_css_url="docs/files/swagger-ui.css",
             swagger_favicon_url="docs/files/favicon-light-32x32.png",
+            swagger_ui_parameters={"validatorUrl": None},  # else it shows the description to a server elsewhere
         )
 
     app.mount("/docs/files", StaticFiles(directory=SWAGGER), name="swagger")

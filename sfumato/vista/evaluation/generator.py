@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from diffusers import FluxPipeline
 
-from sfumato.types import Box, Image
-from sfumato.vista.evaluation.detector import Detection, Detector
+from sfumato.types import Image
+from sfumato.vista.evaluation.detector import Detector
 from sfumato.vista.evaluation.judge import Judge
+from sfumato.vista.evaluation.overlap import composition_iou
 from sfumato.vista.generator import TEXT_LENGTH
 from sfumato.vista.phrases import caption
 from sfumato.vista.world import Scene, sample_scene
@@ -99,19 +100,6 @@ def presence_by_kind(pipeline: FluxPipeline, detector: Detector, count: int = 12
     found = detector.detect(paint(pipeline, [p.prompt for p in prompts], [p.seed for p in prompts]))
     pairs = [(element.kind, element.kind in seen) for p, seen in zip(prompts, found, strict=True) for element in p.scene.objects]
     return {kind: float(np.mean([there for name, there in pairs if name == kind])) for kind in sorted({kind for kind, _ in pairs})}
-
-
-def composition_iou(before: Sequence[Mapping[str, Detection]], after: Sequence[Mapping[str, Detection]]) -> float:
-    """Mean box overlap of the kinds found before; a kind lost afterwards counts 0."""
-    values = [iou(d.box, b[kind].box) if kind in b else 0.0 for a, b in zip(before, after, strict=True) for kind, d in a.items()]
-    return float(np.mean(values)) if values else float("nan")
-
-
-def iou(a: Box, b: Box) -> float:
-    """Intersection over union of two boxes."""
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    common = max(0, width) * max(0, height)
-    return common / max(1, (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - common)
 
 
 def seconds(call) -> float:  # noqa: ANN001 - any callable without arguments

@@ -11,8 +11,8 @@ import numpy as np
 from sfumato.types import Box, Image, Region
 from sfumato.vista import weights
 from sfumato.vista.evaluation.detector import Detector
-from sfumato.vista.evaluation.generator import composition_iou, iou
 from sfumato.vista.evaluation.judge import Judge
+from sfumato.vista.evaluation.overlap import composition_iou, iou
 from sfumato.vista.phrases import kind_of
 from sfumato.vista.world import KINDS
 

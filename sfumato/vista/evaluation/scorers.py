@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from sfumato.types import Image
 from sfumato.vista.evaluation.detector import Detector
-from sfumato.vista.evaluation.generator import iou
 from sfumato.vista.evaluation.judge import Judge
+from sfumato.vista.evaluation.overlap import iou
 from sfumato.vista.phrases import caption
 from sfumato.vista.world import KINDS, Scene, finish_score, pixel_box, render, sample_scene, with_finish
 

@@ -16,7 +16,7 @@ from sfumato.advice import REFINE
 from sfumato.errors import AnswerRejected
 from sfumato.types import Box, Image, Region
 from sfumato.vista.evaluation.detector import Detection
-from sfumato.vista.evaluation.generator import iou
+from sfumato.vista.evaluation.overlap import iou
 from sfumato.vista.phrases import caption, kind_of
 from sfumato.vista.training.questions import mixed_scene, refinement, yes_or_no
 from sfumato.vista.world import Scene, finish_score, pixel_box, render, sample_scene, with_finish

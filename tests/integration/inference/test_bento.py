@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis.errors import Unsatisfiable
 from hypothesis.strategies import composite
+from openai import OpenAI
 
-from sfumato.runtime.images import read_image
+from sfumato.registry.client import RegistryClient
+from sfumato.runtime.images import decode_image, read_image
 from sfumato.runtime.processes import free_ports
-from tests.integration.inference.serving import Serving, registry_with_a_version, serving
+from sfumato.runtime.settings import ClientSettings
+from tests.integration.inference.serving import Serving, register, registry_with_a_version, serving
 from tests.integration.programs import ROOT, SECONDS
 
 PAGE = ROOT / "docs" / "services" / "inference.md"
@@ -61,6 +69,44 @@ def test_pages_and_descriptions_load_nothing_from_elsewhere(served: Serving) -> 
         for link in links:
             if not link.startswith("data:"):
                 assert served.get(f"/{link}")[0] == 200, link
+
+
+def test_an_alias_that_moves_is_followed_and_no_request_fails(served: Serving) -> None:
+    """Forward by a new version, back by a rollback, under load; every answer says which version it is of, and is of that one."""
+    seen: list[tuple[str, bytes]] = []
+    over = threading.Event()
+
+    def ask() -> None:
+        with OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0, timeout=SECONDS) as client:
+            while not over.is_set():
+                raw = client.images.with_raw_response.generate(prompt="a moon", extra_body={"seed": 1, "num_inference_steps": 2})
+                picture = base64.b64decode((raw.parse().data or [])[0].b64_json or "")
+                seen.append((raw.headers["x-sfumato-model-version"], picture))
+
+    def until(version: str) -> None:
+        deadline, before = time.monotonic() + SECONDS, len(seen)
+        while [each for each, _ in seen[before:]][-8:] != [version] * 8:
+            assert time.monotonic() < deadline, served.log[-20:]
+            time.sleep(0.02)
+
+    with ThreadPoolExecutor(4) as pool, RegistryClient(served.registry, ClientSettings()) as registry:
+        asking = [pool.submit(ask) for _ in range(4)]
+        try:
+            until(served.version)
+            second = register(registry, 2)
+            until(second)
+            registry.rollback("production", expected=second, reason="a test")
+            until(served.version)
+        finally:
+            over.set()
+        for each in asking:
+            each.result()
+    assert {version for version, _ in seen} == {served.version, second}
+    for version in (served.version, second):
+        pictures = [decode_image(picture).astype(int) for of, picture in seen if of == version]
+        assert all(np.abs(picture - pictures[0]).max() <= 2 for picture in pictures)  # of one version, and not of the other
+    one, other = (next(decode_image(picture).astype(int) for of, picture in seen if of == version) for version in (served.version, second))
+    assert np.abs(one - other).max() > 10
 
 
 def test_every_requests_answer_is_as_the_service_describes_it(served: Serving, request: pytest.FixtureRequest) -> None:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from sfumato.types import Box
 from sfumato.vista.evaluation.detector import Detection
-from sfumato.vista.evaluation.generator import composition_iou, held_out, iou
+from sfumato.vista.evaluation.generator import held_out
+from sfumato.vista.evaluation.overlap import composition_iou, iou
 from sfumato.vista.world import KINDS
 
 edges = st.integers(0, 63)
