@@ -36,7 +36,8 @@ from sfumato.types import Image
 log = structlog.get_logger(__name__)
 
 PAUSE = 2.0
-"""Seconds before what failed for want of the registry or the scorers is tried again."""
+"""Seconds before what failed for want of the registry or the scorers is tried again; doubled each time."""
+LONGEST_PAUSE = 60.0
 EARLIER = 3
 """Places of an alias that are tried, newest first, where a service starts on one that is refused."""
 
@@ -126,6 +127,7 @@ class Catalog:
         self._refused: dict[str, tuple[str, str]] = {}
         self._moves = {alias: asyncio.Event() for alias in self._followed}
         self._moved_at = 0.0
+        self._held_up: dict[str, str] = {}
         self._parents: dict[str, str] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -159,7 +161,7 @@ class Catalog:
             return f"{alias} points at version {id[:12]}, which is refused: {reason}"
         if not self.ready and not self._following.trouble and alias not in self._aliases:
             return f"the registry has no alias {alias}; let it point at a version: sfumato models promote VERSION --to {alias}"
-        return self._following.trouble or ("" if self.ready else "the first version is being prepared")
+        return self._following.trouble or self._held_up.get(alias, "") or ("" if self.ready else "the first version is being prepared")
 
     @asynccontextmanager
     async def lease(self, model: str = "") -> AsyncIterator[Lease]:
@@ -178,8 +180,9 @@ class Catalog:
             found = self._versions.get(id)
         found.held += 1
         try:
-            extras = [await self._extra(name, weight) for name, weight in asked.extras]
-            yield Lease(found.id, tuple(extras), alias, self._served.name, self._judging)
+            extras = tuple([(await self._adapter(name), weight) for name, weight in asked.extras])
+            async with self._versions.extras(extras):
+                yield Lease(found.id, extras, alias, self._served.name, self._judging)
         finally:
             self._versions.release(found)
             self._tidy()
@@ -230,10 +233,9 @@ class Catalog:
         except Refused as error:
             raise InvalidInput("model", f"version {id[:12]} is not served: {error}") from error
 
-    async def _extra(self, name: str, weight: float) -> tuple[str, float]:
-        id = self._aliases.get(name) or (await asyncio.to_thread(self._registry.get, name)).id
-        await self._versions.load_extra(id)
-        return id, weight
+    async def _adapter(self, name: str) -> str:
+        """The full id of a version that is named as an adapter."""
+        return self._aliases.get(name) or (await asyncio.to_thread(self._registry.get, name)).id
 
     def _tidy(self) -> None:
         self._versions.let_go({found.id for found in self._behind.values()})
@@ -253,15 +255,19 @@ class Catalog:
 
     async def _follow(self, alias: str) -> None:
         """Serve what the registry's alias points at, for ever; of several moves meanwhile the last one counts."""
+        pause = PAUSE
         while True:
             await self._moves[alias].wait()
             self._moves[alias].clear()
             try:
                 await self._turn_to(alias, self._aliases.get(alias, ""))
+                pause = PAUSE
             except Exception as error:  # whatever it is, an alias that is not followed any more would be worse
                 unknown = not isinstance(error, SfumatoError)
                 log.warning("an alias cannot be followed yet", alias=alias, trouble=str(error), exc_info=unknown)
-                await asyncio.sleep(PAUSE)
+                self._held_up[alias] = str(error)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
                 self._moves[alias].set()
 
     async def _turn_to(self, alias: str, id: str) -> None:
@@ -269,6 +275,7 @@ class Catalog:
         begun, current = self._moved_at, self._behind.get(alias)
         self._refused.pop(alias, None)
         if current is not None and current.id == id:
+            self._held_up.pop(alias, None)
             return
         if not id:
             return self._put(alias, None)
@@ -297,6 +304,7 @@ class Catalog:
 
     def _put(self, alias: str, found: Prepared | None) -> None:
         """From the next lease on, this version is behind the alias."""
+        self._held_up.pop(alias, None)
         before = self._behind.pop(alias, None)
         if before is not None:
             measures.serving.remove(alias, measures.short(before.id))

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Protocol
 
 from sfumato.diffusion.limits import ModelLimits
-from sfumato.errors import Busy, Diverged, InvalidInput
+from sfumato.errors import Busy, Diverged, InvalidInput, Unavailable
 from sfumato.registry.records import Version
 from sfumato.runtime.client import calling, channel
 from sfumato.runtime.images import encode_png
@@ -100,10 +100,11 @@ class Golden:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was found of a version: its golden pictures' mean scores, and why it is refused (empty: it is not)."""
+    """What was found of a version: its golden pictures' mean scores, why it is refused (empty: it is not), and why there are no scores."""
 
     scores: Mapping[str, float]
     refused: str = ""
+    unscored: str = ""
 
 
 class GoldenCheck:
@@ -115,11 +116,7 @@ class GoldenCheck:
         self._requests = golden.requests(limits)
 
     async def __call__(self, version: Version) -> Report:
-        """What is to be said of a version that is prepared.
-
-        Raises:
-            Unavailable: the scoring service does not answer; nothing is known of the version then.
-        """
+        """What is to be said of a version that is prepared."""
         turn = asyncio.Semaphore(TOGETHER)
         painted = await asyncio.gather(*(self._painted(request, version.id, turn) for request in self._requests), return_exceptions=True)
         images = []
@@ -131,7 +128,10 @@ class GoldenCheck:
             images.append(result)
         if not images or self._scores is None:
             return Report({})
-        rows = await self._scores.score(images, self._golden.prompts)
+        try:
+            rows = await self._scores.score(images, self._golden.prompts)
+        except Unavailable as error:
+            return Report({}, unscored=str(error))
         means = {metric: fmean(row[metric] for row in rows) for metric in METRICS}
         return Report(means, "; ".join(self._faults(means, version.metrics)))
 

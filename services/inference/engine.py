@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -146,6 +146,10 @@ class InferenceEngine:
             Busy: adapters in use leave no room for it.
         """
         self._extras.put(name, lambda: self._weights.factors(adapter))
+
+    def hold(self, extras: Sequence[tuple[str, float]]) -> AbstractContextManager[object]:
+        """Keep loaded adapters while the context is open; entering it raises NotFound where one is not loaded."""
+        return self._extras.used(extras)
 
     async def paint(
         self,

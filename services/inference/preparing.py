@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -13,7 +15,7 @@ import structlog
 
 from services.inference import measures
 from services.inference.checking import Report
-from sfumato.errors import BrokenWeights, Diverged, InvalidInput, MissingWeights, NotFound
+from sfumato.errors import BrokenWeights, Diverged, InvalidInput, MissingWeights, NotFound, Unavailable
 from sfumato.lora.adapter import Adapter, combine
 from sfumato.registry.client import RegistryClient
 from sfumato.registry.records import Version
@@ -43,6 +45,10 @@ class Preparing(Protocol):
 
     def load_extra(self, name: str, adapter: Adapter) -> None:
         """Have an adapter ready that requests may add to a version."""
+        ...
+
+    def hold(self, extras: Sequence[tuple[str, float]]) -> AbstractContextManager[object]:
+        """Keep loaded adapters while the context is open; raises NotFound where one is not loaded. It takes no time."""
         ...
 
 
@@ -78,6 +84,7 @@ class Versions:
         self._registry, self._engine, self._base, self._check, self._keep = registry, engine, base, check, keep
         self._ready: dict[str, Prepared] = {}
         self._coming: dict[str, asyncio.Task[Prepared]] = {}
+        self._awaited: Counter[str] = Counter()
         self._lane = ThreadPoolExecutor(1, thread_name_prefix="preparing")
 
     def get(self, id: str) -> Prepared | None:
@@ -96,10 +103,29 @@ class Versions:
         if id not in self._coming:
             task = self._coming[id] = asyncio.create_task(self._prepare(id))
             task.add_done_callback(partial(self._came, id))
-        return await asyncio.shield(self._coming[id])
+        self._awaited[id] += 1  # so that nobody lets go of it before those who wait for it are told
+        try:
+            return await asyncio.shield(self._coming[id])
+        finally:
+            self._awaited[id] -= 1
+
+    @asynccontextmanager
+    async def extras(self, wanted: Sequence[tuple[str, float]]) -> AsyncIterator[None]:
+        """Have versions' adapters ready to be added to others, for as long as the block lasts.
+
+        Raises: as `load_extra`.
+        """
+        with ExitStack() as held:
+            for extra in wanted:
+                while True:
+                    await self.load_extra(extra[0])
+                    with suppress(NotFound):  # it had to make room for another one meanwhile: once more
+                        held.enter_context(self._engine.hold([extra]))
+                        break
+            yield
 
     async def load_extra(self, id: str) -> None:
-        """Have a version's adapter ready to be added to others; it stays while the engine has room.
+        """Have a version's adapter ready to be added to others; unless it is held, it stays while the engine has room.
 
         Raises:
             InvalidInput: it is of another base model, is larger than all such adapters may be together, or is no adapter.
@@ -120,7 +146,7 @@ class Versions:
 
     def let_go(self, needed: Collection[str]) -> None:
         """Drop what nobody holds, but for those ``needed`` and the few that were used last."""
-        idle = [id for id, found in self._ready.items() if not found.held and id not in needed]
+        idle = [id for id, found in self._ready.items() if not found.held and not self._awaited[id] and id not in needed]
         for id in idle[: max(0, len(idle) - self._keep)]:
             del self._ready[id]
             self._drop(id)
@@ -160,6 +186,11 @@ class Versions:
         if report.refused:
             self._drop(id)
             raise Refused(report.refused)
+        if report.unscored and self._ready:
+            self._drop(id)
+            raise Unavailable(f"version {id[:12]} waits for its scores: {report.unscored}")
+        if report.unscored:  # nothing else can be served: better this, whose pictures are finite, than nothing
+            log.warning("the first version is served without scores", version=id, reason=report.unscored)
         found = self._ready[id] = Prepared(version)
         measures.prepared.set(len(self._ready))
         return found

@@ -18,7 +18,7 @@ from torch import nn
 from services.inference.canary import CanaryRule
 from services.inference.catalog import Catalog, Served
 from services.inference.checking import Golden, GoldenCheck, Scores
-from services.inference.engine import InferenceEngine, Wish
+from services.inference.engine import EngineSettings, InferenceEngine, Wish
 from sfumato.diffusion.families import FluxFamily
 from sfumato.diffusion.loading import load_pipeline
 from sfumato.lora.adapter import Adapter
@@ -89,10 +89,11 @@ class House:
         canary: CanaryRule | None = None,
         scores: Scores | None = None,
         keep: int = 0,
+        extras: int = 2**30,
         wait: bool = True,
     ) -> AsyncIterator[tuple[Catalog, InferenceEngine]]:
         """A catalog that follows the registry, and its engine."""
-        engine = InferenceEngine(self.pipeline)
+        engine = InferenceEngine(self.pipeline, EngineSettings(extras=extras))
 
         async def paint(request: GenerateRequest, version: str) -> Image:
             return (await engine.paint(Wish(request), version)).image

@@ -11,11 +11,12 @@ from services.inference.catalog import Catalog
 from services.inference.checking import Golden, GoldenCheck, ScoringClient, read_golden
 from services.inference.engine import InferenceEngine, Wish
 from services.scoring.app import services as scoring_services
-from sfumato.errors import InvalidInput, NotFound, Unavailable
+from sfumato.errors import Busy, InvalidInput, NotFound, Unavailable
 from sfumato.registry.client import RegistryClient
 from sfumato.registry.records import Base, Part
 from sfumato.types import Image
 from tests.unit.services.inference.house import ASKED, House, same, served, until
+from tests.unit.services.registry.servers import free_port
 from tests.unit.services.serving import served_at
 
 REQUESTS, SWAPS, CLIENTS = 510, 5, 8
@@ -145,6 +146,49 @@ def test_names_lead_to_versions_and_adapters(house: House, registry: RegistryCli
                 await asked(catalog, engine, f"vista+{base}")
 
     asyncio.run(whole())
+
+
+def test_adapters_in_use_stay_and_others_make_room(house: House, registry: RegistryClient) -> None:
+    base, *styles = (house.register(registry, seed) for seed in (0, 1, 2))
+    registry.set_alias("production", base, expected="")
+    one = sum(a.nbytes + b.nbytes for a, b in house.adapter(1, 1.0).factors.values())
+
+    async def whole() -> None:
+        async with house.catalog(extras=one + 100) as (catalog, engine):  # room for one of them
+            for style in (*styles, *styles):
+                assert same((await asked(catalog, engine, f"vista+{style}"))[1], house.picture(style))
+                assert engine.extras == (style,)
+            async with catalog.lease(f"vista+{styles[0]}"):
+                with pytest.raises(Busy):
+                    await asked(catalog, engine, f"vista+{styles[1]}")
+                assert engine.extras == (styles[0],)
+            with pytest.raises(Busy):
+                await asked(catalog, engine, f"vista+{styles[0]}+{styles[1]}")
+            names = [f"vista+{styles[index % 2]}" for index in range(16)]
+            answers = await asyncio.gather(*(asked(catalog, engine, name) for name in names), return_exceptions=True)
+            assert {type(answer) for answer in answers} <= {tuple, Busy}
+
+    asyncio.run(whole())
+
+
+def test_without_its_scorers_a_service_starts_and_a_new_version_waits_for_them(house: House, registry: RegistryClient) -> None:
+    base, one = house.register(registry, 0), house.register(registry, 1, 0.01)
+    registry.set_alias("production", base, expected="")
+    address = f"127.0.0.1:{free_port()}"
+    scores = ScoringClient(address)
+
+    async def whole() -> None:
+        async with house.catalog(scores=scores) as (catalog, engine):
+            assert (await asked(catalog, engine))[0] == base
+            await asyncio.to_thread(registry.set_alias, "production", one, expected=base)
+            await until(lambda: "waits for its scores" in catalog.trouble)
+            assert (await asked(catalog, engine))[0] == base
+            with served_at(scoring_services, address=address):
+                await until(lambda: served(catalog) == one)
+                assert not catalog.trouble
+
+    asyncio.run(whole())
+    scores.close()
 
 
 def test_a_catalog_waits_for_its_alias_and_for_its_registry(house: House, registry: RegistryClient) -> None:
