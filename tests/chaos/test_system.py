@@ -11,6 +11,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,20 +52,20 @@ def test_a_run_among_falling_processes_ends_in_the_bytes_of_an_undisturbed_one(t
     with Whole(tmp_path / "system") as system:
         server = ("--server", system.parts["orchestrator-1"].address)
         killer = Killer(system, SEED)
-        run = _begin("run", str(spec), *server, "--runs", str(tmp_path / "remote"), log=tmp_path / "run.log")
-        killer.wait()
-        _wipe(system)
-        _sfumato("runs", "resume", undisturbed.name, *server)
-        asyncio.run(_plant(system))
-        while len(killer.faults) < faults:
+        with _begun("run", str(spec), *server, "--runs", str(tmp_path / "remote"), log=tmp_path / "run.log") as run:
             killer.wait()
-            assert run.poll() is None, f"the run ended after {killer.faults}"
-            killer.strike()
-        assert run.wait(3000) == 0, (tmp_path / "run.log").read_text()[-4000:] + system.logs()[-4000:]
+            _wipe(system)
+            _sfumato("runs", "resume", undisturbed.name, *server)
+            asyncio.run(_plant(system))
+            while len(killer.faults) < faults:
+                killer.wait()
+                assert run.poll() is None, f"the run ended after {killer.faults}"
+                killer.strike()
+            assert run.wait(3000) == 0, (tmp_path / "run.log").read_text()[-4000:] + system.logs()[-4000:]
 
         letters = asyncio.run(_letters(system))
         assert {letter.task_id: letter.failure.kind for letter in letters} == {task.id: "TypeError" for task in POISON}, killer.faults
-        begun = _begun(system)
+        begun = _tasks(system)
 
     disturbed = tmp_path / "remote" / undisturbed.name
     for path in undisturbed.glob("*"):
@@ -83,9 +85,13 @@ def _sfumato(*arguments: str) -> str:
     return done.stdout.strip()
 
 
-def _begin(*arguments: str, log: Path) -> subprocess.Popen[bytes]:
-    with log.open("ab") as output:
-        return subprocess.Popen(_line(*arguments), stdout=output, stderr=output, cwd=ROOT, env=_environment())
+@contextmanager
+def _begun(*arguments: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("ab") as output, subprocess.Popen(_line(*arguments), stdout=output, stderr=output, cwd=ROOT, env=_environment()) as begun:
+        try:
+            yield begun
+        finally:
+            begun.kill()
 
 
 def _line(*arguments: str) -> list[str]:
@@ -116,7 +122,7 @@ async def _letters(system: Whole) -> list[DeadLetter]:
         return [DeadLetter.model_validate_json((await bus.js.get_last_msg(DEAD, subject)).data or b"") for subject in subjects]
 
 
-def _begun(system: Whole) -> list[str]:
+def _tasks(system: Whole) -> list[str]:
     """The id of every piece of work that was begun, as often as it was, from the logs of all parts."""
     told = [json.loads(line) for line in system.logs().splitlines() if line.startswith("{") and line.endswith("}")]
     return [line["task"] for line in told if line.get("message") == "begun"]

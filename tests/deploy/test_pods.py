@@ -69,9 +69,14 @@ def release(tmp_path: Path) -> Iterator[tuple[Pods, dict[str, subprocess.Popen[s
         running |= {service: pods.start(service) for service in (*PORTS, "inference")}
         yield pods, running
     finally:
+        for process in running.values():  # killed outright, Bento would leave its worker behind
+            process.terminate()
         for process in running.values():
-            process.kill()
-            process.wait()
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 @pytest.mark.slow
@@ -111,6 +116,7 @@ def test_what_is_rendered_runs_an_iteration_with_passwords_certificates_and_prob
         for secret in secrets:
             assert secret not in environ and secret not in pods.log(service), service
 
-    for service in PORTS:  # told to end, all of them do, in good order
+    served = (*PORTS, "inference")
+    for service in served:  # told to end, all of them do, in good order
         running[service].terminate()
-    assert {service: running[service].wait(60) for service in PORTS} == dict.fromkeys(PORTS, 0)
+    assert {service: running[service].wait(60) for service in served} == dict.fromkeys(served, 0)
