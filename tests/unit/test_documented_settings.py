@@ -27,7 +27,7 @@ def settings() -> Iterator[str]:
     classes = [each for each in (*BaseSettings.__subclasses__(), *FiledSettings.__subclasses__()) if _ours(each)]
     assert len(classes) > 5
     for each in classes:
-        yield from (f"{each.model_config['env_prefix']}{field}".upper() for field in each.model_fields)
+        yield from (f"{each.model_config.get('env_prefix', '')}{field}".upper() for field in each.model_fields)
 
 
 def _ours(settings: type[BaseSettings]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -124,6 +125,16 @@ def test_a_mixed_batch_gives_every_sample_what_it_gets_alone(family: FluxFamily,
         expected = paint(family, [alone], RowBudget(family, 64))[0]
         torch.testing.assert_close(picture.latents, expected.latents, rtol=1e-4, atol=1e-4)
         assert picture.seed == alone.seed
+
+
+def test_a_regions_strength_multiplies_its_mask(family: FluxFamily) -> None:
+    moon, lake = REGIONS[:2]
+    double, half = replace(moon, strength=2.0), replace(lake, strength=0.5)
+    branches, twice = plan_branches([request(3, double, half)], family), plan_branches([request(3, moon, moon, lake)], family)
+    assert branches is not None and twice is not None
+    assert torch.equal(branches.masks[0], twice.masks[0])
+    assert torch.equal(branches.masks[1], twice.masks[1] / 2)
+    assert plan_branches([request(3, replace(moon, strength=0.0))], family) is None
 
 
 def test_embedded_guidance_reaches_every_branch() -> None:
