@@ -81,6 +81,7 @@ def _started(name: str, bus: str) -> float:
         "SFUMATO_BUS_URL": bus,
         "SFUMATO_GROUNDING_BACKEND": "transformers",
         "HOME": "/tmp",
+        "USER": "sfumato",
         "OMP_NUM_THREADS": "1",
         "BENTOML_HOME": "/tmp/bentoml",
     }

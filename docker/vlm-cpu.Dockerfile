@@ -7,6 +7,8 @@ COPY sfumato /source/sfumato
 COPY services /source/services
 COPY orchestrator /source/orchestrator
 RUN /source/install.sh vlm
+# The one library of the system that its kernels link to.
+RUN apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends libnuma1
 
 FROM ${TORCH}
 ARG VERSION=0.1.0
@@ -16,6 +18,8 @@ LABEL org.opencontainers.image.title="sfumato vlm-cpu" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build /opt/sfumato /opt/sfumato
+COPY --from=build /usr/lib/x86_64-linux-gnu/libnuma.so.1 /opt/sfumato/lib/libnuma.so.1
+ENV LD_LIBRARY_PATH=/opt/sfumato/lib
 ENV PATH=/opt/sfumato/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER 10001:10001
 EXPOSE 8000
