@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from prometheus_client import Gauge
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from orchestrator.driving import Board, Course, Stopped
 from orchestrator.engine import Waiting
@@ -25,7 +25,7 @@ from orchestrator.runs import Outcome, Records
 from sfumato.errors import NotFound, SfumatoError, Unavailable
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.ending import ended
-from sfumato.runtime.settings import BusSettings
+from sfumato.runtime.settings import BusSettings, FiledSettings
 from sfumato.runtime.tasks import find
 from sfumato.runtime.telemetry import bound
 
@@ -51,7 +51,7 @@ score = Gauge(
 PER_RUN = (in_flight, iteration_of, kept_share, kept)
 
 
-class DriverSettings(BaseSettings):
+class DriverSettings(FiledSettings):
     """How a replica drives: ``SFUMATO_ORCHESTRATOR_*``."""
 
     model_config = SettingsConfigDict(env_prefix="SFUMATO_ORCHESTRATOR_", frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from services.generator.engine import GeneratorSettings
 from services.generator.servicer import GeneratorServicer
@@ -16,14 +16,14 @@ from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.hub import located
 from sfumato.runtime.serving.lane import Lane
 from sfumato.runtime.serving.server import Service, run
-from sfumato.runtime.settings import ServingSettings, Settings
+from sfumato.runtime.settings import FiledSettings, ServingSettings, Settings
 from sfumato.v1.generator_pb2_grpc import add_GeneratorServiceServicer_to_server
 from sfumato.vista import weights
 
 ADDRESS = "127.0.0.1:7101"
 
 
-class PaintingSettings(BaseSettings):
+class PaintingSettings(FiledSettings):
     """What this service paints with."""
 
     model_config = SettingsConfigDict(env_prefix="SFUMATO_GENERATOR_", frozen=True)

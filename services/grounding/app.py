@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from services.grounding.engine import GroundingEngine
 from services.grounding.http_backend import START_IT
@@ -18,13 +18,13 @@ from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.references import VISTA, model_folder
 from sfumato.runtime.serving.lane import Lane
 from sfumato.runtime.serving.server import Service, run
-from sfumato.runtime.settings import ServingSettings, Settings
+from sfumato.runtime.settings import FiledSettings, ServingSettings, Settings
 from sfumato.v1.grounding_pb2_grpc import add_GroundingServiceServicer_to_server
 
 ADDRESS = "127.0.0.1:7102"
 
 
-class QuestionSettings(BaseSettings):
+class QuestionSettings(FiledSettings):
     """Which model this service asks, and how."""
 
     model_config = SettingsConfigDict(env_prefix="SFUMATO_GROUNDING_", frozen=True)

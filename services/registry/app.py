@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from services.registry.database import Database
 from services.registry.engine import Registry
@@ -14,13 +14,13 @@ from services.registry.servicer import RegistryServicer
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.serving.lane import Lane
 from sfumato.runtime.serving.server import Service, run
-from sfumato.runtime.settings import ServingSettings, Settings
+from sfumato.runtime.settings import FiledSettings, ServingSettings, Settings
 from sfumato.v1.registry_pb2_grpc import add_RegistryServiceServicer_to_server
 
 ADDRESS = "127.0.0.1:7105"
 
 
-class RegistrySettings(BaseSettings):
+class RegistrySettings(FiledSettings):
     """How this service answers; its database is in the machine's settings, for the command line opens it too."""
 
     model_config = SettingsConfigDict(env_prefix="SFUMATO_REGISTRY_", frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from services.scoring.engine import ScoringEngine
 from services.scoring.loading import VISTA
@@ -14,14 +14,14 @@ from services.scoring.tasks import HANDLERS, engine_of
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.serving.lane import Lane
 from sfumato.runtime.serving.server import Service, run
-from sfumato.runtime.settings import ServingSettings, Settings
+from sfumato.runtime.settings import FiledSettings, ServingSettings, Settings
 from sfumato.v1.scoring_pb2_grpc import add_ScoringServiceServicer_to_server
 from sfumato.vista import weights
 
 ADDRESS = "127.0.0.1:7103"
 
 
-class ScoringSettings(BaseSettings):
+class ScoringSettings(FiledSettings):
     """What this service scores by."""
 
     model_config = SettingsConfigDict(env_prefix="SFUMATO_SCORING_", frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from services.trainer.servicer import TrainerServicer
 from services.trainer.tasks import HANDLERS
@@ -14,14 +14,14 @@ from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.hub import located
 from sfumato.runtime.serving.lane import Lane
 from sfumato.runtime.serving.server import Service, run
-from sfumato.runtime.settings import ServingSettings, Settings
+from sfumato.runtime.settings import FiledSettings, ServingSettings, Settings
 from sfumato.v1.trainer_pb2_grpc import add_TrainerServiceServicer_to_server
 from sfumato.vista import weights
 
 ADDRESS = "127.0.0.1:7104"
 
 
-class BaseModelSettings(BaseSettings):
+class BaseModelSettings(FiledSettings):
     """What this service trains adapters for."""
 
     model_config = SettingsConfigDict(env_prefix="SFUMATO_TRAINER_", frozen=True)

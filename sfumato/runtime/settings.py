@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SecretsSettingsSource, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SecretsSettingsSource, SettingsConfigDict, SettingsError
 
-from sfumato.errors import InvalidInput
+from sfumato.errors import Faults, InvalidInput
 
 SECRETS = "SFUMATO_SECRETS"
 """Names the folder of files that hold settings nobody is to see in an environment: passwords, tokens."""
@@ -21,7 +21,20 @@ class FiledSettings(BaseSettings):
 
     A variable counts for more than a file. With a folder that is not there nothing starts: a secret that is missing would
     otherwise look like one that nobody wants.
+
+    Raises:
+        Faults: variables that cannot be, each by its name; what they hold is not repeated, it may be a secret.
     """
+
+    def __init__(self, **given: Any) -> None:
+        try:
+            super().__init__(**given)
+        except ValidationError as error:
+            prefix = self.model_config.get("env_prefix", "")
+            names = [(prefix + ".".join(str(part) for part in fault["loc"])).upper() for fault in error.errors()]
+            raise Faults([(name, f"{fault['msg']}.") for name, fault in zip(names, error.errors(), strict=True)]) from None
+        except SettingsError as error:
+            raise InvalidInput("settings", f"{error}.", hint="Lists and objects are written as JSON.") from None
 
     @classmethod
     def settings_customise_sources(
@@ -53,7 +66,7 @@ class LogFormat(StrEnum):
     text = "text"
 
 
-class TelemetrySettings(BaseSettings):
+class TelemetrySettings(FiledSettings):
     """What a process tells of its work: ``SFUMATO_TELEMETRY_OTLP``, ``SFUMATO_METRICS_ADDRESS``, ``SFUMATO_LOG_*``."""
 
     model_config = SettingsConfigDict(env_prefix="SFUMATO_", frozen=True)

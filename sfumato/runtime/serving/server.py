@@ -135,9 +135,9 @@ def run(services: Callable[[ServingSettings], Sequence[Service]], address: str) 
     ``address`` is where it listens, unless ``SFUMATO_GRPC_ADDRESS`` says so. Exit status 2 where the settings, an address or the
     weights are unusable, 1 where there is no bus or an engine does not let go within the grace.
     """
-    telemetry = TelemetrySettings()
-    logs.configure(telemetry)
     try:
+        telemetry = TelemetrySettings()
+        logs.configure(telemetry)
         settings = ServingSettings()
         offered = services(settings)
         with observing(offered[0].short, telemetry) as metrics:

@@ -1,11 +1,17 @@
 """Secrets come as files; the environment counts for more, and a folder that is not there is said."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from sfumato.errors import InvalidInput
+from services.scoring.app import ScoringSettings
+from sfumato.errors import Faults, InvalidInput
 from sfumato.runtime.settings import SECRETS, BusSettings, ServingSettings, Settings, StoreSettings
+
+ROOT = Path(__file__).parents[3]
 
 
 def test_a_secret_is_read_from_the_file_of_its_name_and_shown_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,3 +36,31 @@ def test_a_folder_of_secrets_that_is_not_there_is_an_error(tmp_path: Path, monke
     monkeypatch.setenv(SECRETS, str(tmp_path / "nowhere"))
     with pytest.raises(InvalidInput, match="SFUMATO_SECRETS"):
         BusSettings()
+
+
+def test_what_cannot_be_is_told_by_its_name_all_at_once_and_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SFUMATO_BUS_REPLICAS", "three secrets")
+    monkeypatch.setenv("SFUMATO_BUS_ACK_WAIT", "0")
+    with pytest.raises(Faults) as caught:
+        BusSettings()
+    assert {name for name, _ in caught.value.faults} == {"SFUMATO_BUS_REPLICAS", "SFUMATO_BUS_ACK_WAIT"}
+    assert "secrets" not in str(caught.value) and "greater than or equal to 0.2" in str(caught.value)
+    monkeypatch.setenv("SFUMATO_SCORING_METRICS", "clip, mps")
+    with pytest.raises(InvalidInput, match="metrics.*JSON"):
+        ScoringSettings()
+
+
+@pytest.mark.parametrize(
+    ("program", "variable", "value"),
+    [
+        (["sfumato.cli.main", "runs", "ls"], "SFUMATO_WORKERS", "many"),
+        (["sfumato.cli.main", "serve"], "SFUMATO_INFERENCE_PICTURES", "many"),
+        (["services.registry.app"], "SFUMATO_LOG_LEVEL", "loud"),
+        (["orchestrator.app"], "SFUMATO_ORCHESTRATOR_RUNS", "0"),
+    ],
+)
+def test_every_program_ends_with_status_two_and_the_name_of_what_cannot_be(program: list[str], variable: str, value: str) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), variable: value}
+    done = subprocess.run([sys.executable, "-m", *program], env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2 and variable in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
