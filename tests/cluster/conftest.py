@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from collections.abc import Iterator
 from importlib.metadata import version
-from typing import Any
 
 import pytest
 
@@ -14,29 +12,6 @@ from deploy.images import DEPLOYABLES
 from tests.cluster.clusters import Release
 
 NAME = "sfumato-tests"
-NOT_RUN = pytest.StashKey[int]()
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without a cluster none of them is run, and one line says why."""
-    ours = [item for item in items if item.get_closest_marker("cluster")]
-    if ours and not config.getoption("--kube-context") and shutil.which("kind") is None:
-        items[:] = [item for item in items if item not in ours]
-        config.hook.pytest_deselected(items=ours)
-        config.stash[NOT_RUN] = len(ours)
-
-
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """The one line."""
-    if config.stash.get(NOT_RUN, 0):
-        reason = "there is no kind on this machine, and no --kube-context names a cluster"
-        terminalreporter.write_line(f"NOT RUN [{config.stash[NOT_RUN]}] tests/cluster: {reason}")
-
-
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Not to have run them is no failure."""
-    if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and session.config.stash.get(NOT_RUN, 0):
-        session.exitstatus = pytest.ExitCode.OK
 
 
 @pytest.fixture(scope="session")
