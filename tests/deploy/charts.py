@@ -6,11 +6,15 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
+import yaml
+
 from deploy import manifests
 
 Object = dict[str, Any]
 ALL = ("", *manifests.PRESETS)
 """The chart's own values, and every preset."""
+JOINT = ("--set", "trainer.joint.pods=2")
+"""Joint trainings by two pods: with them the chart has a Job more, which the orchestrator makes."""
 
 
 @cache
@@ -27,9 +31,15 @@ def named(objects: tuple[Object, ...], kind: str, name: str) -> Object:
     return found
 
 
+def jobs(objects: tuple[Object, ...]) -> list[Object]:
+    """The Jobs that the orchestrator is to make, as their template stands in a ConfigMap."""
+    found = [each["data"]["joint-job.yaml"] for each in of(objects, "ConfigMap") if "joint-job.yaml" in each["data"]]
+    return [yaml.safe_load(text) for text in found]
+
+
 def templates(objects: tuple[Object, ...]) -> Iterator[tuple[str, Object]]:
     """Every pod's template, and what it is of."""
-    for found in of(objects, "Deployment", "StatefulSet", "Job"):
+    for found in (*of(objects, "Deployment", "StatefulSet", "Job"), *jobs(objects)):
         yield f"{found['kind']} {found['metadata']['name']}", found["spec"]["template"]
 
 
