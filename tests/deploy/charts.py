@@ -15,6 +15,14 @@ ALL = ("", *manifests.PRESETS)
 """The chart's own values, and every preset."""
 JOINT = ("--set", "trainer.joint.pods=2")
 """Joint trainings by two pods: with them the chart has a Job more, which the orchestrator makes."""
+SETTINGS = (
+    *("tls.enabled=true", "tls.certManager.enabled=true", "inference.keysSecret=keys", "autoscaling.kind=hpa"),
+    *(f"observability.{part}.enabled=true" for part in ("serviceMonitor", "rules", "dashboard")),
+)
+EVERYTHING = tuple(word for setting in SETTINGS for word in ("--set", setting))
+"""All that can be switched on beside a preset's own."""
+BUILT_IN = {"v1", "apps", "batch", "autoscaling", "policy", "networking.k8s.io", "rbac.authorization.k8s.io"}
+"""The groups that Kubernetes has itself and publishes the schemas of; all others are custom resources."""
 
 
 @cache

@@ -6,9 +6,10 @@ Convolutions only, so that what grades the system shares no architecture with wh
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -19,9 +20,12 @@ from torch import Tensor, nn
 
 from sfumato.errors import BrokenWeights
 from sfumato.types import Image
+from sfumato.vista import weights
 
 PICTURE = 64
 CELLS = 16
+WIDTHS = (32, 64, 64)
+"""Channels of the fine, the middle and the coarse grid."""
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 
@@ -67,8 +71,29 @@ class Backbone(nn.Module):
 
 def attend(logits: Tensor, values: Tensor) -> Tensor:
     """Mean of ``values [batch, kinds, n, 16, 16]`` under the softmax over cells of ``logits [batch, kinds, 16, 16]``."""
-    weights = logits.flatten(2).softmax(-1)
-    return (values.flatten(3) * weights[:, :, None]).sum(-1)
+    shares = logits.flatten(2).softmax(-1)
+    return (values.flatten(3) * shares[:, :, None]).sum(-1)
+
+
+class Shipped(ABC):
+    """What looks at pictures with a network of this package."""
+
+    part: ClassVar[str]
+    """The name of its folder among the shipped weights."""
+
+    @classmethod
+    def load(cls, root: Path = weights.ROOT) -> Self:
+        """The shipped one.
+
+        Raises:
+            MissingWeights, BrokenWeights: the files are absent or damaged.
+        """
+        return cls.from_folder(weights.locate(cls.part, root))
+
+    @classmethod
+    @abstractmethod
+    def from_folder(cls, folder: Path) -> Self:
+        """One of a training's own."""
 
 
 def to_tensor(images: Sequence[Image]) -> Tensor:

@@ -11,11 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.types import Box, Image
-from sfumato.vista import weights
 from sfumato.vista.evaluation import convnet
-from sfumato.vista.evaluation.convnet import CELLS, Backbone, attend
-
-WIDTHS = (32, 64, 64)
+from sfumato.vista.evaluation.convnet import CELLS, WIDTHS, Backbone, attend
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +54,13 @@ class DetectorNet(nn.Module):
         return Found(out[:, :, 0], pooled[:, :, 0], pooled[:, :, 1:])
 
 
-class Detector:
+class Detector(convnet.Shipped):
     """Finds each kind of object at most once per picture."""
+
+    part = "detector"
 
     def __init__(self, net: DetectorNet, kinds: Sequence[str], thresholds: Sequence[float]) -> None:
         self.net, self.kinds, self.thresholds = net, tuple(kinds), tuple(thresholds)
-
-    @classmethod
-    def load(cls, root: Path = weights.ROOT) -> Detector:
-        """The shipped detector.
-
-        Raises:
-            MissingWeights, BrokenWeights: the files are absent or damaged.
-        """
-        return cls.from_folder(weights.locate("detector", root))
 
     @classmethod
     def from_folder(cls, folder: Path) -> Detector:

@@ -10,11 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.types import Image
-from sfumato.vista import weights
 from sfumato.vista.evaluation import convnet
-from sfumato.vista.evaluation.convnet import Backbone, attend
-
-WIDTHS = (32, 64, 64)
+from sfumato.vista.evaluation.convnet import WIDTHS, Backbone, attend
 
 
 class Opinion(NamedTuple):
@@ -50,20 +47,13 @@ class FinishShares(NamedTuple):
     sky: float | None
 
 
-class Judge:
+class Judge(convnet.Shipped):
     """Says how probable the beautiful finish is, for every kind. What it says of kinds that are not there means nothing."""
+
+    part = "judge"
 
     def __init__(self, net: JudgeNet, kinds: Sequence[str]) -> None:
         self.net, self.kinds = net, tuple(kinds)
-
-    @classmethod
-    def load(cls, root: Path = weights.ROOT) -> Judge:
-        """The shipped judge.
-
-        Raises:
-            MissingWeights, BrokenWeights: the files are absent or damaged.
-        """
-        return cls.from_folder(weights.locate("judge", root))
 
     @classmethod
     def from_folder(cls, folder: Path) -> Judge:

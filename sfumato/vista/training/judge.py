@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.vista.evaluation import detector, judge
+from sfumato.vista.evaluation.convnet import WIDTHS
 from sfumato.vista.evaluation.detector import DetectorNet
 from sfumato.vista.evaluation.judge import JudgeNet
 from sfumato.vista.training.augment import degrade
@@ -20,6 +23,11 @@ from sfumato.vista.world import KINDS
 
 SCENES = 24_000
 HELD_OUT = 512
+STRENGTHS = {"": 0.0, "_degraded": 1.0}
+"""How pictures are degraded for validation, by the end of its figures' names."""
+
+Said = TypeVar("Said", bound=tuple[Tensor, ...])
+"""What a network says of a batch, a named tuple."""
 
 
 def optimizers(model: nn.Module, muon: float, adam: float) -> list[torch.optim.Optimizer]:
@@ -32,66 +40,80 @@ def optimizers(model: nn.Module, muon: float, adam: float) -> list[torch.optim.O
     return [Muon(matrices, lr=muon), torch.optim.AdamW(others, lr=adam, weight_decay=0.01)]
 
 
-class _SceneTask:
-    """What the two have in common: pools of scenes, batches of degraded and mirrored pictures."""
+class SceneTask(ABC, Generic[Said]):
+    """What the two have in common: pools of scenes, batches of degraded and mirrored pictures, a network of convolutions."""
 
     name: str
+    seed: int
     average = 0.998
 
-    def __init__(self, seed: int, cache: Path | None, scenes: int, batch: int) -> None:
-        self.seed, self.batch = seed, batch
-        self.pool = scene_pool(f"{self.name}-{seed}", scenes, cache)
-        self.held_out = scene_pool(f"{self.name}-held-out-{seed}", min(scenes, HELD_OUT), cache)
-
-    def draw(self, step: Step) -> tuple[Tensor, ScenePool]:
-        """Pictures ``[batch, 3, 64, 64]`` in -1..1, degraded, and their truth; half of them mirrored."""
-        rows = torch.randint(len(self.pool), (self.batch,), generator=step.torch)
-        truth = _rows(self.pool, rows, mirrored=step.number % 2 == 1)
-        pictures = truth.pictures.float() / 127.5 - 1
-        return degrade(pictures, step.torch), truth
-
-
-class DetectorTask(_SceneTask):
-    """The detector: which cells show a kind, whether it is there, its box."""
-
-    name = "detector"
-
     def __init__(
-        self, seed: int = 7001, *, cache: Path | None = None, scenes: int = SCENES, batch: int = 48, widths: Sequence[int] = detector.WIDTHS
+        self, seed: int | None = None, *, cache: Path | None = None, scenes: int = SCENES, batch: int = 48, widths: Sequence[int] = WIDTHS
     ) -> None:
-        super().__init__(seed, cache, scenes, batch)
-        torch.manual_seed(seed)
-        self.widths = tuple(widths)
-        self.model = DetectorNet(len(KINDS), widths)
+        self.seed, self.batch, self.widths = self.seed if seed is None else seed, batch, tuple(widths)
+        self.pool = scene_pool(f"{self.name}-{self.seed}", scenes, cache)
+        self.held_out = scene_pool(f"{self.name}-held-out-{self.seed}", min(scenes, HELD_OUT), cache)
+        torch.manual_seed(self.seed)
+        self.model = self.network()
         self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    @abstractmethod
+    def network(self) -> nn.Module:
+        """The untrained network, of ``widths``."""
+
+    @abstractmethod
+    def loss(self, said: Said, truth: ScenePool) -> Tensor:
+        """What the network's words cost."""
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """See `optimizers`."""
         return optimizers(self.model, 0.02, 2e-3)
 
     def backward(self, step: Step) -> float:
-        """One batch."""
-        pictures, truth = self.draw(step)
+        """One batch: pictures ``[batch, 3, 64, 64]`` in -1..1, degraded, every second batch of them mirrored."""
+        rows = torch.randint(len(self.pool), (self.batch,), generator=step.torch)
+        truth = _rows(self.pool, rows, mirrored=step.number % 2 == 1)
+        pictures = degrade(truth.pictures.float() / 127.5 - 1, step.torch)
         with torch.autocast("cpu", torch.bfloat16):
-            found = self.model(pictures)
-        loss = detector_loss(found, truth)
+            said = self.model(pictures)
+        loss = self.loss(said, truth)
         loss.backward()
         return float(loss.detach())
+
+    @torch.no_grad()
+    def look(self, average: nn.Module, strength: float) -> Said:
+        """What is said of all held-out pictures, degraded with a strength of 0 to 1."""
+        parts = [average(pictures) for pictures in _evaluation_pictures(self.held_out, strength).split(128)]
+        return type(parts[0])(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+class DetectorTask(SceneTask[detector.Found]):
+    """The detector: which cells show a kind, whether it is there, its box."""
+
+    name = "detector"
+    seed = 7001
+
+    def network(self) -> DetectorNet:
+        """See `DetectorNet`."""
+        return DetectorNet(len(KINDS), self.widths)
+
+    def loss(self, said: detector.Found, truth: ScenePool) -> Tensor:
+        """See `detector_loss`."""
+        return detector_loss(said, truth)
 
     def validate(self, average: nn.Module) -> Mapping[str, float]:
         """Presence accuracy and mean IoU on held-out scenes, clean and degraded."""
         figures: dict[str, float] = {}
-        for name, strength in (("", 0.0), ("_degraded", 1.0)):
-            found, truth = self._look(average, strength)
-            present = truth.present[:, 1:].bool()
+        present, boxes = self.held_out.present[:, 1:].bool(), self.held_out.boxes[:, 1:]
+        for name, strength in STRENGTHS.items():
+            found = self.look(average, strength)
             figures["presence" + name] = ((found.presence > 0) == present).float().mean().item()
-            figures["iou" + name] = box_iou(found.boxes[present], truth.boxes[:, 1:][present]).mean().item()
+            figures["iou" + name] = box_iou(found.boxes[present], boxes[present]).mean().item()
         return figures
 
     def export(self, average: nn.Module, folder: Path) -> None:
         """Save with the threshold of each kind that errs least on degraded held-out scenes."""
-        found, truth = self._look(average, 1.0)
-        scores, present = found.presence.sigmoid(), truth.present[:, 1:].bool()
+        scores, present = self.look(average, 1.0).presence.sigmoid(), self.held_out.present[:, 1:].bool()
         candidates = torch.linspace(0.05, 0.95, 91)
         right = ((scores[..., None] >= candidates) == present[..., None]).float().mean(0)
         tied = right >= right.max(1, keepdim=True).values - 1e-6
@@ -99,48 +121,27 @@ class DetectorTask(_SceneTask):
         assert isinstance(average, DetectorNet)
         detector.save(average, KINDS, thresholds.tolist(), folder, self.widths)
 
-    @torch.no_grad()
-    def _look(self, average: nn.Module, strength: float) -> tuple[detector.Found, ScenePool]:
-        pictures = _evaluation_pictures(self.held_out, strength)
-        parts = [average(p) for p in pictures.split(128)]
-        return detector.Found(*(torch.cat(p) for p in zip(*parts, strict=True))), self.held_out
 
-
-class JudgeTask(_SceneTask):
+class JudgeTask(SceneTask[judge.Opinion]):
     """The judge: which kind a cell shows and how it is finished there, and each kind's finish as a whole."""
 
     name = "judge"
+    seed = 8002
 
-    def __init__(
-        self, seed: int = 8002, *, cache: Path | None = None, scenes: int = SCENES, batch: int = 48, widths: Sequence[int] = judge.WIDTHS
-    ) -> None:
-        super().__init__(seed, cache, scenes, batch)
-        torch.manual_seed(seed)
-        self.widths = tuple(widths)
-        self.model = JudgeNet(len(LABELS), widths)
-        self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    def network(self) -> JudgeNet:
+        """See `JudgeNet`."""
+        return JudgeNet(len(LABELS), self.widths)
 
-    def optimizers(self) -> list[torch.optim.Optimizer]:
-        """See `optimizers`."""
-        return optimizers(self.model, 0.02, 2e-3)
+    def loss(self, said: judge.Opinion, truth: ScenePool) -> Tensor:
+        """See `judge_loss`."""
+        return judge_loss(said, truth)
 
-    def backward(self, step: Step) -> float:
-        """One batch."""
-        pictures, truth = self.draw(step)
-        with torch.autocast("cpu", torch.bfloat16):
-            opinion = self.model(pictures)
-        loss = judge_loss(opinion, truth)
-        loss.backward()
-        return float(loss.detach())
-
-    @torch.no_grad()
     def validate(self, average: nn.Module) -> Mapping[str, float]:
         """Finish accuracy of objects and of skies on held-out scenes, clean and degraded."""
         figures: dict[str, float] = {}
-        truth = self.held_out
-        for name, strength in (("", 0.0), ("_degraded", 1.0)):
-            said = torch.cat([average(p).finish for p in _evaluation_pictures(truth, strength).split(128)]) > 0
-            right, present = (said == truth.beautiful.bool()).float(), truth.present.bool()
+        beautiful, present = self.held_out.beautiful.bool(), self.held_out.present.bool()
+        for name, strength in STRENGTHS.items():
+            right = ((self.look(average, strength).finish > 0) == beautiful).float()
             figures["objects" + name] = right[:, 1:][present[:, 1:]].mean().item()
             figures["sky" + name] = right[:, 0].mean().item()
         return figures

@@ -35,21 +35,29 @@ class Pairs(NamedTuple):
     preferred: Tensor
 
 
-class PickScoreTask(PairTask):
+class PreferenceTask(PairTask):
+    """What the two have in common: a model that starts from a CLIP, all of which learns."""
+
+    def __init__(self, clip: CLIPModel, device: str = "cpu", cache: Path | None = None, groups: int = GROUPS, batch: int = 48) -> None:
+        super().__init__(device, cache, groups)
+        self.batch = batch
+        torch.manual_seed(self.seed)
+        self.model = self.begun(clip)
+        nn.Module.to(self.model, device)
+        self.model.train().requires_grad_(True)
+
+    def begun(self, clip: CLIPModel) -> nn.Module:
+        """The model as its training finds it."""
+        return clip
+
+
+class PickScoreTask(PreferenceTask):
     """PickScore (Kirstain et al. 2023): CLIP fine-tuned so that of two pictures the preferred one has the larger
     ``exp(logit_scale) * cos(text, image)``.
     """
 
     name = "pickscore"
     seed = 5303
-
-    def __init__(self, clip: CLIPModel, device: str = "cpu", cache: Path | None = None, groups: int = GROUPS, batch: int = 48) -> None:
-        super().__init__(device, cache, groups)
-        self.batch = batch
-        torch.manual_seed(self.seed)
-        self.model = clip
-        nn.Module.to(self.model, device)
-        self.model.train().requires_grad_(True)
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """See `judge.optimizers`; gentler, as this is fine-tuning."""
@@ -86,18 +94,15 @@ class PickScoreTask(PairTask):
         return model.logit_scale.exp() * (image.unflatten(0, (2, -1)) * text).sum(-1).mT
 
 
-class MpsTask(PairTask):
+class MpsTask(PreferenceTask):
     """MPS: the same pairs, judged under a condition (overall, aesthetics alone, agreement alone)."""
 
     name = "mps"
     seed = 5404
 
-    def __init__(self, clip: CLIPModel, device: str = "cpu", cache: Path | None = None, groups: int = GROUPS, batch: int = 48) -> None:
-        super().__init__(device, cache, groups)
-        self.batch = batch
-        torch.manual_seed(self.seed)
-        self.model = MultiPreference(clip).to(device)
-        self.model.train().requires_grad_(True)
+    def begun(self, clip: CLIPModel) -> MultiPreference:
+        """CLIP, and attention that has learnt nothing."""
+        return MultiPreference(clip)
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """See `judge.optimizers`; gentler, as most of it is fine-tuning."""
