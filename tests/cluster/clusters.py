@@ -72,11 +72,11 @@ class Release:
                 process.terminate()
 
     @contextmanager
-    def trial(self, name: str) -> Iterator[subprocess.Popen[str]]:
+    def trial(self, name: str, **more: str) -> Iterator[subprocess.Popen[str]]:
         """The chart's own trial, from outside, while a test does what it likes to the cluster."""
         with self.forwarded("orchestrator", 7106) as address:
             token = self.secret("sfumato-auth", "grpc-token")
-            given = {"ORCHESTRATOR": address, "TRIAL": name, "SFUMATO_CLIENT_TOKEN": token, "PYTHONPATH": str(ROOT)}
+            given = {"ORCHESTRATOR": address, "TRIAL": name, "SFUMATO_CLIENT_TOKEN": token, "PYTHONPATH": str(ROOT)} | more
             line = [sys.executable, str(CHART / "files" / "trial.py")]
             with subprocess.Popen(line, env=os.environ | given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
                 try:

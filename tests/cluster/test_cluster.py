@@ -80,6 +80,25 @@ def test_an_upgrade_in_the_middle_of_a_run_loses_nothing(release: Release, anoth
     assert another.adapter(upgraded) == release.adapter(undisturbed)
 
 
+def test_a_joint_training_is_done_by_the_pods_of_a_job_that_the_orchestrator_starts(release: Release, another: Release) -> None:
+    with release.trial("joint", COMPARE="joint") as trial:  # by a trainer
+        alone = run_of(trial)
+        ended(trial)
+    another.install("upgrade", "--set", "trainer.joint.pods=2")
+    with another.trial("joint", COMPARE="joint") as trial:
+        assert run_of(trial) == alone
+        wait_until(lambda: another.names("job", f"{LABEL}=joint"), "the orchestrator starts no Job")
+        (job,) = another.names("job", f"{LABEL}=joint")
+        ended(trial)
+    another.kubectl("wait", job, "--for=condition=complete", "--timeout=5m")
+    found = json.loads(another.kubectl("get", job, "--output", "json"))
+    assert found["spec"]["completionMode"] == "Indexed" and found["status"]["succeeded"] == 2
+    assert another.file(alone, "report.json") == release.file(alone, "report.json")
+    account = "system:serviceaccount:sfumato-tests-more:sfumato-orchestrator"
+    may = [words for words in ("create jobs", "create pods", "get secrets", "list jobs", "patch jobs") if another.may(account, *words.split())]
+    assert may == ["create jobs"]
+
+
 def test_policies_let_through_what_they_should_and_nothing_else(release: Release) -> None:
     assert release.reaches("generator", "nats", 4222) and release.reaches("orchestrator", "registry", 7105)
     for source, target, port in (("generator", "registry", 7105), ("scoring", "orchestrator", 7106), ("registry", "nats", 4222)):
