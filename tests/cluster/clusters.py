@@ -17,11 +17,21 @@ from typing import Any
 
 from deploy.binaries import HELM, KUBECTL, binary, run
 from deploy.manifests import CHART
-from sfumato.errors import Unavailable
 
 ROOT = Path(__file__).parents[2]
 MINUTES = 60.0
 LABEL = "app.kubernetes.io/component"
+CONNECTING = """
+import socket, sys
+name, address, port = sys.argv[1:]
+socket.getaddrinfo(name, port)
+try:
+    socket.create_connection((address, int(port)), 5)
+except OSError:
+    print("not reached")
+else:
+    print("reached")
+"""
 
 
 @dataclass(frozen=True)
@@ -103,11 +113,12 @@ class Release:
         return self._connects([*words, "--command", "--"], target, port)
 
     def _connects(self, words: list[str], target: str, port: int) -> bool:
-        program = f"import socket; socket.create_connection(('sfumato-{target}', {port}), 5); print('connected')"
-        try:
-            return "connected" in self.kubectl(*words, "python", "-c", program)
-        except Unavailable:
-            return False
+        """By the pod's own address: a service whose pods are not ready refuses whatever the policies say. What cannot look up names is
+        an error and no answer, for it would reach nothing with no policy either."""
+        address = self.kubectl("get", "pod", "--selector", f"{LABEL}={target}", "--output", "jsonpath={.items[0].status.podIP}")
+        said = self.kubectl(*words, "python", "-c", CONNECTING, f"sfumato-{target}", address, str(port))
+        assert said.count("reached") == 1, said
+        return "not reached" not in said
 
 
 def run_of(trial: subprocess.Popen[str]) -> str:
