@@ -94,11 +94,19 @@ class Release:
                 finally:
                     process.kill()
 
-    def adapter(self, run_id: str) -> str:
+    def made(self, run_id: str, file: str = "adapter.safetensors") -> str:
         """The SHA-256 of what a run made, out of the artifact store itself."""
         path = f"/var/lib/sfumato/artifacts/runs/{run_id}/outcome.json"
         outcome = json.loads(self.kubectl("exec", "deployment/sfumato-orchestrator", "--", "cat", path))
-        return outcome["files"]["adapter.safetensors"]
+        return outcome["files"][file]
+
+    def may(self, account: str, *words: str) -> bool:
+        """Whether a service account of it may do something, as ``kubectl auth can-i`` puts it."""
+        line = [binary(KUBECTL), "--context", self.context, "--namespace", self.namespace, "auth", "can-i", *words]
+        line += ["--as", f"system:serviceaccount:{self.namespace}:{account}"]
+        said = subprocess.run(line, capture_output=True, text=True).stdout.strip()
+        assert said in ("yes", "no"), said
+        return said == "yes"
 
     def reaches(self, source: str, target: str, port: int) -> bool:
         """Whether a pod of one component can open a connection to another's."""
