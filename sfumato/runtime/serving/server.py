@@ -9,7 +9,6 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -25,6 +24,7 @@ from sfumato.runtime.probes import PROBES
 from sfumato.runtime.serving.artifacts import NAME as ARTIFACTS
 from sfumato.runtime.serving.artifacts import mount
 from sfumato.runtime.serving.boundary import Boundary
+from sfumato.runtime.serving.credentials import credentials
 from sfumato.runtime.serving.lane import Lane
 from sfumato.runtime.serving.observed import Observed
 from sfumato.runtime.settings import BusSettings, ServingSettings, Settings, TelemetrySettings
@@ -35,7 +35,6 @@ from sfumato.runtime.worker import Worker
 log = logging.getLogger(__name__)
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
-UNSET_CREDENTIALS = "Set SFUMATO_GRPC_TLS_CERTIFICATE and SFUMATO_GRPC_TLS_KEY."
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -219,29 +218,3 @@ async def _work(service: Service, queue: str, artifacts: ArtifactStore, stop: as
         connecting.result()
         log.info("Taking tasks of %s.", queue)
         await Worker(bus, queue, service.queues[queue], artifacts, turn=service.lane.turn).run(stop)
-
-
-def credentials(settings: ServingSettings) -> grpc.ServerCredentials | None:
-    """The server's side of TLS, with clients' certificates required where an authority is named; None for none.
-
-    Raises:
-        InvalidInput: half of it is set, or a file cannot be read.
-    """
-    if settings.tls_certificate is None and settings.tls_key is None:
-        if settings.tls_client_authority is not None:
-            raise InvalidInput("tls_client_authority", "clients' certificates need TLS.", hint=UNSET_CREDENTIALS)
-        return None
-    if settings.tls_certificate is None or settings.tls_key is None:
-        raise InvalidInput("tls_certificate", "TLS needs both a certificate and a key.", hint=UNSET_CREDENTIALS)
-    pair = (_pem("tls_key", settings.tls_key), _pem("tls_certificate", settings.tls_certificate))
-    authority = settings.tls_client_authority
-    if authority is None:
-        return grpc.ssl_server_credentials([pair])
-    return grpc.ssl_server_credentials([pair], _pem("tls_client_authority", authority), require_client_auth=True)
-
-
-def _pem(field: str, path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InvalidInput(field, f"{path} cannot be read ({error.strerror}).") from error
