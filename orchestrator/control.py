@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from orchestrator import queues
+from orchestrator import jobs, queues
 from orchestrator.driver import Driver, DriverSettings
 from orchestrator.engine import Loop
 from orchestrator.events import Event
@@ -76,14 +76,17 @@ class Control:
 
         Raises:
             Unavailable: there is no bus.
+            InvalidInput: the template of Jobs cannot be used.
         """
+        starting = jobs.Jobs(self._driving.joint_job) if self._driving.joint_job else None
         self._bus = await Bus(self._bus_settings, f"sfumato orchestrator {os.getpid()}").__aenter__()
         self._live = Index(self._bus, lease=self._driving.lease)
         name = f"{socket.gethostname()}-{os.getpid()}"
         self._driver = Driver(name, self._live, self._records, self._artifacts, self._bus_settings, self._driving)
         self._job = asyncio.create_task(self._driver.run())
         self._job.add_done_callback(_ended)
-        self._looking = asyncio.create_task(queues.watch(self._bus))
+        looks = [queues.watch(self._bus), *([jobs.watch(self._bus, starting)] if starting else [])]
+        self._looking = [asyncio.create_task(look) for look in looks]
         return self
 
     async def __aexit__(self, *exception: object) -> None:
@@ -91,7 +94,7 @@ class Control:
         self._closing.set()
         if not await self._driver.stop(self._grace):
             log.warning("A run does not end; whoever takes it next comes to the same.")
-        await ended([self._job, self._looking])
+        await ended([self._job, *self._looking])
         await self._bus.__aexit__(*exception)
 
     # --- looking ---

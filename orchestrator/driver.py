@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from prometheus_client import Gauge
 from pydantic import Field
@@ -64,6 +65,8 @@ class DriverSettings(FiledSettings):
     registry: str = ""
     # Seconds between the words that are published of a run.
     tell: float = Field(default=0.25, ge=0.01)
+    # A Kubernetes Job as YAML, of which one is started for each joint training; empty: workers that are there do them.
+    joint_job: Path | None = None
 
 
 @dataclass(slots=True, eq=False)

@@ -148,6 +148,9 @@ class _Counts:
             return look
         naive = [StageWork(f"naive {work.stage}", work.service, once=work.each) for work in self.trial()]
         training = StageWork("naive train", "trainer", once=self.training(self.spec.train.steps_after))
+        if self.spec.compare == "joint":
+            joint = self.spec.joint
+            training = StageWork("naive train", "joint", once=Work(1, joint.steps * joint.pictures * STEP))
         return [training, *naive[1:], *look]
 
 

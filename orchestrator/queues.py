@@ -13,7 +13,7 @@ from sfumato.runtime.bus import CONSUMER, Bus, stream_of
 
 log = logging.getLogger(__name__)
 
-SERVICES = ("generator", "grounding", "scoring", "trainer")
+SERVICES = ("generator", "grounding", "scoring", "trainer", "joint")
 LOOK = 5.0
 """Seconds between looks."""
 

@@ -114,6 +114,24 @@ class Train(_Strict):
     together: int = Field(default=4, ge=1, le=64)
 
 
+class Joint(_Strict):
+    """One adapter for all kept pairs, naively trained on X' (ArtAug section 4.3.2): Table 2's other side where ``compare`` is ``joint``.
+
+    Rank and learning rate are those of ``train``. A step's ``pictures`` go through the model ``together`` by together, in one process
+    or in as many at the same time as a power of two divides a step into; the adapter's bytes do not depend on how many there are.
+    """
+
+    steps: int = Field(default=240, ge=1, le=100_000)
+    pictures: int = Field(default=16, ge=1, le=4096)
+    together: int = Field(default=4, ge=1, le=256)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Joint:
+        if self.pictures % self.together:
+            raise ValueError(f"together: {self.together} pictures of a forward do not divide the {self.pictures} of a step")
+        return self
+
+
 class Fuse(_Strict):
     """ArtAug section 3.4: theta + alpha * mean; ``rank`` compresses the exact mean, ``null`` keeps all of it.
 
@@ -163,13 +181,17 @@ class RunSpec(_Strict):
     # Prompts on which alpha is chosen: neither used for pairs nor reported. Needed where there is a choice.
     tune: Prompts | None = None
     evaluate: HeldOut
-    # Train the first iteration's pairs naively as well, on X' alone, and compare (the paper's Table 2).
-    compare: bool = False
+    # Train the first iteration's pairs naively as well, on X' alone, and compare (the paper's Table 2): each pair by itself (true), or one
+    # adapter on all of them (joint).
+    compare: bool | Literal["joint"] = False
+    joint: Joint = Joint()
 
     @model_validator(mode="after")
     def _choice(self) -> RunSpec:
         if self.tune is None and (len(self.fuse.alpha) > 1 or self.compare):
             raise ValueError("tune: prompts are needed to choose alpha on, and for the comparison with naive training")
+        if self.compare == "joint" and self.train.rank == "auto":
+            raise ValueError("train.rank: joint training needs a number; the test of convergence is one of single pairs")
         if self.tune is not None and self.tune.count > 100_000:
             raise ValueError("tune.count: every model that is tried paints them; no more than 100000 are allowed")
         return self
@@ -281,7 +303,7 @@ def held(prompts: Iterable[str], count: int) -> Sequence[str]:
 
 def run_id(spec: RunSpec, prompts: PromptSets, models: dict[str, str]) -> str:
     """The run's name and a hash of all it depends on: the same run again is the same run, and goes on where it stood."""
-    places = {
+    places: dict[str, bool | set[str]] = {
         "model": True,
         "prompts": {"file"},
         "tune": {"file"},
@@ -289,6 +311,8 @@ def run_id(spec: RunSpec, prompts: PromptSets, models: dict[str, str]) -> str:
         "ground": {"model"},
         "score": {"models"},
     }
+    if spec.compare != "joint":
+        places["joint"] = True  # nothing comes of it
     sets = {"train": list(prompts.train), "tune": prompts.tune, "heldout": prompts.heldout, "ceiling": prompts.ceiling}
     content = {"spec": spec.model_dump(mode="json", exclude=places), "prompts": sets, "models": models}
     return f"{spec.name}-{hashlib.sha256(canonical(content)).hexdigest()[:10]}"

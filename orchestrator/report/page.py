@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from orchestrator.recipes.artaug import Plan, State
+from orchestrator.recipes.artaug import Plan, State, Trial
 from orchestrator.recipes.artaug.state import DIVERGED, ENOUGH, KEPT, NO_GAIN, TOO_FEW
 from orchestrator.report import charts, pictures
 from sfumato.runtime.artifacts import ArtifactStore
@@ -21,6 +21,7 @@ TABLE_1 = (
 )
 TABLE_2 = (("differential", (6.35, 52.85, 50.19, 29.71)), ("naive", (6.25, 47.15, 49.81, 29.34)))
 COLUMNS = ("aesthetic", "pickscore", "mps", "clip", "nudenet")
+NAIVE = {"naive": "naive", "joint": "naive, one adapter for all pairs"}
 
 # Of more samples than this, every so manieth is drawn.
 MOST_POINTS = 5000
@@ -57,7 +58,7 @@ def render(plan: Plan, state: State, artifacts: ArtifactStore, figures: Mapping[
         tiles=_tiles(figures["evaluation"]),
         grid=pictures.sample_grid(plan, state, artifacts),
         table_1=_table_1(figures["evaluation"]),
-        table_2=_table_2(figures["comparison"]),
+        table_2=_table_2(figures["comparison"], state.naive),
         metrics=METRICS,
         rules=RULES,
         finish=FINISH,
@@ -115,11 +116,12 @@ def _table_1(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [*_compared(TABLE_1, lower=("nudenet",), paper=True), *_compared(here, lower=("nudenet",), paper=False)]
 
 
-def _table_2(comparison: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+def _table_2(comparison: Mapping[str, Any] | None, naive: Trial | None) -> list[dict[str, Any]]:
     rows = _compared([(f"FLUX.1[dev], {name}", values) for name, values in TABLE_2], lower=(), paper=True)
-    if comparison is None:
+    if comparison is None or naive is None:
         return rows
-    here = [(f"this run: {name}", [comparison[name][key] for key in COLUMNS[:4]]) for name in ("differential", "naive")]
+    names = {"differential": "differential", "naive": NAIVE[naive.objective]}
+    here = [(f"this run: {said}", [comparison[name][key] for key in COLUMNS[:4]]) for name, said in names.items()]
     return [*rows, *_compared(here, lower=(), paper=False)]
 
 
@@ -153,7 +155,7 @@ def _losses(plan: Plan, state: State) -> list[tuple[str, str]]:
     """Every trial's losses; naive training has no φ₁."""
     trials = [(f"iteration {i.index}", i.trial, plan.spec.train.steps_before) for i in state.iterations if i.trial]
     if state.naive is not None:
-        trials.append(("naive, for Table 2", state.naive, 0))
+        trials.append((f"{NAIVE[state.naive.objective]}, for Table 2", state.naive, 0))
     charted = []
     for name, trial, first in trials:
         histories = [training.losses for training in trial.trainings if training.losses]
@@ -171,7 +173,7 @@ def _tried(state: State, figures: Mapping[str, Any]) -> list[dict[str, Any]]:
     if state.naive is not None and state.naive.candidates:
         tried = [candidate for candidate in (state.naive.standing, *state.naive.candidates) if candidate is not None]
         alphas = [{"alpha": c.alpha, "aesthetic": c.aesthetic, "clip": c.clip} for c in tried]
-        rows.append({"name": "naive", "alphas": alphas, "chosen": state.naive.alpha})
+        rows.append({"name": NAIVE[state.naive.objective], "alphas": alphas, "chosen": state.naive.alpha})
     return rows
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from pydantic_settings import SettingsConfigDict
 
 from services.trainer.servicer import TrainerServicer
-from services.trainer.tasks import HANDLERS
+from services.trainer.tasks import HANDLERS, JOINT
 from services.trainer.warm import ServedModel, serve
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.hub import located
@@ -22,7 +22,7 @@ ADDRESS = "127.0.0.1:7104"
 
 
 class BaseModelSettings(FiledSettings):
-    """What this service trains adapters for."""
+    """What this service trains, and for which model."""
 
     model_config = SettingsConfigDict(env_prefix="SFUMATO_TRAINER_", frozen=True)
 
@@ -30,6 +30,8 @@ class BaseModelSettings(FiledSettings):
     model: str = ""
     # Numbers of its weights: float32 or bfloat16.
     precision: str = "float32"
+    # Whether it takes joint trainings as well; not where groups of processes do (`services.trainer.distributed`).
+    joint: bool = True
 
 
 def services(serving: ServingSettings) -> Sequence[Service]:
@@ -42,7 +44,8 @@ def services(serving: ServingSettings) -> Sequence[Service]:
 
     lane = Lane(load, waiting=serving.waiting)
     servicer = TrainerServicer(lane, ArtifactStore(settings.artifacts_url))
-    return [Service("sfumato.v1.TrainerService", partial(add_TrainerServiceServicer_to_server, servicer), lane, HANDLERS)]
+    handlers = {kind: handler for kind, handler in HANDLERS.items() if base.joint or kind != JOINT}
+    return [Service("sfumato.v1.TrainerService", partial(add_TrainerServiceServicer_to_server, servicer), lane, handlers)]
 
 
 if __name__ == "__main__":

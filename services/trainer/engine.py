@@ -6,18 +6,17 @@ what makes the model know this very picture goes with it, what made X' better th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from diffusers import DiffusionPipeline
-from torch import Tensor, nn
+from torch import Tensor
 
 from services.trainer.checkpoint import Checkpoint, Journal, Step
 from services.trainer.convergence import RANKS, ProbeLosses
-from services.trainer.fit import Fate, Fit, Problem, Subject
+from services.trainer.fit import Fate, Fit, Problem, Subject, frozen
 from services.trainer.memory import pack_size
 from sfumato.diffusion.families import Family, family_of
 from sfumato.errors import Diverged, InvalidInput
@@ -120,7 +119,7 @@ def train_pairs(
     first = pairs[0]
     problem = Problem(family, first.width, first.height, settings.guidance, settings.batch, settings.learning_rate)
     journal = Journal(checkpoint, on_step)
-    with _frozen(family.denoiser):
+    with frozen(family.denoiser):
         texts = family.encode([pair.prompt for pair in pairs])
         lines = [_Line(pair, {name: text[k : k + 1] for name, text in texts.items()}, family) for k, pair in enumerate(pairs)]
         size = len(lines)
@@ -188,20 +187,6 @@ def _diverged(pair: Pair, fate: Fate) -> Diverged:
 
 def _adapter(phi: PackedLora, row: int, pair: Pair, settings: TrainSettings) -> Adapter:
     return phi.adapter(row, {"objective": settings.objective, "seed": str(pair.seed), "prompt": pair.prompt})
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """The base takes no gradients meanwhile: half of the backward pass is never computed."""
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    training = model.training
-    model.eval().requires_grad_(False)
-    try:
-        yield
-    finally:
-        model.train(training)
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
 
 
 def _check(pairs: Sequence[Pair], settings: TrainSettings, family: Family) -> None:

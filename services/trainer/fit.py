@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from services.trainer.checkpoint import Journal, State, Step
 from services.trainer.convergence import PROBES, ProbeLosses
+from services.trainer.optimizer import Optimizer
 from sfumato.diffusion.families import Family
 from sfumato.lora.packed import PackedLora
 
@@ -68,15 +70,28 @@ def pair_losses(problem: Problem, subjects: Sequence[Subject], uniform: Tensor, 
         uniform: ``[subjects, n]``, the quantiles of the noise levels.
         noise: ``[subjects, n, ...]``.
     """
-    family, objective, count = problem.family, problem.family.objective, uniform.shape[1]
-    epsilon = noise.flatten(0, 1)
+    count, epsilon = uniform.shape[1], noise.flatten(0, 1)
     clean = _rows([subject.latents[None] for subject in subjects], count).to(epsilon)
-    levels = objective.levels(uniform.flatten()).to(epsilon.device)
     conditions = {name: _rows([subject.conditions[name] for subject in subjects], count) for name in subjects[0].conditions}
-    noised = objective.noised(clean, epsilon, levels)
-    answer = family.predict(noised, levels, conditions, problem.width, problem.height, problem.guidance)
-    error = answer.to(epsilon.dtype) - objective.target(clean, epsilon, levels)
+    error = prediction_error(problem, clean, conditions, uniform.flatten(), epsilon)
     return error.square().unflatten(0, (len(subjects), count)).flatten(1).mean(1)
+
+
+def prediction_error(problem: Problem, clean: Tensor, conditions: Mapping[str, Tensor], quantiles: Tensor, noise: Tensor) -> Tensor:
+    """What the model says of noised pictures less what it should say, ``[rows, ...]``, with gradient.
+
+    Args:
+        problem: whose model, and at what size and guidance.
+        clean: latents ``[rows, ...]`` in the noise's precision.
+        conditions: the texts, one row of each for a picture.
+        quantiles: ``[rows]``, of the noise levels.
+        noise: ``[rows, ...]``.
+    """
+    family, objective = problem.family, problem.family.objective
+    levels = objective.levels(quantiles).to(noise.device)
+    noised = objective.noised(clean, noise, levels)
+    answer = family.predict(noised, levels, conditions, problem.width, problem.height, problem.guidance)
+    return answer.to(noise.dtype) - objective.target(clean, noise, levels)
 
 
 def _rows(parts: Sequence[Tensor], count: int) -> Tensor:
@@ -130,9 +145,7 @@ class Fit:
         uniform = torch.stack([torch.rand(self._problem.batch, generator=generator) for generator in self._generators])
         quantiles = (torch.arange(self._problem.batch) + uniform) / self._problem.batch  # stratified: less variance in a step
         loss = self._losses(quantiles, self._generators)
-        self._optimizer.zero_grad()
-        loss.sum().backward()  # the sum: every pair's gradient is its own
-        self._optimizer.step()
+        self._optimizer.step(torch.autograd.grad(loss.sum(), self.phi.parameters()))  # the sum: every pair's gradient is its own
         diverged: dict[int, Fate] = {}
         for index, value in zip(self.alive, loss.tolist(), strict=True):
             self.losses[index].append(value)
@@ -164,7 +177,7 @@ class Fit:
 
     def _use(self, phi: PackedLora) -> None:
         self.phi = phi
-        self._optimizer = torch.optim.AdamW(phi.parameters(), lr=self._problem.learning_rate, weight_decay=0.0, fused=True)
+        self._optimizer = Optimizer(phi, self._problem.learning_rate)
 
     def _drop(self, diverged: Mapping[int, Fate]) -> None:
         """Go on without these pairs: the others neither wait for them nor compute with their numbers."""
@@ -189,11 +202,7 @@ class Fit:
         if not optimizer or not self.alive:
             return state
         state["generators"] = torch.stack([generator.get_state() for generator in self._generators])
-        for key, parameter in zip(self.phi.state(), self.phi.parameters(), strict=True):
-            held = self._optimizer.state.get(parameter)  # none before the first step
-            if held:
-                state |= {f"first.{key}": held["exp_avg"], f"second.{key}": held["exp_avg_sq"], "adam_steps": held["step"]}
-        return state
+        return state | self._optimizer.state()
 
     def _load(self, state: State) -> None:
         self.alive = state["alive"].tolist()
@@ -207,9 +216,18 @@ class Fit:
         self._generators = [torch.Generator() for _ in self.alive]
         for generator, row in zip(self._generators, state.get("generators", ()), strict=False):  # a finished fit keeps none
             generator.set_state(row.clone())  # a view with an offset crashes PyTorch
-        if "adam_steps" in state:
-            moments = {
-                number: {"step": state["adam_steps"].clone(), "exp_avg": state[f"first.{key}"], "exp_avg_sq": state[f"second.{key}"]}
-                for number, key in enumerate(self.phi.state())
-            }
-            self._optimizer.load_state_dict({"state": moments, "param_groups": self._optimizer.state_dict()["param_groups"]})
+        self._optimizer.load(state)
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """The base takes no gradients meanwhile: half of the backward pass is never computed."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    training = model.training
+    model.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        model.train(training)
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from services.trainer.checkpoint import Step
 from services.trainer.engine import Pair, TrainedPair, TrainSettings, train_pairs
+from services.trainer.group import Alone
+from services.trainer.joint import JointSettings, JointTraining, Picture
 from services.trainer.warm import ServedModel, WarmModel
 from sfumato.diffusion.families import family_of
 from sfumato.errors import Diverged, InvalidInput
@@ -21,6 +23,9 @@ from sfumato.runtime.serving.lane import Caller, Lane
 from sfumato.runtime.serving.models import adapter_of, check_base, fused_of
 from sfumato.v1 import trainer_pb2
 from sfumato.v1.trainer_pb2_grpc import TrainerServiceServicer
+
+# What the joint training calls its pictures' parts, as the contract does.
+PAIR = {"latents": "after", "prompt": "prompt"}
 
 
 class TrainerServicer(TrainerServiceServicer):
@@ -46,10 +51,12 @@ class TrainerServicer(TrainerServiceServicer):
     def _trained(self, served: ServedModel, request: trainer_pb2.TrainRequest, on_step: Any) -> Sequence[TrainedPair | Diverged]:
         check_base(request.model, served.base)
         model = served.model()
-        pairs, settings = self._pairs(model, request), settings_of(request)
+        pairs = self._pairs(model, request)
         with within("model", adapter="adapters"):
             model.fuser.use(fused_of(request.model), lambda: adapter_of(request.model, self._artifacts))
-        return train_pairs(model.pipeline, pairs, settings, on_step=on_step)
+        if request.WhichOneof("objective") == "joint":
+            return [_joint(model, pairs, request, on_step)]
+        return train_pairs(model.pipeline, pairs, settings_of(request), on_step=on_step)
 
     def _pairs(self, model: WarmModel, request: trainer_pb2.TrainRequest) -> list[Pair]:
         size = family_of(model.pipeline).limits.default_size
@@ -84,6 +91,28 @@ class TrainerServicer(TrainerServiceServicer):
         return trainer_pb2.TrainResult(pairs=pairs)
 
 
+def _joint(model: WarmModel, pairs: Sequence[Pair], request: trainer_pb2.TrainRequest, on_step: Any) -> TrainedPair | Diverged:
+    """One adapter for all of them, as `train_pairs` gives one for each."""
+    if request.WhichOneof("rank") != "fixed_rank":
+        raise InvalidInput("rank", "joint training needs a fixed one.", hint="Convergence is tested on single pairs.")
+    asked, rank = request.joint, request.fixed_rank
+    settings = JointSettings(rank, request.learning_rate, asked.steps, asked.pictures, asked.together, _guidance(request), asked.seed)
+    pictures = [Picture(pair.prompt, pair.after) for pair in pairs]
+    names = {"together": "joint.together", "steps": "joint.steps"}
+    names |= {f"pictures[{index}].{own}": f"pairs[{index}].{name}" for index in range(len(pairs)) for own, name in PAIR.items()}
+    with within("", **names):
+        training = JointTraining(model.pipeline, pictures, settings, pairs[0].width, pairs[0].height)
+    try:
+        trained = training.run(Alone(), on_step=on_step)
+    except Diverged as error:
+        return error
+    return TrainedPair(trained.adapter, rank, trained.losses, ())
+
+
+def _guidance(request: trainer_pb2.TrainRequest) -> float:
+    return request.guidance if request.HasField("guidance") else 1.0
+
+
 def settings_of(request: trainer_pb2.TrainRequest) -> TrainSettings:
     """How the request wants its adapters trained."""
     naive = request.WhichOneof("objective") == "naive"
@@ -95,5 +124,5 @@ def settings_of(request: trainer_pb2.TrainRequest) -> TrainSettings:
         # A naive training has one fit only, which counts its steps as the second's.
         steps_before=1 if naive else request.differential.steps_before,
         steps_after=request.naive.steps if naive else request.differential.steps_after,
-        guidance=request.guidance if request.HasField("guidance") else 1.0,
+        guidance=_guidance(request),
     )

@@ -5,13 +5,16 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from diffusers import FluxPipeline  # pyright: ignore[reportPrivateImportUsage]
 from safetensors.torch import load
+from torch import Tensor
 
 from services.trainer.engine import Pair, TrainSettings, train_pairs
-from services.trainer.warm import model_of
+from services.trainer.group import Alone, Group, all_well
+from services.trainer.joint import JointSettings, JointTraining, Picture
+from services.trainer.warm import WarmModel, model_of
 from sfumato.errors import Diverged, InvalidInput
 from sfumato.lora import adapter as algebra
 from sfumato.lora.files import verify
@@ -20,6 +23,8 @@ from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.references import checked_folder
 from sfumato.runtime.settings import Settings
 from sfumato.runtime.tasks import Output, Task
+
+ALONE = Alone()
 
 
 def train(task: Task, artifacts: ArtifactStore) -> Output:
@@ -33,13 +38,11 @@ def train(task: Task, artifacts: ArtifactStore) -> Output:
     """
     params = dict(task.params)
     width, height, digest = params.pop("width"), params.pop("height"), params.pop("adapter")
-    model = model_of(_folder(task), params.pop("precision", "float32"))
-    model.fuser.use(((digest, 1.0),) if digest else (), lambda: decode_adapter(artifacts.get(digest)) if digest else None)
-
-    def latents(digest: str) -> Any:
-        return load(artifacts.get(digest))["latents"]
-
-    pairs = [Pair(item["prompt"], latents(item["before"]), latents(item["after"]), item["seed"], width, height) for item in task.items]
+    model = _model(task, params.pop("precision", "float32"), digest, artifacts)
+    pairs = [
+        Pair(item["prompt"], _latents(item["before"], artifacts), _latents(item["after"], artifacts), item["seed"], width, height)
+        for item in task.items
+    ]
     checkpoint = StoredCheckpoint(artifacts, task.id)
     values, files = [], {}
     for index, result in enumerate(train_pairs(model.pipeline, pairs, TrainSettings(**params), checkpoint)):
@@ -51,6 +54,37 @@ def train(task: Task, artifacts: ArtifactStore) -> Output:
             files[f"{index}.safetensors"] = encode_adapter(result.adapter)
     checkpoint.delete()
     return Output(values, files)
+
+
+def joint(task: Task, artifacts: ArtifactStore, group: Group = ALONE) -> Output:
+    """Train one adapter on the pictures of all items (`prompt`, `latents`), file ``0.safetensors`` unless it diverged.
+
+    ``params`` are the fields of `JointSettings`, and as in `train` ``width``, ``height``, ``adapter`` and ``precision``. One value, as
+    `train` has one for each pair. Every process of ``group`` makes this call; what the leader returns counts.
+    """
+    checkpoint, training, data, fault = StoredCheckpoint(artifacts, task.id), None, None, None
+    try:
+        training = _joint_training(task, artifacts)
+        data = checkpoint.load() if group.rank == 0 else None
+    except Exception as error:  # whatever it is, the others must hear of it: they would wait for this process
+        fault = error
+    all_well(group, fault)
+    assert training is not None
+    data = group.tell(data or b"") or None
+    try:
+        trained = training.run(group, data, checkpoint if group.rank == 0 else None)
+    except Diverged as error:
+        return Output([{"losses": [], "diverged": str(error), "rank": 0, "probes": []}])
+    value = {"losses": list(trained.losses), "diverged": "", "rank": task.params["rank"], "probes": []}
+    return Output([value], {"0.safetensors": encode_adapter(trained.adapter)})
+
+
+def _joint_training(task: Task, artifacts: ArtifactStore) -> JointTraining:
+    params = dict(task.params)
+    width, height, digest = params.pop("width"), params.pop("height"), params.pop("adapter")
+    model = _model(task, params.pop("precision", "float32"), digest, artifacts)
+    pictures = [Picture(item["prompt"], _latents(item["latents"], artifacts)) for item in task.items]
+    return JointTraining(model.pipeline, pictures, JointSettings(**params), width, height)
 
 
 def average(task: Task, artifacts: ArtifactStore) -> Output:
@@ -81,7 +115,20 @@ def fuse(task: Task, artifacts: ArtifactStore) -> Output:
     return Output({"difference": difference}, {"adapter.safetensors": encode_adapter(stacked)})
 
 
-HANDLERS = {"trainer.train": train, "trainer.average": average, "trainer.fuse": fuse}
+# What has more to do than one process is a queue of its own: on a cluster it may be done by several (`services.trainer.distributed`).
+JOINT = "joint.train"
+HANDLERS = {"trainer.train": train, "trainer.average": average, "trainer.fuse": fuse, JOINT: joint}
+
+
+def _model(task: Task, precision: str, adapter: str, artifacts: ArtifactStore) -> WarmModel:
+    """The process's model with an adapter (its SHA-256, or empty) in its weights."""
+    model = model_of(_folder(task), precision)
+    model.fuser.use(((adapter, 1.0),) if adapter else (), lambda: decode_adapter(artifacts.get(adapter)) if adapter else None)
+    return model
+
+
+def _latents(digest: str, artifacts: ArtifactStore) -> Tensor:
+    return load(artifacts.get(digest))["latents"]
 
 
 def _folder(task: Task) -> Path:

@@ -32,6 +32,7 @@ def local_services(plan: Plan, folder: Path, settings: Settings) -> dict[str, Lo
         "grounding": LocalService("services.grounding.tasks", 1, small, environment | server, companion),
         "scoring": LocalService("services.scoring.tasks", 1, small, environment),
         "trainer": LocalService("services.trainer.tasks", workers, small, environment),
+        "joint": LocalService("services.trainer.tasks", 1, small, environment),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -37,7 +39,8 @@ def serve(
     keys: Annotated[Path | None, typer.Option(help="A file of keys that clients must show; without it anybody may ask.")] = None,
     safety: Annotated[Safety | None, typer.Option(help="nudenet: pictures in which it finds nudity are held back.")] = None,
 ) -> None:
-    """Serve the model that an alias of the registry points at, and follow it as it moves, until Ctrl-C.
+    """Serve the model that an alias of the registry points at, and follow it as it moves, until Ctrl-C; a second one does
+    not wait for what is in work.
 
     Registry and scoring service are those of the system that is up here; where none is, a registry is started on the database of this
     folder. Every option is a setting too but for the address; docs/services/inference.md has them all.
@@ -72,14 +75,25 @@ def _listen(host: str, port: int) -> None:
 
     from services.inference.service import Inference, front
 
+    class Server(uvicorn.Server):
+        """Ctrl-C ends it in good order; again, at once."""
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            super().handle_exit(sig, frame)
+            if self.force_exit:  # everything is broken off, and would say so at length
+                logging.disable()
+
     with _bound(host, port) as listening:
         typer.echo(f"http://{host}:{listening.getsockname()[1]}")
         sys.stdout.flush()
         config = uvicorn.Config(
             Inference.to_asgi(), log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=GRACE
         )
+        server = Server(config)
         with suppress(KeyboardInterrupt, SystemExit):  # it ends in good order, and then passes the signal on
-            uvicorn.Server(config).run(sockets=[listening])
+            server.run(sockets=[listening])
+    if server.force_exit:
+        raise KeyboardInterrupt
     if front.failure is not None:
         raise front.failure
 

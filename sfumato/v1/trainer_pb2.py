@@ -26,7 +26,7 @@ from sfumato.v1 import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from sfumato.v1 import common_pb2 as sfumato_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18sfumato/v1/trainer.proto\x12\nsfumato.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x17sfumato/v1/common.proto\"\\\n\x15\x44ifferentialObjective\x12!\n\x0csteps_before\x18\x01 \x01(\rB\x0b\xbaH\x08*\x06\x18\xa0\x8d\x06(\x01\x12 \n\x0bsteps_after\x18\x02 \x01(\rB\x0b\xbaH\x08*\x06\x18\xa0\x8d\x06(\x01\",\n\x0eNaiveObjective\x12\x1a\n\x05steps\x18\x01 \x01(\rB\x0b\xbaH\x08*\x06\x18\xa0\x8d\x06(\x01\"\x0f\n\rAutomaticRank\"\xd2\x01\n\x0cTrainingPair\x12^\n\x06prompt\x18\x01 \x01(\tBN\xbaHKr\x03\x18\xa0\x1f\xba\x01\x43\n\ntext.blank\x12\x11must not be blank\x1a\"this.matches(\'[^\\\\s\\\\p{Z}\\\\p{C}]\')\x12\x15\n\x04seed\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12%\n\x06\x62\x65\x66ore\x18\x03 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\x12$\n\x05\x61\x66ter\x18\x04 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\"\xa9\x04\n\x0cTrainRequest\x12\x34\n\x05pairs\x18\x01 \x03(\x0b\x32\x18.sfumato.v1.TrainingPairB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x80\x02\x12#\n\x05model\x18\x02 \x01(\x0b\x32\x14.sfumato.v1.ModelRef\x12\x39\n\x0c\x64ifferential\x18\x03 \x01(\x0b\x32!.sfumato.v1.DifferentialObjectiveH\x00\x12+\n\x05naive\x18\x04 \x01(\x0b\x32\x1a.sfumato.v1.NaiveObjectiveH\x00\x12 \n\nfixed_rank\x18\x05 \x01(\rB\n\xbaH\x07*\x05\x18\x80\x02(\x01H\x01\x12\x33\n\x0e\x61utomatic_rank\x18\x06 \x01(\x0b\x32\x19.sfumato.v1.AutomaticRankH\x01\x12.\n\rlearning_rate\x18\x07 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x11\x00\x00\x00\x00\x00\x00\xf0?!\x00\x00\x00\x00\x00\x00\x00\x00\x12\x19\n\x05\x62\x61tch\x18\x08 \x01(\rB\n\xbaH\x07*\x05\x18\x80\x08(\x01\x12.\n\x08guidance\x18\t \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00Y@)\x00\x00\x00\x00\x00\x00\x00\x00H\x02\x88\x01\x01\x12\x1e\n\x05width\x18\n \x01(\rB\n\xbaH\x07*\x05\x18\x80@(\x08H\x03\x88\x01\x01\x12\x1f\n\x06height\x18\x0b \x01(\rB\n\xbaH\x07*\x05\x18\x80@(\x08H\x04\x88\x01\x01\x42\x12\n\tobjective\x12\x05\xbaH\x02\x08\x01\x42\r\n\x04rank\x12\x05\xbaH\x02\x08\x01\x42\x0b\n\t_guidanceB\x08\n\x06_widthB\t\n\x07_height\"r\n\rTrainResponse\x12-\n\x08progress\x18\x01 \x01(\x0b\x32\x19.sfumato.v1.TrainProgressH\x00\x12)\n\x06result\x18\x02 \x01(\x0b\x32\x17.sfumato.v1.TrainResultH\x00\x42\x07\n\x05\x65vent\"V\n\rTrainProgress\x12\x0b\n\x03\x66it\x18\x01 \x01(\t\x12\x0c\n\x04\x64one\x18\x02 \x01(\r\x12\r\n\x05total\x18\x03 \x01(\r\x12\r\n\x05pairs\x18\x04 \x01(\r\x12\x0c\n\x04loss\x18\x05 \x01(\x01\"5\n\x0bTrainResult\x12&\n\x05pairs\x18\x01 \x03(\x0b\x32\x17.sfumato.v1.TrainedPair\"N\n\x0bTrainedPair\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x0e\n\x06losses\x18\x03 \x03(\x01\x12\x10\n\x08\x64iverged\x18\x04 \x01(\t2P\n\x0eTrainerService\x12>\n\x05Train\x12\x18.sfumato.v1.TrainRequest\x1a\x19.sfumato.v1.TrainResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18sfumato/v1/trainer.proto\x12\nsfumato.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x17sfumato/v1/common.proto\"\\\n\x15\x44ifferentialObjective\x12!\n\x0csteps_before\x18\x01 \x01(\rB\x0b\xbaH\x08*\x06\x18\xa0\x8d\x06(\x01\x12 \n\x0bsteps_after\x18\x02 \x01(\rB\x0b\xbaH\x08*\x06\x18\xa0\x8d\x06(\x01\",\n\x0eNaiveObjective\x12\x1a\n\x05steps\x18\x01 \x01(\rB\x0b\xbaH\x08*\x06\x18\xa0\x8d\x06(\x01\"\x7f\n\x0eJointObjective\x12\x1a\n\x05steps\x18\x01 \x01(\rB\x0b\xbaH\x08*\x06\x18\xa0\x8d\x06(\x01\x12\x1c\n\x08pictures\x18\x02 \x01(\rB\n\xbaH\x07*\x05\x18\x80 (\x01\x12\x1c\n\x08together\x18\x03 \x01(\rB\n\xbaH\x07*\x05\x18\x80\x02(\x01\x12\x15\n\x04seed\x18\x04 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\"\x0f\n\rAutomaticRank\"\xd2\x01\n\x0cTrainingPair\x12^\n\x06prompt\x18\x01 \x01(\tBN\xbaHKr\x03\x18\xa0\x1f\xba\x01\x43\n\ntext.blank\x12\x11must not be blank\x1a\"this.matches(\'[^\\\\s\\\\p{Z}\\\\p{C}]\')\x12\x15\n\x04seed\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12%\n\x06\x62\x65\x66ore\x18\x03 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\x12$\n\x05\x61\x66ter\x18\x04 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\"\xd6\x04\n\x0cTrainRequest\x12\x34\n\x05pairs\x18\x01 \x03(\x0b\x32\x18.sfumato.v1.TrainingPairB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x80\x02\x12#\n\x05model\x18\x02 \x01(\x0b\x32\x14.sfumato.v1.ModelRef\x12\x39\n\x0c\x64ifferential\x18\x03 \x01(\x0b\x32!.sfumato.v1.DifferentialObjectiveH\x00\x12+\n\x05naive\x18\x04 \x01(\x0b\x32\x1a.sfumato.v1.NaiveObjectiveH\x00\x12+\n\x05joint\x18\x0c \x01(\x0b\x32\x1a.sfumato.v1.JointObjectiveH\x00\x12 \n\nfixed_rank\x18\x05 \x01(\rB\n\xbaH\x07*\x05\x18\x80\x02(\x01H\x01\x12\x33\n\x0e\x61utomatic_rank\x18\x06 \x01(\x0b\x32\x19.sfumato.v1.AutomaticRankH\x01\x12.\n\rlearning_rate\x18\x07 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x11\x00\x00\x00\x00\x00\x00\xf0?!\x00\x00\x00\x00\x00\x00\x00\x00\x12\x19\n\x05\x62\x61tch\x18\x08 \x01(\rB\n\xbaH\x07*\x05\x18\x80\x08(\x01\x12.\n\x08guidance\x18\t \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00Y@)\x00\x00\x00\x00\x00\x00\x00\x00H\x02\x88\x01\x01\x12\x1e\n\x05width\x18\n \x01(\rB\n\xbaH\x07*\x05\x18\x80@(\x08H\x03\x88\x01\x01\x12\x1f\n\x06height\x18\x0b \x01(\rB\n\xbaH\x07*\x05\x18\x80@(\x08H\x04\x88\x01\x01\x42\x12\n\tobjective\x12\x05\xbaH\x02\x08\x01\x42\r\n\x04rank\x12\x05\xbaH\x02\x08\x01\x42\x0b\n\t_guidanceB\x08\n\x06_widthB\t\n\x07_height\"r\n\rTrainResponse\x12-\n\x08progress\x18\x01 \x01(\x0b\x32\x19.sfumato.v1.TrainProgressH\x00\x12)\n\x06result\x18\x02 \x01(\x0b\x32\x17.sfumato.v1.TrainResultH\x00\x42\x07\n\x05\x65vent\"V\n\rTrainProgress\x12\x0b\n\x03\x66it\x18\x01 \x01(\t\x12\x0c\n\x04\x64one\x18\x02 \x01(\r\x12\r\n\x05total\x18\x03 \x01(\r\x12\r\n\x05pairs\x18\x04 \x01(\r\x12\x0c\n\x04loss\x18\x05 \x01(\x01\"5\n\x0bTrainResult\x12&\n\x05pairs\x18\x01 \x03(\x0b\x32\x17.sfumato.v1.TrainedPair\"N\n\x0bTrainedPair\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x0e\n\x06losses\x18\x03 \x03(\x01\x12\x10\n\x08\x64iverged\x18\x04 \x01(\t2P\n\x0eTrainerService\x12>\n\x05Train\x12\x18.sfumato.v1.TrainRequest\x1a\x19.sfumato.v1.TrainResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,6 +39,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DIFFERENTIALOBJECTIVE'].fields_by_name['steps_after']._serialized_options = b'\272H\010*\006\030\240\215\006(\001'
   _globals['_NAIVEOBJECTIVE'].fields_by_name['steps']._loaded_options = None
   _globals['_NAIVEOBJECTIVE'].fields_by_name['steps']._serialized_options = b'\272H\010*\006\030\240\215\006(\001'
+  _globals['_JOINTOBJECTIVE'].fields_by_name['steps']._loaded_options = None
+  _globals['_JOINTOBJECTIVE'].fields_by_name['steps']._serialized_options = b'\272H\010*\006\030\240\215\006(\001'
+  _globals['_JOINTOBJECTIVE'].fields_by_name['pictures']._loaded_options = None
+  _globals['_JOINTOBJECTIVE'].fields_by_name['pictures']._serialized_options = b'\272H\007*\005\030\200 (\001'
+  _globals['_JOINTOBJECTIVE'].fields_by_name['together']._loaded_options = None
+  _globals['_JOINTOBJECTIVE'].fields_by_name['together']._serialized_options = b'\272H\007*\005\030\200\002(\001'
+  _globals['_JOINTOBJECTIVE'].fields_by_name['seed']._loaded_options = None
+  _globals['_JOINTOBJECTIVE'].fields_by_name['seed']._serialized_options = b'\272H\004\"\002(\000'
   _globals['_TRAININGPAIR'].fields_by_name['prompt']._loaded_options = None
   _globals['_TRAININGPAIR'].fields_by_name['prompt']._serialized_options = b'\272HKr\003\030\240\037\272\001C\n\ntext.blank\022\021must not be blank\032\"this.matches(\'[^\\\\s\\\\p{Z}\\\\p{C}]\')'
   _globals['_TRAININGPAIR'].fields_by_name['seed']._loaded_options = None
@@ -69,20 +77,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DIFFERENTIALOBJECTIVE']._serialized_end=186
   _globals['_NAIVEOBJECTIVE']._serialized_start=188
   _globals['_NAIVEOBJECTIVE']._serialized_end=232
-  _globals['_AUTOMATICRANK']._serialized_start=234
-  _globals['_AUTOMATICRANK']._serialized_end=249
-  _globals['_TRAININGPAIR']._serialized_start=252
-  _globals['_TRAININGPAIR']._serialized_end=462
-  _globals['_TRAINREQUEST']._serialized_start=465
-  _globals['_TRAINREQUEST']._serialized_end=1018
-  _globals['_TRAINRESPONSE']._serialized_start=1020
-  _globals['_TRAINRESPONSE']._serialized_end=1134
-  _globals['_TRAINPROGRESS']._serialized_start=1136
-  _globals['_TRAINPROGRESS']._serialized_end=1222
-  _globals['_TRAINRESULT']._serialized_start=1224
-  _globals['_TRAINRESULT']._serialized_end=1277
-  _globals['_TRAINEDPAIR']._serialized_start=1279
-  _globals['_TRAINEDPAIR']._serialized_end=1357
-  _globals['_TRAINERSERVICE']._serialized_start=1359
-  _globals['_TRAINERSERVICE']._serialized_end=1439
+  _globals['_JOINTOBJECTIVE']._serialized_start=234
+  _globals['_JOINTOBJECTIVE']._serialized_end=361
+  _globals['_AUTOMATICRANK']._serialized_start=363
+  _globals['_AUTOMATICRANK']._serialized_end=378
+  _globals['_TRAININGPAIR']._serialized_start=381
+  _globals['_TRAININGPAIR']._serialized_end=591
+  _globals['_TRAINREQUEST']._serialized_start=594
+  _globals['_TRAINREQUEST']._serialized_end=1192
+  _globals['_TRAINRESPONSE']._serialized_start=1194
+  _globals['_TRAINRESPONSE']._serialized_end=1308
+  _globals['_TRAINPROGRESS']._serialized_start=1310
+  _globals['_TRAINPROGRESS']._serialized_end=1396
+  _globals['_TRAINRESULT']._serialized_start=1398
+  _globals['_TRAINRESULT']._serialized_end=1451
+  _globals['_TRAINEDPAIR']._serialized_start=1453
+  _globals['_TRAINEDPAIR']._serialized_end=1531
+  _globals['_TRAINERSERVICE']._serialized_start=1533
+  _globals['_TRAINERSERVICE']._serialized_end=1613
 # @@protoc_insertion_point(module_scope)

@@ -22,6 +22,18 @@ class NaiveObjective(_message.Message):
     steps: int
     def __init__(self, steps: _Optional[int] = ...) -> None: ...
 
+class JointObjective(_message.Message):
+    __slots__ = ("steps", "pictures", "together", "seed")
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    PICTURES_FIELD_NUMBER: _ClassVar[int]
+    TOGETHER_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    steps: int
+    pictures: int
+    together: int
+    seed: int
+    def __init__(self, steps: _Optional[int] = ..., pictures: _Optional[int] = ..., together: _Optional[int] = ..., seed: _Optional[int] = ...) -> None: ...
+
 class AutomaticRank(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
@@ -39,11 +51,12 @@ class TrainingPair(_message.Message):
     def __init__(self, prompt: _Optional[str] = ..., seed: _Optional[int] = ..., before: _Optional[str] = ..., after: _Optional[str] = ...) -> None: ...
 
 class TrainRequest(_message.Message):
-    __slots__ = ("pairs", "model", "differential", "naive", "fixed_rank", "automatic_rank", "learning_rate", "batch", "guidance", "width", "height")
+    __slots__ = ("pairs", "model", "differential", "naive", "joint", "fixed_rank", "automatic_rank", "learning_rate", "batch", "guidance", "width", "height")
     PAIRS_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     DIFFERENTIAL_FIELD_NUMBER: _ClassVar[int]
     NAIVE_FIELD_NUMBER: _ClassVar[int]
+    JOINT_FIELD_NUMBER: _ClassVar[int]
     FIXED_RANK_FIELD_NUMBER: _ClassVar[int]
     AUTOMATIC_RANK_FIELD_NUMBER: _ClassVar[int]
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
@@ -55,6 +68,7 @@ class TrainRequest(_message.Message):
     model: _common_pb2.ModelRef
     differential: DifferentialObjective
     naive: NaiveObjective
+    joint: JointObjective
     fixed_rank: int
     automatic_rank: AutomaticRank
     learning_rate: float
@@ -62,7 +76,7 @@ class TrainRequest(_message.Message):
     guidance: float
     width: int
     height: int
-    def __init__(self, pairs: _Optional[_Iterable[_Union[TrainingPair, _Mapping]]] = ..., model: _Optional[_Union[_common_pb2.ModelRef, _Mapping]] = ..., differential: _Optional[_Union[DifferentialObjective, _Mapping]] = ..., naive: _Optional[_Union[NaiveObjective, _Mapping]] = ..., fixed_rank: _Optional[int] = ..., automatic_rank: _Optional[_Union[AutomaticRank, _Mapping]] = ..., learning_rate: _Optional[float] = ..., batch: _Optional[int] = ..., guidance: _Optional[float] = ..., width: _Optional[int] = ..., height: _Optional[int] = ...) -> None: ...
+    def __init__(self, pairs: _Optional[_Iterable[_Union[TrainingPair, _Mapping]]] = ..., model: _Optional[_Union[_common_pb2.ModelRef, _Mapping]] = ..., differential: _Optional[_Union[DifferentialObjective, _Mapping]] = ..., naive: _Optional[_Union[NaiveObjective, _Mapping]] = ..., joint: _Optional[_Union[JointObjective, _Mapping]] = ..., fixed_rank: _Optional[int] = ..., automatic_rank: _Optional[_Union[AutomaticRank, _Mapping]] = ..., learning_rate: _Optional[float] = ..., batch: _Optional[int] = ..., guidance: _Optional[float] = ..., width: _Optional[int] = ..., height: _Optional[int] = ...) -> None: ...
 
 class TrainResponse(_message.Message):
     __slots__ = ("progress", "result")

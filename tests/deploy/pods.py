@@ -30,7 +30,7 @@ class Pods:
     def __init__(self, objects: tuple[Object, ...], folder: Path, secrets: Mapping[str, Mapping[str, bytes]]) -> None:
         self._objects, self._folder = objects, folder
         self._secrets = {found["metadata"]["name"]: _decoded(found["data"]) for found in of(objects, "Secret")} | dict(secrets)
-        wanted = [4222, 6222, 8222, 3000, 8000, *PORTS.values(), *(port + 100 for port in PORTS.values())]
+        wanted = [4222, 6222, 8222, 3000, 8000, 29500, *PORTS.values(), *(port + 100 for port in PORTS.values())]
         self.ports = dict(zip(wanted, free_ports([0] * len(wanted)), strict=True))
 
     def mounted(self, name: str) -> Path:
@@ -64,14 +64,17 @@ class Pods:
         given = {each["name"]: self.here(name, each["value"]) for each in container["env"] if "value" in each}
         return given | {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
 
-    def start(self, name: str) -> subprocess.Popen[str]:
-        """Start a pod's command; its log comes over its error stream."""
+    def start(self, name: str, **downward: str) -> subprocess.Popen[str]:
+        """Start a pod's command; its log comes over its error stream. ``downward`` is what Kubernetes says to a pod of itself."""
         _, container = self._pod(name)
         root = self.mounted(name)
-        line = [self.here(name, word) for word in [*container["command"], *container.get("args", [])]]
+        assert {each["name"] for each in container["env"] if "valueFrom" in each} == downward.keys()
+        words = [*container["command"], *container.get("args", [])]
+        line = [self.here(name, re.sub(r"\$\((\w+)\)", lambda found: downward[found[1]], word)) for word in words]
         program = sys.executable if line[0] == "python" else str(Path(sys.executable).with_name(line[0]))
         with (self._folder / f"{name}.log").open("a") as log:
-            return subprocess.Popen([program, *line[1:]], env=self.environment(name), cwd=root, stdout=log, stderr=log, text=True)
+            environment = self.environment(name) | downward
+            return subprocess.Popen([program, *line[1:]], env=environment, cwd=root, stdout=log, stderr=log, text=True)
 
     def bus_config(self, peers: Sequence[Pods] = ()) -> Path:
         """The bus's configuration with its folders and ports as they are here, and those of the servers that it calls."""
@@ -97,6 +100,8 @@ class Pods:
         """What is rendered, as it is called on this machine."""
         _, container = self._pod(name)
         words = re.sub(r"[a-z0-9.-]+\.svc:(\d+)", lambda found: f"localhost:{self.ports[int(found[1])]}", words)
+        words = re.sub(r"=[a-z0-9.-]+\.svc$", "=127.0.0.1", words)
+        words = re.sub(r"=(\d+)$", lambda found: f"={self.ports.get(int(found[1]), found[1])}", words)
         if words == "0.0.0.0":
             return "127.0.0.1"
         if words.isdecimal() and int(words) in self.ports:

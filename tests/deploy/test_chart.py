@@ -14,7 +14,7 @@ from deploy.manifests import CHART
 from services.grounding.profiles import profile_named
 from sfumato.errors import Unavailable
 from sfumato.runtime.vlm import ServedModel, command
-from tests.deploy.charts import ALL, BUILT_IN, EVERYTHING, Object, component, named, of, rendered, selected, templates
+from tests.deploy.charts import ALL, BUILT_IN, EVERYTHING, JOINT, Object, component, jobs, named, of, rendered, selected, templates
 
 
 @pytest.mark.parametrize("preset", ALL)
@@ -26,8 +26,8 @@ def test_helm_finds_nothing_to_complain_of(preset: str) -> None:
 def test_kubernetes_takes_every_object_of_every_preset() -> None:
     found: dict[tuple[str, str], list[Object]] = {}
     for preset in ALL:
-        for more in ((), EVERYTHING):
-            for each in rendered(preset, *more):
+        for more in ((), JOINT, EVERYTHING):
+            for each in (*rendered(preset, *more), *jobs(rendered(preset, *more))):
                 same = found.setdefault((each["apiVersion"], each["kind"]), [])
                 same += [each] if each not in same else []
     assert len(found) >= 16
@@ -44,11 +44,10 @@ def test_kubernetes_does_not_take_what_is_wrong() -> None:
 
 @pytest.mark.parametrize("preset", ALL)
 def test_every_pod_keeps_to_the_restricted_standard_and_has_limits(preset: str) -> None:
-    for name, template in templates(rendered(preset)):
+    for name, template in templates(rendered(preset, *JOINT)):
         spec = template["spec"]
         assert spec["securityContext"]["runAsNonRoot"] is True and spec["securityContext"]["runAsUser"] > 0, name
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
-        assert spec["automountServiceAccountToken"] is False, name
         assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys(), name
         assert {kind for volume in spec["volumes"] for kind in volume if kind != "name"} <= {
             "emptyDir", "projected", "secret", "configMap", "persistentVolumeClaim",
@@ -61,12 +60,21 @@ def test_every_pod_keeps_to_the_restricted_standard_and_has_limits(preset: str) 
 
 
 @pytest.mark.parametrize("preset", ALL)
-def test_no_account_has_a_token_or_a_role(preset: str) -> None:
-    objects = rendered(preset)
-    assert not of(objects, "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")
-    accounts = {found["metadata"]["name"]: found for found in of(objects, "ServiceAccount")}
-    assert all(found["automountServiceAccountToken"] is False for found in accounts.values())
-    assert {template["spec"]["serviceAccountName"] for _, template in templates(objects)} == set(accounts)
+def test_no_account_has_a_token_or_a_role_but_the_one_that_starts_jobs(preset: str) -> None:
+    for more in ((), JOINT):
+        objects = rendered(preset, *more)
+        accounts = {found["metadata"]["name"]: found for found in of(objects, "ServiceAccount")}
+        assert all(found["automountServiceAccountToken"] is False for found in accounts.values())
+        specs = [template["spec"] for _, template in templates(objects)]
+        pods = {spec["serviceAccountName"]: spec["automountServiceAccountToken"] for spec in specs}
+        assert set(pods) == set(accounts)
+        assert [name for name, token in pods.items() if token] == (["sfumato-orchestrator"] if more else [])
+        roles = of(objects, "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")
+        assert [found["kind"] for found in roles] == (["Role", "RoleBinding"] if more else [])
+    role, binding = roles
+    assert role["rules"] == [{"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["get", "create", "delete"]}]
+    assert binding["roleRef"]["name"] == role["metadata"]["name"] == "sfumato-orchestrator"
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "sfumato-orchestrator", "namespace": "sfumato"}]
 
 
 @pytest.mark.parametrize("preset", ALL)
@@ -89,7 +97,7 @@ def test_what_answers_is_looked_at_spread_and_given_time_to_end(preset: str) -> 
 
 @pytest.mark.parametrize("preset", ALL)
 def test_every_service_has_a_pod_behind_it_and_every_port_a_listener(preset: str) -> None:
-    objects = rendered(preset)
+    objects = rendered(preset, *JOINT)
     for service in of(objects, "Service"):
         pods = [template for _, template in templates(objects) if selected(service["spec"]["selector"], template)]
         assert len(pods) == 1, service["metadata"]["name"]
@@ -140,6 +148,26 @@ def test_vllm_is_started_as_the_program_itself_starts_it() -> None:
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 4
 
 
+def test_a_joint_training_is_a_job_of_pods_that_find_each_other_and_the_trainers_leave_it_to_them() -> None:
+    assert not jobs(rendered("")) and not jobs(rendered("", "--set", "trainer.joint.gpus=1"))
+    for words, pods, each in ((JOINT, 2, 1), (("--set", "trainer.joint.gpus=4"), 1, 4)):
+        objects = rendered("", *words)
+        (job,) = jobs(objects)
+        spec, template = job["spec"], job["spec"]["template"]["spec"]
+        assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", pods, pods)
+        (container,) = template["containers"]
+        assert {f"--nnodes={pods}", f"--nproc-per-node={each}"} < set(container["command"])
+        assert container["resources"]["limits"].get("nvidia.com/gpu", 1) == each
+        service = named(objects, "Service", template["subdomain"])["spec"]
+        assert service["clusterIP"] == "None" and service["publishNotReadyAddresses"]
+        environments = {
+            name: {each["name"]: each.get("value") for each in pod["spec"]["containers"][0]["env"]}
+            for name, pod in ((component(pod), pod) for _, pod in templates(objects) if component(pod) in ("trainer", "orchestrator"))
+        }
+        assert environments["trainer"]["SFUMATO_TRAINER_JOINT"] == "false"
+        assert environments["orchestrator"]["SFUMATO_ORCHESTRATOR_JOINT_JOB"] == "/etc/sfumato/joint-job.yaml"
+
+
 @pytest.mark.parametrize("kind", ["keda", "hpa"])
 def test_workers_follow_the_length_of_their_queue(kind: str) -> None:
     objects = rendered("", "--set", f"autoscaling.kind={kind}")
@@ -148,11 +176,14 @@ def test_workers_follow_the_length_of_their_queue(kind: str) -> None:
     for name, spec in scaled.items():
         assert "replicas" not in named(objects, "Deployment", name)["spec"]  # it is the scaler's to say
         service = name.removeprefix("sfumato-")
+        queues = [service, "joint"] if service == "trainer" else [service]
         if kind == "keda":
-            (trigger,) = spec["triggers"]
-            assert trigger["metadata"]["stream"] == f"sfumato-tasks-{service}" and trigger["metadata"]["consumer"] == "workers"
+            assert {trigger["metadata"]["consumer"] for trigger in spec["triggers"]} == {"workers"}
+            assert [trigger["metadata"]["stream"] for trigger in spec["triggers"]] == [f"sfumato-tasks-{queue}" for queue in queues]
         else:
-            assert spec["metrics"][0]["external"]["metric"]["selector"]["matchLabels"]["service"] == service
+            assert [metric["external"]["metric"]["selector"]["matchLabels"]["service"] for metric in spec["metrics"]] == queues
+    alone = named(rendered("", "--set", "autoscaling.kind=keda", *JOINT), "ScaledObject", "sfumato-trainer")
+    assert [trigger["metadata"]["stream"] for trigger in alone["spec"]["triggers"]] == ["sfumato-tasks-trainer"]
     if kind == "keda":
         assert scaled["sfumato-generator"]["minReplicaCount"] == 0
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.deploy.charts import ALL, Object, component, named, of, rendered, selected, templates
+from tests.deploy.charts import ALL, JOINT, Object, component, named, of, rendered, selected, templates
 from tests.deploy.pods import PORTS
 
 BUS = {(service, "nats", 4222) for service in ("generator", "grounding", "scoring", "trainer", "orchestrator")}
@@ -36,13 +36,16 @@ def _flows(objects: tuple[Object, ...], direction: str) -> Iterator[tuple[str, s
 
 @pytest.mark.parametrize("preset", ALL)
 def test_the_flows_within_are_these_and_no_others(preset: str) -> None:
-    objects = rendered(preset)
-    assert set(_flows(objects, "ingress")) == set(_flows(objects, "egress")) == FLOWS
+    for more, flows in (((), FLOWS), (JOINT, FLOWS | {("joint", "nats", 4222), ("joint", "joint", 1)})):
+        objects = rendered(preset, *more)
+        assert set(_flows(objects, "ingress")) == set(_flows(objects, "egress")) == flows
+    own = named(objects, "NetworkPolicy", "sfumato-joint")["spec"]
+    assert [port["endPort"] for rule in own["ingress"] for port in rule["ports"]] == [65535]  # all ports, of one another
 
 
 @pytest.mark.parametrize("preset", ALL)
 def test_every_pod_is_closed_both_ways_before_anything_is_opened(preset: str) -> None:
-    objects = rendered(preset)
+    objects = rendered(preset, *JOINT)
     deny = named(objects, "NetworkPolicy", "sfumato-default-deny")["spec"]
     assert sorted(deny["policyTypes"]) == ["Egress", "Ingress"] and "ingress" not in deny
     assert {port["port"] for rule in deny["egress"] for port in rule["ports"]} == {53}
@@ -60,6 +63,8 @@ def test_only_who_must_may_leave_the_cluster() -> None:
             outside[policy["metadata"]["name"].removeprefix("sfumato-")] = ports
     bucket = {name: {443} for name in ("generator", "grounding", "scoring", "trainer", "orchestrator", "inference", "fetch")}
     assert outside == bucket | {"registry": {443, 5432}, "migrate": {5432}}
+    starting = named(rendered("", *JOINT), "NetworkPolicy", "sfumato-orchestrator")["spec"]["egress"]
+    assert [port["port"] for rule in starting if "to" not in rule for port in rule["ports"]] == [443, 6443]  # Kubernetes' API
 
 
 def test_callers_and_whoever_measures_are_let_in_by_name() -> None:

@@ -13,10 +13,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save
 
+from orchestrator.jetstream import JetStreamTransport
 from sfumato.registry.client import RegistryClient
+from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.settings import BusSettings
 from sfumato.runtime.supervisor import serving
-from tests.deploy.charts import rendered
+from sfumato.runtime.tasks import Task
+from sfumato.runtime.versions import model_version
+from sfumato.vista import weights
+from tests.deploy.charts import JOINT, rendered
 from tests.deploy.pods import PORTS, Pods, certified
 
 SECONDS = 400.0
@@ -120,3 +128,36 @@ def test_what_is_rendered_runs_an_iteration_with_passwords_certificates_and_prob
     for service in served:  # told to end, all of them do, in good order
         running[service].terminate()
     assert {service: running[service].wait(60) for service in served} == dict.fromkeys(served, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_two_pods_of_a_rendered_job_train_together_with_what_they_may(tmp_path: Path) -> None:
+    objects = rendered(*RELEASE, *JOINT)
+    pods = Pods(objects, tmp_path, certified(objects, tmp_path))
+    bus = pods.start_bus()
+    pods.mounted("orchestrator")
+    told = pods.environment("orchestrator")
+    password = pods.mounted("orchestrator") / "run/secrets/sfumato/SFUMATO_BUS_PASSWORD"
+    settings = BusSettings.model_validate(
+        {"url": told["SFUMATO_BUS_URL"], "user": "orchestrator", "password": password.read_text(), "ca": told["SFUMATO_BUS_CA"]}
+    )
+    artifacts = ArtifactStore(told["SFUMATO_ARTIFACTS"])
+    latents = artifacts.put(save({"latents": torch.randn(64, 32, generator=torch.Generator().manual_seed(1))}))
+    params = {"rank": 2, "learning_rate": 1e-3, "steps": 2, "pictures": 4, "together": 2, "seed": 3}
+    params |= {"width": 64, "height": 64, "adapter": ""}
+    model = model_version(weights.locate("generator", weights.ROOT))
+    items = ({"prompt": "a lake by night", "latents": latents},)
+    task = Task(stage="train", kind="joint.train", items=items, params=params, model=model, model_reference="vista")
+    members: list[subprocess.Popen[str]] = []
+    try:
+        members += [pods.start("joint", JOB_NAME="sfumato-joint-1", JOB_COMPLETION_INDEX=str(index)) for index in range(2)]
+        with JetStreamTransport(settings, artifacts) as transport:
+            transport.submit(task)
+            done = transport.next()
+        assert len(done.values[0]["losses"]) == 2 and set(done.files) == {"0.safetensors"}
+        assert [member.wait(60) for member in members] == [0, 0], pods.log("joint")
+    finally:
+        for process in (*members, bus):
+            process.kill()
+            process.wait()

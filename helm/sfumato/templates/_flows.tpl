@@ -3,9 +3,10 @@ Who may speak to whom within the release: the one table from which both ends of 
 named under networkPolicy in the values, is refused.
 */}}
 {{- define "sfumato.flows" -}}
+{{- $joint := ternary (list "joint") list (not (empty (include "sfumato.jointJobs" .))) -}}
 flows:
   {{- if not .Values.bus.external.url }}
-  {{- range list "generator" "grounding" "scoring" "trainer" "orchestrator" }}
+  {{- range concat (list "generator" "grounding" "scoring" "trainer" "orchestrator") $joint }}
   - {from: {{ . }}, to: nats, port: 4222}
   {{- end }}
   - {from: nats, to: nats, port: 6222}
@@ -18,15 +19,19 @@ flows:
   {{- if has .Values.vlm.kind (list "gpu" "cpu") }}
   - {from: grounding, to: vlm, port: 8000}
   {{- end }}
+  {{- range $joint }}
+  - {from: joint, to: joint, port: 1, last: 65535}  # they find each other at one, and then talk over ports of their choice
+  {{- end }}
   - {from: test, to: orchestrator, port: 7106}
 {{- end }}
 
 {{/* What reaches out of the release: (component, peers and ports of the values). */}}
 {{- define "sfumato.outside" -}}
 {{- $policy := .Values.networkPolicy -}}
+{{- $joint := ternary (list "joint") list (not (empty (include "sfumato.jointJobs" .))) -}}
 outside:
   {{- if .Values.artifacts.url }}
-  {{- range list "generator" "grounding" "scoring" "trainer" "registry" "orchestrator" "inference" }}
+  {{- range concat (list "generator" "grounding" "scoring" "trainer" "registry" "orchestrator" "inference") $joint }}
   - {from: {{ . }}, to: {{ $policy.egress.artifacts | toJson }}}
   {{- end }}
   {{- end }}
@@ -35,7 +40,7 @@ outside:
   - {from: migrate, to: {{ $policy.egress.database | toJson }}}
   {{- end }}
   {{- if .Values.bus.external.url }}
-  {{- range list "generator" "grounding" "scoring" "trainer" "orchestrator" }}
+  {{- range concat (list "generator" "grounding" "scoring" "trainer" "orchestrator") $joint }}
   - {from: {{ . }}, to: {{ $policy.egress.bus | toJson }}}
   {{- end }}
   {{- end }}
@@ -43,11 +48,14 @@ outside:
   - {from: grounding, to: {{ $policy.egress.vlm | toJson }}}
   {{- end }}
   {{- if .Values.observability.otlp }}
-  {{- range list "generator" "grounding" "scoring" "trainer" "registry" "orchestrator" "inference" }}
+  {{- range concat (list "generator" "grounding" "scoring" "trainer" "registry" "orchestrator" "inference") $joint }}
   - {from: {{ . }}, to: {{ $policy.egress.otlp | toJson }}}
   {{- end }}
   {{- end }}
   {{- if .Values.models.fetch }}
   - {from: fetch, to: {{ $policy.egress.models | toJson }}}
+  {{- end }}
+{{- range $joint }}
+  - {from: orchestrator, to: {{ $policy.egress.kubernetes | toJson }}}
   {{- end }}
 {{- end }}

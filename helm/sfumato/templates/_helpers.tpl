@@ -33,6 +33,18 @@ registry: {port: 7105, tasks: false}
 orchestrator: {port: 7106, tasks: false}
 {{- end }}
 
+{{/* Processes of a joint training: one on each GPU, or one in each pod. More than one are a Job that the orchestrator starts. */}}
+{{- define "sfumato.jointProcesses" -}}{{ mul .Values.trainer.joint.pods (max 1 .Values.trainer.joint.gpus) }}{{- end }}
+{{- define "sfumato.jointJobs" -}}{{ if gt (int (include "sfumato.jointProcesses" .)) 1 }}true{{ end }}{{- end }}
+
+{{/* The queues of the bus that a service's workers take tasks from. */}}
+{{- define "sfumato.queues" -}}
+generator: [generator]
+grounding: [grounding]
+scoring: [scoring]
+trainer: [trainer, joint]
+{{- end }}
+
 {{- define "sfumato.podSecurity" -}}
 runAsNonRoot: true
 runAsUser: 10001
@@ -52,7 +64,8 @@ capabilities: {drop: [ALL]}
 {{- define "sfumato.pod" -}}
 {{- $root := index . 0 }}{{ $component := index . 1 }}{{ $values := index . 2 -}}
 serviceAccountName: {{ include "sfumato.name" $root }}-{{ $component }}
-automountServiceAccountToken: false
+{{- /* One alone speaks to Kubernetes, and only where it has Jobs to start. */}}
+automountServiceAccountToken: {{ and (eq $component "orchestrator") (not (empty (include "sfumato.jointJobs" $root))) }}
 enableServiceLinks: false
 securityContext: {{- include "sfumato.podSecurity" $root | nindent 2 }}
 {{- with $root.Values.image.pullSecrets }}

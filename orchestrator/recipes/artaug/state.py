@@ -135,6 +135,11 @@ class Trial:
     lora: str = ""
     heldout: HeldOut | None = None
 
+    @property
+    def compared(self) -> bool:
+        """Whether it is only there to be compared with: it goes on, however bad it is."""
+        return self.objective != "differential"
+
 
 @dataclass(frozen=True, slots=True)
 class Iteration:

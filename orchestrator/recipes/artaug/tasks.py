@@ -54,6 +54,12 @@ def training(plan: Plan, stage: str, verb: str, items: tuple[Any, ...], params: 
     return Task(stage=stage, kind=f"trainer.{verb}", items=items, params=params, model=model.version, model_reference=model.reference)
 
 
+def joint_training(plan: Plan, stage: str, items: tuple[Any, ...], params: dict[str, Any]) -> Task:
+    """A task for the trainer, or for several of them at once; how its forwards are cut is in ``params``."""
+    model, params = plan.models["generator"], params | {"precision": plan.spec.precision}
+    return Task(stage=stage, kind="joint.train", items=items, params=params, model=model.version, model_reference=model.reference)
+
+
 def stand_in(task: Task, values: Json) -> Manifest:
     """What takes the place of the result of a task that was set aside; it is never stored."""
     described = {"kind": task.kind, "items": task.items, "params": task.params, "model": task.model}

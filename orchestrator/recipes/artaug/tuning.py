@@ -22,7 +22,7 @@ from orchestrator.recipes.artaug.state import (
     Trial,
     fresh,
 )
-from orchestrator.recipes.artaug.tasks import chunks, paint, painted, score, stand_in, training
+from orchestrator.recipes.artaug.tasks import chunks, joint_training, paint, painted, score, stand_in, training
 from orchestrator.spool import spooled
 from sfumato.runtime.tasks import Manifest, Task
 
@@ -52,10 +52,12 @@ def select(plan: Plan, state: State, _: list[Manifest]) -> State:
 
 
 def train(plan: Plan, state: State) -> list[Task]:
-    """A task for every few pairs; each pair is trained as if it were alone."""
+    """A task for every few pairs, each pair trained as if it were alone; or one for all of them, where one adapter is to learn them."""
     trial = state.trial
     if trial is None:
         return []
+    if trial.objective == "joint":
+        return [_joint(plan, trial)]
     params = plan.spec.train.model_dump(exclude={"together", "pairs"}) | plan.spec.paint.model_dump(include={"guidance", "width", "height"})
     params |= {"adapter": trial.base, "objective": trial.objective}
     items = [
@@ -63,6 +65,15 @@ def train(plan: Plan, state: State) -> list[Task]:
         for sample in trial.pairs
     ]
     return [training(plan, "train", "train", tuple(rows), params) for rows in chunks(items, plan.spec.train.together)]
+
+
+def _joint(plan: Plan, trial: Trial) -> Task:
+    """All X' together, for one adapter."""
+    spec = plan.spec
+    params = spec.joint.model_dump() | spec.train.model_dump(include={"rank", "learning_rate"})
+    params |= spec.paint.model_dump(include={"guidance", "width", "height"}) | {"adapter": trial.base, "seed": spec.prompts.seed}
+    items = tuple({"prompt": sample.prompt, "latents": _latents(sample.after)} for sample in trial.pairs)
+    return joint_training(plan, "train", items, params)
 
 
 def absorb_trained(_: Plan, state: State, done: list[Manifest]) -> State:
@@ -78,14 +89,14 @@ def absorb_trained(_: Plan, state: State, done: list[Manifest]) -> State:
             if not value["diverged"]:
                 adapters.append(manifest.files[f"{index}.safetensors"])
     trial = replace(state.trial, adapters=tuple(adapters), trainings=tuple(trainings))
-    reason = state.stop_reason if adapters or trial.objective == "naive" else DIVERGED
+    reason = state.stop_reason if adapters or trial.compared else DIVERGED
     return replace(state, trial=trial, stop_reason=reason).made_with(done)
 
 
 def without(task: Task, reason: str) -> Manifest:
     """Pairs that nobody could train count as diverged."""
     value = {"losses": [], "rank": 0, "diverged": reason, "set_aside": True}
-    return stand_in(task, [value] * len(task.items))
+    return stand_in(task, [value] * (1 if task.service == "joint" else len(task.items)))
 
 
 # --- average: the exact mean of B_i A_i (A4, section 3.4) ---
@@ -182,7 +193,7 @@ def choose(plan: Plan, state: State, done: list[Manifest]) -> State:
     trial = replace(trial, candidates=tuple(candidates), standing=standing)
     agreeing = [c for c in candidates if c.clip >= base.clip - plan.spec.fuse.clip_loss]
     best = max(agreeing, key=lambda c: c.aesthetic, default=None)
-    if trial.objective == "naive":
+    if trial.compared:
         return replace(state, trial=_chosen(trial, best or max(candidates, key=lambda c: c.clip)))
     if best is None or best.aesthetic <= standing.aesthetic:
         return replace(state, trial=trial, stop_reason=NO_GAIN)
@@ -214,7 +225,7 @@ def conclude(plan: Plan, state: State, done: list[Manifest]) -> State:
     return replace(state, samples=fresh(plan), trial=None, iterations=iterations, stop_reason=reason)
 
 
-# --- naive: the same pairs of the first iteration, trained on X' alone (section 4.3.2) ---
+# --- naive: the same pairs of the first iteration, trained on X' alone, each by itself or all together (section 4.3.2) ---
 
 
 def begin_naive(plan: Plan, state: State, _: list[Manifest]) -> State:
@@ -222,7 +233,7 @@ def begin_naive(plan: Plan, state: State, _: list[Manifest]) -> State:
     first = state.fused[0].trial if state.fused else None
     if first is None or not plan.spec.compare:
         return replace(state, trial=None)
-    return replace(state, trial=Trial("naive", first.pairs, "", ()))
+    return replace(state, trial=Trial("joint" if plan.spec.compare == "joint" else "naive", first.pairs, "", ()))
 
 
 def conclude_naive(_: Plan, state: State, done: list[Manifest]) -> State:

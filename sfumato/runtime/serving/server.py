@@ -9,7 +9,6 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -25,6 +24,7 @@ from sfumato.runtime.probes import PROBES
 from sfumato.runtime.serving.artifacts import NAME as ARTIFACTS
 from sfumato.runtime.serving.artifacts import mount
 from sfumato.runtime.serving.boundary import Boundary
+from sfumato.runtime.serving.credentials import credentials
 from sfumato.runtime.serving.lane import Lane
 from sfumato.runtime.serving.observed import Observed
 from sfumato.runtime.settings import BusSettings, ServingSettings, Settings, TelemetrySettings
@@ -35,14 +35,14 @@ from sfumato.runtime.worker import Worker
 log = logging.getLogger(__name__)
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
-UNSET_CREDENTIALS = "Set SFUMATO_GRPC_TLS_CERTIFICATE and SFUMATO_GRPC_TLS_KEY."
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Service:
     """A service of the contract: its full name, what registers its servicer, and the lane of the engine behind it.
 
-    ``handlers`` are its tasks by kind (``scoring.score``), where it has any: they are done in the lane's thread, between calls.
+    ``handlers`` are its tasks by kind (``scoring.score``, of the queue ``scoring``), where it has any: they are done in the lane's
+    thread, between calls.
     ``beside`` is what lives beside its calls, where anything does: entered before it says that it serves, left when it is told to end.
     """
 
@@ -54,8 +54,16 @@ class Service:
 
     @property
     def short(self) -> str:
-        """What its tasks, its logs and its traces call it: scoring for sfumato.v1.ScoringService."""
+        """What its logs and its traces call it: scoring for sfumato.v1.ScoringService."""
         return self.name.rpartition(".")[2].removesuffix("Service").lower()
+
+    @property
+    def queues(self) -> dict[str, dict[str, Handler]]:
+        """Its handlers by the queue of the bus that their tasks come from, which a kind's name begins with."""
+        queues: dict[str, dict[str, Handler]] = {}
+        for kind, handler in self.handlers.items():
+            queues.setdefault(kind.partition(".")[0], {})[kind] = handler
+        return queues
 
 
 class Server:
@@ -175,7 +183,8 @@ async def _serve(offered: Sequence[Service], settings: ServingSettings, address:
         if loading.done():
             loading.result()
             log.info("Serving %s.", ", ".join(service.name for service in offered))
-            working = [asyncio.create_task(_work(service, artifacts, stop)) for service in offered if service.handlers and _on_bus()]
+            queues = [(service, queue) for service in offered for queue in service.queues] if _on_bus() else []
+            working = [asyncio.create_task(_work(service, queue, artifacts, stop)) for service, queue in queues]
             await asyncio.wait([*working, stopping], return_when=asyncio.FIRST_COMPLETED)
     finally:
         log.info("Draining.")
@@ -193,8 +202,8 @@ def _on_bus() -> bool:
     return "url" in settings.model_fields_set and bool(settings.url)
 
 
-async def _work(service: Service, artifacts: ArtifactStore, stop: asyncio.Event) -> None:
-    """Do the service's tasks between its calls, until told to stop.
+async def _work(service: Service, queue: str, artifacts: ArtifactStore, stop: asyncio.Event) -> None:
+    """Do the service's tasks of a queue between its calls, until told to stop.
 
     Raises:
         Unavailable: there is no bus.
@@ -207,31 +216,5 @@ async def _work(service: Service, artifacts: ArtifactStore, stop: asyncio.Event)
             connecting.cancel()
             return
         connecting.result()
-        log.info("Taking tasks of %s.", service.short)
-        await Worker(bus, service.short, service.handlers, artifacts, turn=service.lane.turn).run(stop)
-
-
-def credentials(settings: ServingSettings) -> grpc.ServerCredentials | None:
-    """The server's side of TLS, with clients' certificates required where an authority is named; None for none.
-
-    Raises:
-        InvalidInput: half of it is set, or a file cannot be read.
-    """
-    if settings.tls_certificate is None and settings.tls_key is None:
-        if settings.tls_client_authority is not None:
-            raise InvalidInput("tls_client_authority", "clients' certificates need TLS.", hint=UNSET_CREDENTIALS)
-        return None
-    if settings.tls_certificate is None or settings.tls_key is None:
-        raise InvalidInput("tls_certificate", "TLS needs both a certificate and a key.", hint=UNSET_CREDENTIALS)
-    pair = (_pem("tls_key", settings.tls_key), _pem("tls_certificate", settings.tls_certificate))
-    authority = settings.tls_client_authority
-    if authority is None:
-        return grpc.ssl_server_credentials([pair])
-    return grpc.ssl_server_credentials([pair], _pem("tls_client_authority", authority), require_client_auth=True)
-
-
-def _pem(field: str, path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InvalidInput(field, f"{path} cannot be read ({error.strerror}).") from error
+        log.info("Taking tasks of %s.", queue)
+        await Worker(bus, queue, service.queues[queue], artifacts, turn=service.lane.turn).run(stop)

@@ -60,6 +60,17 @@ def test_the_documents_examples_work_as_they_stand_there(served: Serving, tmp_pa
             assert [line.split()[0] for line in done.stdout.splitlines()] == ["image_edit.partial_image"] * 2 + ["image_edit.completed"]
 
 
+def test_probes_and_metrics_leave_no_line_in_the_log(served: Serving) -> None:
+    quiet = ("/livez", "/readyz", "/metrics")
+    for path in quiet:
+        assert served.get(path)[0] == 200
+    with OpenAI(base_url=f"{served.url}/v1", api_key="none", timeout=SECONDS) as client:
+        client.images.generate(prompt="a lake by night")
+    while not any('"painted"' in line for line in served.log):
+        time.sleep(0.05)
+    assert not [line for line in served.log if any(path in line for path in quiet)]
+
+
 def test_pages_and_descriptions_load_nothing_from_elsewhere(served: Serving) -> None:
     for page in ("/", "/docs"):
         status, text = served.get(page)

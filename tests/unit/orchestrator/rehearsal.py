@@ -75,6 +75,11 @@ def train(task: Task, _: ArtifactStore) -> Output:
     return Output(values, {f"{index}.safetensors": _digest([item, task.params]) for index, item in enumerate(task.items)})
 
 
+def joint(task: Task, _: ArtifactStore) -> Output:
+    """One adapter for all pairs."""
+    return Output([{"losses": [1.0, 0.5], "rank": 8, "diverged": ""}], {"0.safetensors": _digest([task.items, task.params])})
+
+
 def average(task: Task, _: ArtifactStore) -> Output:
     """A mean."""
     return Output({"rank": 8, "error": 0.0, "norm": 1.0}, {"adapter.safetensors": canonical(["mean", task.items])})
@@ -100,6 +105,7 @@ HANDLERS: dict[str, Handler] = {
     "scoring.similarity": similarity,
     "scoring.judge": judge,
     "trainer.train": train,
+    "joint.train": joint,
     "trainer.average": average,
     "trainer.fuse": fuse,
 }

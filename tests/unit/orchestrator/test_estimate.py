@@ -28,6 +28,7 @@ SPECS = {
         "filter": "{review: vlm}",
         "paint": "{steps: 10, regional_steps: 0.5}",
     },
+    "joint training": {"compare": "joint", "tune": "{file: tune.txt, count: 4, seed: 500}", "stop": "{max_iterations: 2, min_pairs: 1}"},
     "no refinement": {"ground": "{refine: false}", "stop": "{max_iterations: 1, min_pairs: 1}"},
 }
 

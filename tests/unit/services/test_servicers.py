@@ -27,6 +27,8 @@ from services.grounding.servicer import GroundingServicer
 from services.trainer import tasks as trainer_tasks
 from services.trainer import warm as trainer_warm
 from services.trainer.engine import Pair, TrainSettings, train_pairs
+from services.trainer.group import Alone
+from services.trainer.joint import JointSettings, JointTraining, Picture
 from services.trainer.servicer import TrainerServicer
 from sfumato.lora.adapter import Adapter
 from sfumato.runtime.adapters import decode_adapter, encode_adapter
@@ -261,6 +263,19 @@ def test_a_training_tells_its_steps_and_ends_in_the_engines_adapter(
     assert encode_adapter(held) == encode_adapter(expected.adapter)
 
 
+def test_a_joint_training_ends_in_one_adapter_for_all_pairs(
+    trainer: trainer_pb2_grpc.TrainerServiceStub, store: ArtifactStore, pipeline: FluxPipeline
+) -> None:
+    request, pair = training(store, joint=trainer_pb2.JointObjective(steps=3, pictures=4, together=2, seed=9))
+    events = list(trainer.Train(request, timeout=SECONDS))
+    assert [(event.progress.fit, event.progress.done) for event in events[:-1]] == [("joint", 1), ("joint", 2), ("joint", 3)]
+    (trained,) = events[-1].result.pairs
+    settings = JointSettings(rank=2, learning_rate=5e-3, steps=3, pictures=4, together=2, seed=9)
+    expected = JointTraining(pipeline, [Picture(pair.prompt, pair.after)], settings, 32, 32).run(Alone())
+    assert trained.losses == list(expected.losses) and trained.rank == 2
+    assert store.get(trained.adapter) == encode_adapter(expected.adapter)
+
+
 def test_trainings_that_cannot_work_are_refused_by_their_field(
     trainer: trainer_pb2_grpc.TrainerServiceStub, store: ArtifactStore
 ) -> None:
@@ -272,6 +287,10 @@ def test_trainings_that_cannot_work_are_refused_by_their_field(
     assert said(pairs=[no_latents]) == (*invalid, ["pairs[0].before"])
     assert said(width=64, height=64) == (*invalid, ["pairs[0].before"])
     assert said(learning_rate=float("nan")) == (*invalid, ["learning_rate"])
+    joint = trainer_pb2.JointObjective(steps=1, pictures=4, together=3)
+    assert said(joint=joint) == (*invalid, ["joint.together"])
+    assert said(joint=trainer_pb2.JointObjective(steps=1, pictures=1, together=1), width=64, height=64) == (*invalid, ["pairs[0].after"])
+    assert said(joint=joint, automatic_rank=trainer_pb2.AutomaticRank()) == (*invalid, ["rank"])
     gone = trainer_pb2.TrainingPair(prompt="a lake", before="0" * 64, after="0" * 64)
     assert said(pairs=[gone]) == (grpc.StatusCode.NOT_FOUND, "NOT_FOUND", [])
     assert refused(lambda: list(trainer.Train(trainer_pb2.TrainRequest(), timeout=SECONDS)))[2] == [

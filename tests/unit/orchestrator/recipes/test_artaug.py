@@ -7,7 +7,7 @@ import pytest
 
 from orchestrator.recipes.artaug import measuring, pairs, tuning
 from orchestrator.recipes.artaug.state import KEPT, NO_GAIN, RULES, TOO_FEW, Candidate, Model, Painted, Plan, Sample, State, Trial, start
-from orchestrator.spec import Filter, PromptSets, RunSpec
+from orchestrator.spec import Filter, PromptSets, RunSpec, run_id
 from sfumato.runtime.tasks import Json, Manifest, Task
 
 MODELS = {name: Model(name, f"/{name}") for name in ("generator", "understanding", "scorers")}
@@ -183,6 +183,29 @@ def test_naive_training_takes_the_first_iterations_pairs_and_the_base_model() ->
     assert state.trial == Trial("naive", first.pairs, "", ())
     assert tuning.train(plan, state)[0].params["objective"] == "naive"
     assert tuning.begin_naive(_plan(), state, []).trial is None
+
+
+def test_joint_training_is_one_task_for_one_adapter_of_all_enhanced_pictures() -> None:
+    plan = _plan(compare="joint", joint={"steps": 7, "pictures": 8, "together": 2}, precision="bfloat16", memory_gb=2)
+    pairs_of = (_sample("a"), _sample("b"))
+    first = Trial("differential", pairs_of, "", (), average="m", alpha=1.0, stacked="s1")
+    state = tuning.begin_naive(plan, tuning.conclude(plan, State((), trial=first), []), [])
+    (task,) = tuning.train(plan, state)
+    assert (task.kind, task.service) == ("joint.train", "joint")
+    assert [item["latents"] for item in task.items] == [sample.after and sample.after.latents for sample in pairs_of]
+    assert task.params == {
+        "steps": 7, "pictures": 8, "together": 2, "rank": 8, "learning_rate": 1e-3, "guidance": 1.0, "width": 64, "height": 64,
+        "adapter": "", "seed": 10, "precision": "bfloat16",
+    }  # fmt: skip
+    lost = tuning.absorb_trained(plan, state, [tuning.without(task, "nobody could")])
+    assert lost.trial and lost.trial.trainings[0].set_aside and len(lost.trial.trainings) == 1 and not lost.stop_reason
+
+
+def test_what_decides_nothing_is_not_in_a_runs_id() -> None:
+    sets, models = PromptSets(("a",), (), ("h",), ()), {"generator": "1"}
+    ids = [run_id(_plan(**more).spec, sets, models) for more in ({}, {"joint": {"steps": 7}}, {"compare": "joint"})]
+    ids.append(run_id(_plan(compare="joint", joint={"steps": 7}).spec, sets, models))
+    assert ids[0] == ids[1] and len(set(ids)) == 3
 
 
 def test_tasks_say_in_what_precision_and_memory_they_are_to_be_done() -> None:

@@ -1,0 +1,75 @@
+"""The server's side of TLS: its certificate, and whose certificates it takes, from files that may be replaced while it serves."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from sfumato.errors import InvalidInput
+from sfumato.runtime.settings import ServingSettings
+
+log = logging.getLogger(__name__)
+
+UNSET_CREDENTIALS = "Set SFUMATO_GRPC_TLS_CERTIFICATE and SFUMATO_GRPC_TLS_KEY."
+
+
+def credentials(settings: ServingSettings) -> grpc.ServerCredentials | None:
+    """What a port is opened with, clients' certificates required where an authority is named; None for none.
+
+    Raises:
+        InvalidInput: half of it is set, or a file cannot be read.
+    """
+    if settings.tls_certificate is None and settings.tls_key is None:
+        if settings.tls_client_authority is not None:
+            raise InvalidInput("tls_client_authority", "clients' certificates need TLS.", hint=UNSET_CREDENTIALS)
+        return None
+    if settings.tls_certificate is None or settings.tls_key is None:
+        raise InvalidInput("tls_certificate", "TLS needs both a certificate and a key.", hint=UNSET_CREDENTIALS)
+    files = {"tls_key": settings.tls_key, "tls_certificate": settings.tls_certificate}
+    if settings.tls_client_authority is not None:
+        files["tls_client_authority"] = settings.tls_client_authority
+    for field, path in files.items():
+        try:
+            path.read_bytes()
+        except OSError as error:
+            raise InvalidInput(field, f"{path} cannot be read ({error.strerror}).") from error
+    renewed = _Renewed(*files.values())
+    fetch: Any = renewed  # grpc's types do not know that None means: as before
+    return grpc.dynamic_ssl_server_credentials(renewed.read(), fetch, settings.tls_client_authority is not None)
+
+
+class _Renewed:
+    """What gRPC asks at every handshake: the files' new contents, where they were replaced since."""
+
+    def __init__(self, key: Path, certificate: Path, authority: Path | None = None) -> None:
+        self._key, self._certificate, self._authority = key, certificate, authority
+        self._seen = self._state()
+
+    def __call__(self) -> grpc.ServerCertificateConfiguration | None:
+        """A new configuration; None where they are as they were, or are being replaced right now: the one before goes on."""
+        try:
+            state = self._state()
+            if state == self._seen:
+                return None
+            configuration = self.read()
+            if self._state() != state:  # a key and a certificate of two pairs, perhaps: the next handshake sees them whole
+                return None
+        except OSError as error:
+            log.warning("The certificate cannot be read again (%s); the one before goes on.", error)
+            return None
+        self._seen = state
+        log.info("The certificate was renewed.")
+        return configuration
+
+    def read(self) -> grpc.ServerCertificateConfiguration:
+        """The files as they are now."""
+        pair = self._key.read_bytes(), self._certificate.read_bytes()
+        return grpc.ssl_server_certificate_configuration([pair], self._authority.read_bytes() if self._authority else None)
+
+    def _state(self) -> list[tuple[int, int]]:
+        """By which replaced files are told: the kubelet puts links to other files in their place."""
+        found = [path.stat() for path in (self._key, self._certificate, self._authority) if path is not None]
+        return [(each.st_ino, each.st_mtime_ns) for each in found]
