@@ -80,6 +80,18 @@ def test_an_upgrade_in_the_middle_of_a_run_loses_nothing(release: Release, anoth
     assert another.adapter(upgraded) == release.adapter(undisturbed)
 
 
+def test_a_joint_training_by_the_pods_of_a_job_makes_what_one_trainer_makes(release: Release, another: Release) -> None:
+    with release.trial("joint", compare="joint") as trial:
+        run_of(trial)
+        ended(trial)
+    another.install("upgrade", "--set", "trainer.joint.pods=2")
+    with another.trial("joint", compare="joint") as trial:
+        run_of(trial)
+        ended(trial)
+    assert not release.names("job", f"{LABEL}=joint") and len(another.names("job", f"{LABEL}=joint")) == 1
+    assert another.jointly() == release.jointly()
+
+
 def test_policies_let_through_what_they_should_and_nothing_else(release: Release) -> None:
     assert release.reaches("generator", "nats", 4222) and release.reaches("orchestrator", "registry", 7105)
     for source, target, port in (("generator", "registry", 7105), ("scoring", "orchestrator", 7106), ("registry", "nats", 4222)):

@@ -14,6 +14,8 @@ from sfumato.v1.orchestrator_pb2_grpc import OrchestratorServiceStub
 ORCHESTRATOR, BACKEND = os.environ["ORCHESTRATOR"], os.environ.get("BACKEND", "vllm")
 # Another name is another run: what was done for the last trial is found in the store all the same.
 NAME = os.environ.get("TRIAL", f"trial-{int(time.time())}")
+# What differential training is compared with: nothing, naive training of each pair (true), or of all of them together (joint).
+COMPARE = os.environ.get("COMPARE", "")
 
 SPEC = f"""
 name: {NAME}
@@ -21,12 +23,15 @@ batch: 4
 prompts: {{count: 4, seed: 1000}}
 ground: {{backend: {BACKEND}}}
 train: {{pairs: 2, steps_before: 6, steps_after: 6}}
-fuse: {{rank: 8}}
+fuse: {{rank: 8, alpha: [2], clip_loss: 100}}
 stop: {{max_iterations: 1, min_pairs: 1}}
 evaluate: {{count: 2, seed: 900000}}
 """
+if COMPARE:
+    SPEC += f"compare: {COMPARE}\njoint: {{steps: 6, pictures: 8}}\ntune: {{count: 2, seed: 800000}}\n"
 PROMPTS = PromptSets(
     train=["a lake by night", "a white house at dusk", "a crescent moon, midnight", "a cloud, birds and a lake by day"],
+    tune=["a lake and a cloud by night", "a white house at dusk, a tree"] if COMPARE else [],
     heldout=["a cloud over a yellow house by day", "birds, yellow flowers, a green tree and a cloud by night"],
 )
 
