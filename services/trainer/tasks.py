@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -11,6 +13,7 @@ from diffusers import FluxPipeline  # pyright: ignore[reportPrivateImportUsage]
 from safetensors.torch import load
 from torch import Tensor
 
+from services.trainer.checkpoint import Step
 from services.trainer.engine import Pair, TrainSettings, train_pairs
 from services.trainer.group import Alone, Group, all_well
 from services.trainer.joint import JointSettings, JointTraining, Picture
@@ -24,7 +27,11 @@ from sfumato.runtime.references import checked_folder
 from sfumato.runtime.settings import Settings
 from sfumato.runtime.tasks import Output, Task
 
+log = logging.getLogger(__name__)
+
 ALONE = Alone()
+TELL = 20.0
+"""Seconds between two words on a joint training."""
 
 
 def train(task: Task, artifacts: ArtifactStore) -> Output:
@@ -72,11 +79,29 @@ def joint(task: Task, artifacts: ArtifactStore, group: Group = ALONE) -> Output:
     assert training is not None
     data = group.tell(data or b"") or None
     try:
-        trained = training.run(group, data, checkpoint if group.rank == 0 else None)
+        trained = training.run(group, data, checkpoint if group.rank == 0 else None, _Told() if group.rank == 0 else None)
     except Diverged as error:
         return Output([{"losses": [], "diverged": str(error), "rank": 0, "probes": []}])
     value = {"losses": list(trained.losses), "diverged": "", "rank": task.params["rank"], "probes": []}
     return Output([value], {"0.safetensors": encode_adapter(trained.adapter)})
+
+
+class _Told:
+    """Says in the log, now and then, how far a joint training is and when it will be done: it is one task, and may take hours."""
+
+    def __init__(self) -> None:
+        self._first: tuple[int, float] | None = None
+        self._due = time.monotonic() + TELL
+
+    def __call__(self, step: Step) -> None:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = step.done, now
+        elif now >= self._due:
+            done, began = self._first
+            left = (step.total - step.done) * (now - began) / (step.done - done)
+            log.info("Joint training: step %d of %d, loss %.4f, %.0f s to go.", step.done, step.total, step.loss, left)
+            self._due = now + TELL
 
 
 def _joint_training(task: Task, artifacts: ArtifactStore) -> JointTraining:

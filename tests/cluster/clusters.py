@@ -21,12 +21,6 @@ from deploy.manifests import CHART
 ROOT = Path(__file__).parents[2]
 MINUTES = 60.0
 LABEL = "app.kubernetes.io/component"
-STORE = "/var/lib/sfumato/artifacts"
-JOINTLY = """
-import json, pathlib, sys
-done = [json.loads(path.read_text()) for path in pathlib.Path(sys.argv[1]).rglob("*.json")]
-print(*[manifest["files"]["0.safetensors"] for manifest in done if manifest["kind"] == "joint.train"])
-"""
 CONNECTING = """
 import socket, sys
 name, address, port = sys.argv[1:]
@@ -88,11 +82,11 @@ class Release:
                 process.terminate()
 
     @contextmanager
-    def trial(self, name: str, compare: str = "") -> Iterator[subprocess.Popen[str]]:
+    def trial(self, name: str, **more: str) -> Iterator[subprocess.Popen[str]]:
         """The chart's own trial, from outside, while a test does what it likes to the cluster."""
         with self.forwarded("orchestrator", 7106) as address:
             token = self.secret("sfumato-auth", "grpc-token")
-            given = {"ORCHESTRATOR": address, "TRIAL": name, "COMPARE": compare, "SFUMATO_CLIENT_TOKEN": token, "PYTHONPATH": str(ROOT)}
+            given = {"ORCHESTRATOR": address, "TRIAL": name, "SFUMATO_CLIENT_TOKEN": token, "PYTHONPATH": str(ROOT)} | more
             line = [sys.executable, str(CHART / "files" / "trial.py")]
             with subprocess.Popen(line, env=os.environ | given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
                 try:
@@ -100,17 +94,19 @@ class Release:
                 finally:
                     process.kill()
 
-    def adapter(self, run_id: str) -> str:
+    def made(self, run_id: str, file: str = "adapter.safetensors") -> str:
         """The SHA-256 of what a run made, out of the artifact store itself."""
-        path = f"{STORE}/runs/{run_id}/outcome.json"
+        path = f"/var/lib/sfumato/artifacts/runs/{run_id}/outcome.json"
         outcome = json.loads(self.kubectl("exec", "deployment/sfumato-orchestrator", "--", "cat", path))
-        return outcome["files"]["adapter.safetensors"]
+        return outcome["files"][file]
 
-    def jointly(self) -> str:
-        """The SHA-256 of what its one joint training made, out of the store as well."""
-        found = self.kubectl("exec", "deployment/sfumato-orchestrator", "--", "python", "-c", JOINTLY, f"{STORE}/manifests")
-        (digest,) = found.split()
-        return digest
+    def may(self, account: str, *words: str) -> bool:
+        """Whether a service account of it may do something, as ``kubectl auth can-i`` puts it."""
+        line = [binary(KUBECTL), "--context", self.context, "--namespace", self.namespace, "auth", "can-i", *words]
+        line += ["--as", f"system:serviceaccount:{self.namespace}:{account}"]
+        said = subprocess.run(line, capture_output=True, text=True).stdout.strip()
+        assert said in ("yes", "no"), said
+        return said == "yes"
 
     def reaches(self, source: str, target: str, port: int) -> bool:
         """Whether a pod of one component can open a connection to another's."""

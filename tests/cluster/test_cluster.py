@@ -64,7 +64,7 @@ def test_pods_that_are_killed_change_nothing_of_what_comes_out(release: Release,
     with another.trial("undisturbed") as trial:
         assert run_of(trial) == disturbed == undisturbed
         ended(trial)
-    assert another.adapter(disturbed) == release.adapter(undisturbed)
+    assert another.made(disturbed) == release.made(undisturbed)
 
 
 def test_an_upgrade_in_the_middle_of_a_run_loses_nothing(release: Release, another: Release) -> None:
@@ -77,19 +77,25 @@ def test_an_upgrade_in_the_middle_of_a_run_loses_nothing(release: Release, anoth
     with another.trial("upgraded") as trial:
         assert run_of(trial) == upgraded
         ended(trial)
-    assert another.adapter(upgraded) == release.adapter(undisturbed)
+    assert another.made(upgraded) == release.made(undisturbed)
 
 
-def test_a_joint_training_by_the_pods_of_a_job_makes_what_one_trainer_makes(release: Release, another: Release) -> None:
-    with release.trial("joint", compare="joint") as trial:
-        run_of(trial)
+def test_a_joint_training_is_done_by_the_pods_of_a_job_that_the_orchestrator_starts(release: Release, another: Release) -> None:
+    with release.trial("joint", COMPARE="joint") as trial:  # by a trainer
+        alone = run_of(trial)
         ended(trial)
     another.install("upgrade", "--set", "trainer.joint.pods=2")
-    with another.trial("joint", compare="joint") as trial:
-        run_of(trial)
+    with another.trial("joint", COMPARE="joint") as trial:
+        assert run_of(trial) == alone
+        wait_until(lambda: another.names("job", f"{LABEL}=joint"), "the orchestrator starts no Job")
+        (job,) = another.names("job", f"{LABEL}=joint")
         ended(trial)
-    assert not release.names("job", f"{LABEL}=joint") and len(another.names("job", f"{LABEL}=joint")) == 1
-    assert another.jointly() == release.jointly()
+    another.kubectl("wait", job, "--for=condition=complete", "--timeout=5m")
+    found = json.loads(another.kubectl("get", job, "--output", "json"))
+    assert found["spec"]["completionMode"] == "Indexed" and found["status"]["succeeded"] == 2
+    assert another.made(alone, "report.json") == release.made(alone, "report.json")
+    asked = ("create jobs", "create pods", "get secrets", "list jobs", "patch jobs")
+    assert [words for words in asked if another.may("sfumato-orchestrator", *words.split())] == ["create jobs"]
 
 
 def test_policies_let_through_what_they_should_and_nothing_else(release: Release) -> None:

@@ -1,6 +1,7 @@
 """One small iteration of ArtAug on Vista by the system that is installed, and a look at its report. Exit status 0: it works.
 
-`helm test` runs it inside the cluster; beside any system: ORCHESTRATOR=host:port BACKEND=vllm python trial.py
+`helm test` runs it inside the cluster; beside any system: ORCHESTRATOR=host:port BACKEND=vllm python trial.py. With COMPARE=joint
+naive training on all pairs together comes after it, by a Job's pods where the release has such.
 """
 
 import json
@@ -15,7 +16,7 @@ ORCHESTRATOR, BACKEND = os.environ["ORCHESTRATOR"], os.environ.get("BACKEND", "v
 # Another name is another run: what was done for the last trial is found in the store all the same.
 NAME = os.environ.get("TRIAL", f"trial-{int(time.time())}")
 # What differential training is compared with: nothing, naive training of each pair (true), or of all of them together (joint).
-COMPARE = os.environ.get("COMPARE", "")
+COMPARE = os.environ.get("COMPARE", "false")
 
 SPEC = f"""
 name: {NAME}
@@ -27,11 +28,15 @@ fuse: {{rank: 8, alpha: [2], clip_loss: 100}}
 stop: {{max_iterations: 1, min_pairs: 1}}
 evaluate: {{count: 2, seed: 900000}}
 """
-if COMPARE:
-    SPEC += f"compare: {COMPARE}\njoint: {{steps: 6, pictures: 8}}\ntune: {{count: 2, seed: 800000}}\n"
+if COMPARE != "false":  # tuning is needed for it, and may find that so short a training is of no use
+    SPEC += f"""
+tune: {{count: 2, seed: 800000}}
+compare: {COMPARE}
+joint: {{steps: 8, pictures: 4, together: 2}}
+"""
 PROMPTS = PromptSets(
     train=["a lake by night", "a white house at dusk", "a crescent moon, midnight", "a cloud, birds and a lake by day"],
-    tune=["a lake and a cloud by night", "a white house at dusk, a tree"] if COMPARE else [],
+    tune=[] if COMPARE == "false" else ["a lake and a cloud by night", "a white house at dusk, a tree"],
     heldout=["a cloud over a yellow house by day", "birds, yellow flowers, a green tree and a cloud by night"],
 )
 
@@ -50,6 +55,7 @@ with channel(ORCHESTRATOR) as link, calling(ORCHESTRATOR):
 
 report = json.loads(files["report.json"])
 assert len(report["iterations"]) == 1, report
+assert (report["comparison"] is None) == (COMPARE == "false"), report
 assert b"<html" in files["report.html"][:1000].lower()
 assert len(files["adapter.safetensors"]) > 1000
 print(json.dumps({"run": run.id, "files": {name: len(data) for name, data in files.items()}}))
