@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import base64
 import logging
+import ssl
 import weakref
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
 from tenacity import Retrying, before_sleep_log, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_exponential, wait_fixed
 
 from services.grounding.engine import Query
-from sfumato.errors import Unavailable
+from sfumato.errors import InvalidInput, Unavailable
 from sfumato.runtime.images import encode_png
 from sfumato.types import Image
 
@@ -42,14 +44,26 @@ class HttpBackend:
     """Asks ``{url}/v1/chat/completions``. Schemas go as ``response_format``, choices as vLLM's ``structured_outputs``."""
 
     def __init__(
-        self, url: str, model: str, *, api_key: str = "", timeout: float = TIMEOUT, concurrency: int = 8, pause: float = 1.0
+        self,
+        url: str,
+        model: str,
+        *,
+        api_key: str = "",
+        ca: Path | None = None,
+        timeout: float = TIMEOUT,
+        concurrency: int = 8,
+        pause: float = 1.0,
     ) -> None:
-        """Ask ``model`` at ``url`` (with or without ``/v1``); ``pause`` seconds before the second try, twice that before the third."""
+        """Ask ``model`` at ``url`` (with or without ``/v1``); ``pause`` seconds before the second try, twice that before the third.
+
+        Raises:
+            InvalidInput: ``ca`` cannot be read.
+        """
         self.url = _root(url)
         self.model = model
         self.concurrency = concurrency
         self._timeout = timeout
-        self._client = _client(api_key, timeout)
+        self._client = _client(api_key, ca, timeout)
         # A worker keeps its backend until it ends, or until it is told of another server.
         weakref.finalize(self, self._client.close)
         self._retrying = Retrying(
@@ -94,21 +108,23 @@ class HttpBackend:
         return content if isinstance(content, str) else ""
 
 
-def model_served(url: str, names: Sequence[str], *, api_key: str = "", wait: float = 0.0) -> str:
+def model_served(url: str, names: Sequence[str], *, api_key: str = "", ca: Path | None = None, wait: float = 0.0) -> str:
     """The name to ask for at a server: the first of ``names`` that it serves, or the only one it has.
 
     Args:
         url: with or without ``/v1``.
         names: what the model may be called, best first.
         api_key: the server's key, if it wants one.
+        ca: a PEM file of the authority that signed its certificate; the system's where absent.
         wait: seconds in which a server that is still starting may come up.
 
     Raises:
+        InvalidInput: ``ca`` cannot be read.
         Unavailable: nobody answers, or it serves several models and none of these.
     """
     root = _root(url)
     retrying = Retrying(retry=retry_if_exception_type(_Passing), stop=stop_after_delay(wait), wait=wait_fixed(0.5), reraise=True)
-    with _client(api_key, PROBE) as client:
+    with _client(api_key, ca, PROBE) as client:
         try:
             served = retrying(_listed, client, root)
         except _Passing as passing:
@@ -175,10 +191,14 @@ def _user(images: Sequence[Image], text: str) -> dict[str, Any]:
     return {"role": "user", "content": [*pictures, {"type": "text", "text": text}]}
 
 
-def _client(api_key: str, timeout: float) -> httpx.Client:
+def _client(api_key: str, ca: Path | None, timeout: float) -> httpx.Client:
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    try:
+        verify = True if ca is None else ssl.create_default_context(cafile=ca)
+    except (OSError, ssl.SSLError) as error:
+        raise InvalidInput("vlm_ca", f"{ca} cannot be read ({error}).", hint="Name a PEM file of certificates.") from error
     # A server on this machine is not asked by way of a proxy.
-    return httpx.Client(headers=headers, timeout=timeout, mounts={"all://localhost": None, "all://127.0.0.1": None})
+    return httpx.Client(headers=headers, timeout=timeout, verify=verify, mounts={"all://localhost": None, "all://127.0.0.1": None})
 
 
 def _root(url: str) -> str:

@@ -129,16 +129,17 @@ def backend_of(settings: Settings, names: tuple[str, ...]) -> Backend:
     """The process's connection to the server of the settings, and its model by the first of these names that it knows.
 
     Raises:
+        InvalidInput: the file of its authority cannot be read.
         Unavailable: no server answers, or it knows none of them.
     """
-    return _connected(settings.vlm_url, names, settings.vlm_api_key, settings.vlm_timeout, settings.vlm_wait)
+    return _connected(settings.vlm_url, names, settings.vlm_api_key, settings.vlm_ca, settings.vlm_timeout, settings.vlm_wait)
 
 
 @lru_cache(maxsize=1)
-def _connected(url: str, names: tuple[str, ...], key: SecretStr, timeout: float, wait: float) -> Backend:
+def _connected(url: str, names: tuple[str, ...], key: SecretStr, ca: Path | None, timeout: float, wait: float) -> Backend:
     """A server's model by the first of these names that it knows; found out once."""
     api_key = key.get_secret_value()
-    return HttpBackend(url, model_served(url, names, api_key=api_key, wait=wait), api_key=api_key, timeout=timeout)
+    return HttpBackend(url, model_served(url, names, api_key=api_key, ca=ca, wait=wait), api_key=api_key, ca=ca, timeout=timeout)
 
 
 @lru_cache(maxsize=1)

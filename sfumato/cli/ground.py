@@ -148,8 +148,9 @@ def _backend(console: Console, choice: Choice | None, url: str, profile: str, mo
 def _http(url: str, names: Sequence[str], settings: Settings) -> Iterator[Backend]:
     from services.grounding.http_backend import HttpBackend, model_served
 
-    key = settings.vlm_api_key.get_secret_value()
-    backend = HttpBackend(url, model_served(url, [name for name in names if name], api_key=key), api_key=key, timeout=settings.vlm_timeout)
+    key, ca = settings.vlm_api_key.get_secret_value(), settings.vlm_ca
+    model = model_served(url, [name for name in names if name], api_key=key, ca=ca)
+    backend = HttpBackend(url, model, api_key=key, ca=ca, timeout=settings.vlm_timeout)
     try:
         yield backend
     finally:

@@ -29,6 +29,8 @@ def serve(
     threads: Annotated[int, typer.Option(min=1, max=256, help="CPU threads, for the CPU build.")] = 1,
     timeout: Annotated[float | None, typer.Option(min=1, help="Seconds until it must be healthy (vista: 600, others: 3600).")] = None,
     log: Annotated[Path | None, typer.Option(help="Where the server's own log goes.")] = None,
+    certificate: Annotated[Path | None, typer.Option(help="PEM file of its certificate; with --key it speaks TLS.")] = None,
+    key: Annotated[Path | None, typer.Option(help="PEM file of its certificate's key.")] = None,
 ) -> None:
     """Start vLLM with an OpenAI-compatible API, wait until it is healthy, and serve until Ctrl-C.
 
@@ -38,20 +40,23 @@ def serve(
     """
     from rich.console import Console
 
-    from sfumato.errors import Unavailable
+    from sfumato.errors import InvalidInput, Unavailable
     from sfumato.runtime.settings import Settings
-    from sfumato.runtime.vlm import serving
+    from sfumato.runtime.vlm import Pair, serving
 
+    if (certificate is None) != (key is None):
+        raise InvalidInput("certificate", "TLS needs both a certificate and a key.", hint="Give --certificate and --key.")
     console = Console(stderr=True)
     chosen = served_model(profile, model, gpus)
-    key = Settings().vlm_api_key.get_secret_value()
+    pair = Pair(certificate, key) if certificate and key else None
+    shown = Settings().vlm_api_key.get_secret_value()
     with ExitStack() as stack:
         with console.status("starting vLLM ...") as status:
 
             def waited(seconds: float) -> None:
                 status.update(waiting(seconds))
 
-            options = {"host": host, "port": port, "threads": threads, "timeout": timeout, "log": log, "api_key": key}
+            options = {"host": host, "port": port, "threads": threads, "timeout": timeout, "log": log, "api_key": shown, "pair": pair}
             server = stack.enter_context(serving(chosen, on_wait=waited, **options))
         typer.echo(f"{server.url}/v1")
         console.print(f"serving {chosen.name!r}; Ctrl-C ends it")

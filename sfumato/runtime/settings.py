@@ -146,6 +146,8 @@ class Settings(FiledSettings):
     threads: int = Field(default=1, ge=1, le=256)
     # An OpenAI-compatible VLM server that already runs; empty: a run starts its own.
     vlm_url: str = ""
+    # The authority that signed its certificate, where that is a private one (addresses with https://).
+    vlm_ca: Path | None = None
     # GPUs over which a server that is started here spreads a large model.
     vlm_gpus: int = Field(default=1, ge=1, le=64)
     # Its key, where it wants one; never shown. A server that is started here asks for the same.

@@ -14,6 +14,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from sfumato.errors import InvalidInput, MissingWeights, Unavailable
 from sfumato.runtime import children
@@ -32,8 +34,6 @@ POLL = 0.25
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 STOPPING = 10.0
 """Seconds a server is given to end by itself."""
-# The server is on this machine: no proxy is asked for the way.
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _SHIM = "import sfumato  # lets vLLM's processes import torchvision: see sfumato.torchvision_ops\n"
 
 
@@ -69,13 +69,21 @@ class ServedModel:
         return (Path(self.source) / "config.json").is_file()
 
 
+class Pair(NamedTuple):
+    """PEM files of a server's certificate and its key."""
+
+    certificate: Path
+    key: Path
+
+
 @dataclass(slots=True)
 class VlmServer:
-    """A running server: its address (without ``/v1``), its process and its log."""
+    """A running server: its address (without ``/v1``), its process and its log; its certificate, where it speaks TLS."""
 
     url: str
     process: subprocess.Popen[bytes]
     log: Path
+    certificate: Path | None = None
 
     def wait(self) -> int:
         """Wait for the server to end; its exit code."""
@@ -103,6 +111,7 @@ def serving(
     timeout: float | None = None,
     log: Path | None = None,
     api_key: str = "",
+    pair: Pair | None = None,
     on_wait: Callable[[float], None] | None = None,
 ) -> Iterator[VlmServer]:
     """Serve ``model`` for the length of a ``with`` block.
@@ -115,11 +124,12 @@ def serving(
         timeout: seconds until it must be healthy; the model's own where absent.
         log: where the server's own words go; a temporary file when absent.
         api_key: what clients must show; nothing where empty.
+        pair: with it, it speaks TLS.
         on_wait: told the seconds waited so far, several times a second.
 
     Raises:
         MissingWeights: there is no such model.
-        InvalidInput: the port is taken.
+        InvalidInput: the port is taken, or a file of ``pair`` is not there.
         Unavailable: vLLM is not installed, or the server ended or was not healthy in time; the end of its log is told.
     """
     flavour = installed()
@@ -128,6 +138,9 @@ def serving(
     if not model.local and (Path(model.source).exists() or not HUB_ID.fullmatch(model.source)):
         hint = "Give a folder saved by save_pretrained, or a model's id on a hub such as Qwen/Qwen2.5-VL-7B-Instruct."
         raise MissingWeights(f"{model.source} holds no model.", hint=hint)
+    for path in pair or ():
+        if not path.is_file():
+            raise InvalidInput("certificate", f"{path} is not there.", hint="TLS needs PEM files of a certificate and its key.")
     port = _usable_port(host, port)
     with tempfile.TemporaryDirectory(prefix="sfumato-vlm-") as scratch:
         site = Path(scratch) / "site"
@@ -136,7 +149,7 @@ def serving(
         log = log or Path(scratch) / "vllm.log"
         with log.open("wb") as output:
             process = children.start(
-                command(model, flavour, host, port),
+                command(model, flavour, host, port, pair and Pair(pair.certificate.resolve(), pair.key.resolve())),
                 env=environment(model, flavour, site, threads, api_key),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -144,7 +157,8 @@ def serving(
                 cwd=scratch,
                 start_new_session=True,
             )
-        server = VlmServer(f"http://{_reachable(host)}:{port}", process, log)
+        scheme = "https" if pair else "http"
+        server = VlmServer(f"{scheme}://{_reachable(host)}:{port}", process, log, pair and pair.certificate)
         try:
             _wait_healthy(server, timeout or model.ready, on_wait)
             yield server
@@ -152,11 +166,13 @@ def serving(
             _stop(process)
 
 
-def command(model: ServedModel, flavour: str, host: str, port: int) -> list[str]:
+def command(model: ServedModel, flavour: str, host: str, port: int, pair: Pair | None = None) -> list[str]:
     """The server's command line. Code that comes with a model is not run: ``--trust-remote-code`` is never given."""
     line = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     source = str(Path(model.source).resolve()) if model.local else model.source
     line += ["--model", source, "--served-model-name", model.name, "--host", host, "--port", str(port)]
+    if pair:
+        line += ["--ssl-certfile", str(pair.certificate), "--ssl-keyfile", str(pair.key)]
     line += ["--max-model-len", str(model.context), "--limit-mm-per-prompt", _json({"image": model.images, "video": 0})]
     least, most = model.pixels
     line += ["--mm-processor-kwargs", _json({"size": {"shortest_edge": least, "longest_edge": most}})]
@@ -183,18 +199,29 @@ def environment(model: ServedModel, flavour: str, site: Path, threads: int, api_
     return values
 
 
-def healthy(url: str, timeout: float = 2.0) -> bool:
-    """Whether a server of this machine answers its health check."""
+def healthy(url: str, timeout: float = 2.0, certificate: Path | None = None) -> bool:
+    """Whether a server of this machine answers its health check, and with this very certificate where it is to speak TLS."""
     try:
-        with _DIRECT.open(f"{url}/health", timeout=timeout) as answer:
+        with _direct(certificate).open(f"{url}/health", timeout=timeout) as answer:
             return answer.status == 200
     except (urllib.error.URLError, OSError, ValueError):
         return False
 
 
+def _direct(certificate: Path | None) -> urllib.request.OpenerDirector:
+    """The server is on this machine: no proxy is asked for the way."""
+    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+    if certificate is not None:
+        context = ssl.create_default_context(cafile=certificate)
+        context.check_hostname = False  # it is asked by an address, and has the names by which others ask
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        handlers.append(urllib.request.HTTPSHandler(context=context))
+    return urllib.request.build_opener(*handlers)
+
+
 def _wait_healthy(server: VlmServer, timeout: float, on_wait: Callable[[float], None] | None) -> None:
     started = time.monotonic()
-    while not healthy(server.url):
+    while not healthy(server.url, certificate=server.certificate):
         waited = time.monotonic() - started
         if server.process.poll() is not None:
             raise Unavailable(f"vLLM ended with code {server.process.returncode}. Its last words:\n{_tail(server.log)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import kubernetes_validate
 import pytest
@@ -13,7 +14,7 @@ from deploy.binaries import HELM, run
 from deploy.manifests import CHART
 from services.grounding.profiles import profile_named
 from sfumato.errors import Unavailable
-from sfumato.runtime.vlm import ServedModel, command
+from sfumato.runtime.vlm import Pair, ServedModel, command
 from tests.deploy.charts import ALL, BUILT_IN, EVERYTHING, JOINT, Object, component, jobs, named, of, rendered, selected, templates
 
 
@@ -126,7 +127,7 @@ def test_secrets_are_files_and_each_pod_has_its_own_password_only() -> None:
     mounted = {component(template): set(_secrets(template)) for _, template in templates(objects)}
     assert {name for name, secrets in mounted.items() if "sfumato-registry-database" in secrets} == {"registry", "migrate"}
     assert {name for name, secrets in mounted.items() if "sfumato-hub" in secrets} == {"fetch"}
-    assert mounted["vlm"] == set()
+    assert mounted["vlm"] == {"sfumato-vlm-tls"}
     assert mounted["generator"] == {"sfumato-auth", "sfumato-bus", "sfumato-generator-tls"}
 
 
@@ -144,7 +145,8 @@ def test_vllm_is_started_as_the_program_itself_starts_it() -> None:
     (container,) = named(rendered("flux1-dev"), "Deployment", "sfumato-vlm")["spec"]["template"]["spec"]["containers"]
     profile = profile_named("qwen2-vl")
     model = ServedModel("Qwen/Qwen2-VL-72B-Instruct", profile.name, profile.pixels, profile.context, gpus=4)
-    assert [*container["command"], *container["args"]][1:] == command(model, "vllm", "0.0.0.0", 8000)[1:]
+    pair = Pair(Path("/run/tls/tls.crt"), Path("/run/tls/tls.key"))
+    assert [*container["command"], *container["args"]][1:] == command(model, "vllm", "0.0.0.0", 8000, pair)[1:]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 4
 
 

@@ -236,7 +236,7 @@ preStop:
 {{- end }}
 
 {{- define "sfumato.vlmUrl" -}}
-{{ if eq .Values.vlm.kind "external" }}{{ .Values.vlm.external.url }}{{ else }}http://{{ include "sfumato.name" . }}-vlm.{{ .Release.Namespace }}.svc:8000{{ end }}
+{{ if eq .Values.vlm.kind "external" }}{{ .Values.vlm.external.url }}{{ else }}http{{ ternary "s" "" .Values.tls.enabled }}://{{ include "sfumato.name" . }}-vlm.{{ .Release.Namespace }}.svc:8000{{ end }}
 {{- end }}
 
 {{/* Files of secrets that one component is given and no other. Takes (list $ component whether it is on the bus). */}}

@@ -6,6 +6,7 @@ import json
 import logging
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 
 from services.grounding.engine import Query, Turn
 from services.grounding.http_backend import HttpBackend, model_served
-from sfumato.errors import Unavailable
+from sfumato.errors import InvalidInput, Unavailable
 from tests.unit.scripted_vlm import Reply, ScriptedVlm
 
 PICTURE = np.zeros((8, 8, 3), np.uint8)
@@ -142,6 +143,14 @@ def test_the_only_model_is_the_one_and_of_several_none_is_guessed(vlm: ScriptedV
 def test_a_server_is_waited_for_no_longer_than_asked() -> None:
     with pytest.raises(Unavailable, match="sfumato vlm serve"):
         model_served(f"http://127.0.0.1:{unused_port()}", ("vista",), wait=0.6)
+
+
+def test_an_authority_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "empty.pem").touch()
+    for name in ("none.pem", "empty.pem"):
+        with pytest.raises(InvalidInput) as caught:
+            model_served("https://127.0.0.1", ("vista",), ca=tmp_path / name)
+        assert caught.value.field == "vlm_ca" and name in str(caught.value)
 
 
 def test_a_key_that_is_wanted_is_asked_for(vlm: ScriptedVlm) -> None:
