@@ -15,7 +15,7 @@ from sfumato.v1.orchestrator_pb2_grpc import OrchestratorServiceStub
 ORCHESTRATOR, BACKEND = os.environ["ORCHESTRATOR"], os.environ.get("BACKEND", "vllm")
 # Another name is another run: what was done for the last trial is found in the store all the same.
 NAME = os.environ.get("TRIAL", f"trial-{int(time.time())}")
-
+# What differential training is compared with: nothing, naive training of each pair (true), or of all of them together (joint).
 COMPARE = os.environ.get("COMPARE", "false")
 
 SPEC = f"""
@@ -24,16 +24,19 @@ batch: 4
 prompts: {{count: 4, seed: 1000}}
 ground: {{backend: {BACKEND}}}
 train: {{pairs: 2, steps_before: 6, steps_after: 6}}
-fuse: {{rank: 8}}
+fuse: {{rank: 8, alpha: [2], clip_loss: 100}}
 stop: {{max_iterations: 1, min_pairs: 1}}
 evaluate: {{count: 2, seed: 900000}}
-tune: {{count: 1, seed: 500000}}
+"""
+if COMPARE != "false":  # tuning is needed for it, and may find that so short a training is of no use
+    SPEC += f"""
+tune: {{count: 2, seed: 800000}}
 compare: {COMPARE}
 joint: {{steps: 8, pictures: 4, together: 2}}
 """
 PROMPTS = PromptSets(
     train=["a lake by night", "a white house at dusk", "a crescent moon, midnight", "a cloud, birds and a lake by day"],
-    tune=["a full moon over mountains"],
+    tune=[] if COMPARE == "false" else ["a lake and a cloud by night", "a white house at dusk, a tree"],
     heldout=["a cloud over a yellow house by day", "birds, yellow flowers, a green tree and a cloud by night"],
 )
 
