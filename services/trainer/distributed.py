@@ -171,10 +171,10 @@ def _one_gpu() -> None:
 
 def main() -> int:
     """The program; its exit status."""
-    telemetry = TelemetrySettings()
-    logs.configure(telemetry)
     _one_gpu()
     try:
+        telemetry = TelemetrySettings()
+        logs.configure(telemetry)
         artifacts, settings = ArtifactStore(Settings().artifacts_url), BusSettings()
         group = Processes()
         log.info("Process %d of %d, pid %d.", group.rank, group.size, os.getpid())

@@ -33,6 +33,8 @@ DRAWS = 2**32
 # An epoch's order may be asked for by two steps at a time.
 ORDERS = 2
 
+OnStep = Callable[[Step], None] | None
+
 
 @dataclass(frozen=True, slots=True)
 class JointSettings:
@@ -176,9 +178,6 @@ class JointTraining:
 
     def _generator(self, draw: int) -> torch.Generator:
         return torch.Generator().manual_seed((self._settings.seed * DRAWS + draw) % 2**63)
-
-
-OnStep = Callable[[Step], None] | None
 
 
 class _From:
