@@ -10,17 +10,18 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
-import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import yaml
-from kubernetes import client, config
-from kubernetes.client.exceptions import ApiException
+from httpx2 import Timeout, TransportError
+from lightkube import ApiError, AsyncClient
+from lightkube.core.exceptions import ConfigError
+from lightkube.resources.batch_v1 import Job
+from lightkube.types import CascadeType
 from nats.errors import Error as NatsError
 from nats.js.errors import NotFoundError
-from urllib3.exceptions import HTTPError
 
 from orchestrator.queues import LOOK
 from sfumato.errors import InvalidInput, Unavailable
@@ -47,15 +48,20 @@ class Jobs:
             InvalidInput: it is no Job, or there is no way to Kubernetes.
         """
         try:
-            self._template: dict[str, Any] = yaml.safe_load(template.read_text(encoding="utf-8"))
-            self._name, self._namespace = self._template["metadata"]["name"], self._template["metadata"]["namespace"]
-            if self._template["kind"] != "Job":
+            content = yaml.safe_load(template.read_text(encoding="utf-8"))
+            if content["kind"] != "Job":
                 raise TypeError("it is no Job")
+            self._template = cast(Job, Job.from_dict(content))
+            self._name, namespace = content["metadata"]["name"], content["metadata"]["namespace"]
         except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
             raise InvalidInput("joint_job", f"{template} is no template of a Job: {error!r}.", hint="The chart renders one.") from error
-        self._api = client.BatchV1Api(client.ApiClient(_way()))
+        try:
+            self._client = AsyncClient(namespace=namespace, timeout=Timeout(SECONDS))
+        except ConfigError as error:
+            hint = "Give the pod's account its token, or name a file with KUBECONFIG."
+            raise InvalidInput("joint_job", f"there is no way to Kubernetes: {error}.", hint=hint) from error
 
-    def ensure(self, task_id: str) -> None:
+    async def ensure(self, task_id: str) -> None:
         """Have a Job at a task, or one that has just ended.
 
         Raises:
@@ -63,35 +69,35 @@ class Jobs:
         """
         name = f"{self._name}-{task_id[:16]}"
         try:
-            job = self._read(name)
+            job = await self._read(name)
             if job is None:
-                self._create(name, task_id)
+                await self._create(name, task_id)
             elif _ended_before(job, datetime.now(UTC) - AGAIN):
                 log.warning("The Job %s has ended, and its task is not done: it is made anew.", name)
-                same = client.V1DeleteOptions(propagation_policy="Background", preconditions=client.V1Preconditions(uid=job.metadata.uid))
-                self._api.delete_namespaced_job(name, self._namespace, body=same, _request_timeout=SECONDS)
-        except ApiException as error:
-            raise Unavailable(f"Kubernetes refuses ({error.status} {error.reason}): {error.body}") from error
-        except HTTPError as error:
-            raise Unavailable(f"Kubernetes does not answer: {error}") from error
+                await self._client.delete(Job, name, cascade=CascadeType.BACKGROUND)
+        except ApiError as error:
+            raise Unavailable(f"Kubernetes refuses ({error.status.code} {error.status.reason}): {error.status.message}") from error
+        except TransportError as error:
+            raise Unavailable(f"Kubernetes does not answer: {error!r}") from error
 
-    def _read(self, name: str) -> Any:
+    async def _read(self, name: str) -> Job | None:
         try:
-            return self._api.read_namespaced_job(name, self._namespace, _request_timeout=SECONDS)
-        except ApiException as error:
-            if error.status == 404:
+            return await self._client.get(Job, name)
+        except ApiError as error:
+            if error.status.code == 404:
                 return None
             raise
 
-    def _create(self, name: str, task_id: str) -> None:
-        job: Any = copy.deepcopy(self._template)  # the API takes what its own classes become
-        job["metadata"]["name"] = name
-        job["metadata"].setdefault("annotations", {})[TASK] = task_id
+    async def _create(self, name: str, task_id: str) -> None:
+        job = copy.deepcopy(self._template)
+        assert job.metadata is not None
+        job.metadata.name = name
+        job.metadata.annotations = {**(job.metadata.annotations or {}), TASK: task_id}
         try:
-            self._api.create_namespaced_job(self._namespace, job, _request_timeout=SECONDS)
+            await self._client.create(job)
             log.info("A Job for a joint training: %s.", name, extra={"task": task_id})
-        except ApiException as error:
-            if error.status != 409:  # another replica was faster
+        except ApiError as error:
+            if error.status.code != 409:  # another replica was faster
                 raise
 
 
@@ -101,7 +107,7 @@ async def watch(bus: Bus, jobs: Jobs) -> None:
         try:
             task_id = await oldest(bus)
             if task_id:
-                await asyncio.to_thread(jobs.ensure, task_id)
+                await jobs.ensure(task_id)
         except (NatsError, TimeoutError) as error:
             log.debug("the queue cannot be looked at now: %s", error)
         except Unavailable as error:
@@ -122,21 +128,8 @@ async def oldest(bus: Bus) -> str:
     return (message.subject or "").rpartition(".")[2]
 
 
-def _way() -> client.Configuration:
-    """To Kubernetes: inside it by this pod's account, whose token is read anew as it is renewed, outside as `kubectl` goes."""
-    found = client.Configuration()
-    try:
-        if "KUBERNETES_SERVICE_HOST" in os.environ:
-            config.load_incluster_config(client_configuration=found)
-        else:
-            config.load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=found)
-    except config.ConfigException as error:
-        hint = "Give the pod's account its token, or name a file with KUBECONFIG."
-        raise InvalidInput("joint_job", f"there is no way to Kubernetes: {error}.", hint=hint) from error
-    return found
-
-
-def _ended_before(job: Any, moment: datetime) -> bool:
+def _ended_before(job: Job, moment: datetime) -> bool:
     """Whether it is complete, or failed, and was so at a moment already."""
-    ends = [found for found in job.status.conditions or () if found.type in ("Complete", "Failed") and found.status == "True"]
-    return bool(ends) and all(found.last_transition_time < moment for found in ends)
+    conditions = job.status.conditions if job.status else None
+    ends = [found for found in conditions or () if found.type in ("Complete", "Failed") and found.status == "True"]
+    return bool(ends) and all(found.lastTransitionTime is not None and found.lastTransitionTime < moment for found in ends)

@@ -12,12 +12,14 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from nats.errors import Error as NatsError
 from torch import Tensor
 
 from services.trainer.group import Group
@@ -25,8 +27,9 @@ from services.trainer.tasks import JOINT, joint
 from sfumato.errors import SfumatoError, Unavailable
 from sfumato.runtime import logs
 from sfumato.runtime.artifacts import ArtifactStore
-from sfumato.runtime.bus import Bus
+from sfumato.runtime.bus import CONSUMER, Bus, stream_of
 from sfumato.runtime.device import pick_device
+from sfumato.runtime.ending import ended
 from sfumato.runtime.settings import BusSettings, Settings, TelemetrySettings
 from sfumato.runtime.tasks import Output, Task
 from sfumato.runtime.telemetry import observing
@@ -35,6 +38,8 @@ from sfumato.runtime.worker import Worker
 log = logging.getLogger(__name__)
 
 QUEUE = JOINT.partition(".")[0]
+LOOK = 2.0
+"""Seconds between looks at the queue, until a task has come."""
 PATIENCE = timedelta(hours=1)
 """For which the processes wait for one another: to come up, to load, to end a step."""
 
@@ -100,18 +105,15 @@ def _others() -> Iterator[None]:
 class _Leader:
     """Takes one task of the bus, and has everybody do it."""
 
-    def __init__(self, group: Group, patience: float) -> None:
-        """Without a task in so many seconds, it stops."""
-        self.stop, self.lost = asyncio.Event(), False
+    def __init__(self, group: Group) -> None:
+        self.stop, self.begun, self.lost = asyncio.Event(), False, False
         self._group, self._loop = group, asyncio.get_running_loop()
-        self._waiting = self._loop.call_later(patience, self.stop.set)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self.stop.set)
 
     def do(self, task: Task, artifacts: ArtifactStore) -> Output:
         """The queue's handler, in the worker's thread. ``lost``: the others may be waiting for this process, somewhere in the middle."""
-        self._loop.call_soon_threadsafe(self._waiting.cancel)
-        self.lost = True
+        self.begun = self.lost = True
         try:
             self._group.tell(task.model_dump_json().encode())
             output = joint(task, artifacts, self._group)
@@ -127,10 +129,26 @@ class _Leader:
 async def _lead(group: Group, artifacts: ArtifactStore, settings: BusSettings) -> bool:
     """Whether the others are still there in the end."""
     async with Bus(settings, f"sfumato {QUEUE} of {group.size}") as bus:
-        # A task whose worker was killed is given out again after half this time.
-        leader = _Leader(group, 2 * settings.ack_wait)
+        leader = _Leader(group)
+        looking = asyncio.create_task(_look(bus, leader))
         drained = await Worker(bus, QUEUE, {JOINT: leader.do}, artifacts).run(leader.stop)
+        await ended([looking])
     return drained and not leader.lost
+
+
+async def _look(bus: Bus, leader: _Leader) -> None:
+    """Stop where nothing is to be had: what waits in the queue is given to this worker, what another has in hand only if that is killed."""
+    patience = time.monotonic() + 2 * bus.settings.ack_wait
+    while not leader.begun:
+        await asyncio.sleep(LOOK)
+        try:
+            queue = await bus.js.consumer_info(stream_of(QUEUE), CONSUMER)
+        except (NatsError, TimeoutError) as error:
+            log.debug("the queue cannot be looked at now: %s", error)
+            continue
+        if not queue.num_pending and (not queue.num_ack_pending or time.monotonic() > patience) and not leader.begun:
+            log.info("There is nothing to train.")
+            return leader.stop.set()
 
 
 def _follow(group: Group, artifacts: ArtifactStore) -> None:

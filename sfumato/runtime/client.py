@@ -25,6 +25,7 @@ from sfumato.errors import (
     Unavailable,
     WrongState,
 )
+from sfumato.runtime.renewing import RenewingChannel
 from sfumato.runtime.serving.artifacts import CHUNK
 from sfumato.runtime.serving.status import DETAILS
 from sfumato.runtime.settings import ClientSettings
@@ -49,18 +50,22 @@ START_IT = "Is it running, and is this its address? `sfumato up` starts all serv
 def channel(address: str, settings: ClientSettings | None = None) -> grpc.Channel:
     """A channel to the service at ``host:port``, in the clear unless the settings name an authority or it is ``tls://host:port``.
 
-    Every call shows the settings' token, and a call with one answer has their timeout unless it brings its own. Nothing is
-    connected yet; close it, or use it in a ``with``.
+    Every call shows the settings' token, and a call with one answer has their timeout unless it brings its own. Certificates that are
+    replaced hold from the next call on. Nothing is connected yet; close it, or use it in a ``with``.
 
     Raises:
         InvalidInput: half of a client certificate is set, or a file cannot be read.
     """
     settings = settings or ClientSettings()
     options = [("grpc.max_receive_message_length", settings.max_message), ("grpc.max_send_message_length", settings.max_message)]
-    secure = _credentials(settings, address.startswith(TLS))
-    target = address.removeprefix(TLS)
-    plain = grpc.insecure_channel(target, options) if secure is None else grpc.secure_channel(target, secure, options)
-    return grpc.intercept_channel(plain, _Manners(settings))
+    target, tls = address.removeprefix(TLS), address.startswith(TLS)
+
+    def opened() -> grpc.Channel:
+        secure = _credentials(settings, tls)
+        return grpc.insecure_channel(target, options) if secure is None else grpc.secure_channel(target, secure, options)
+
+    files = [path for path in (settings.ca, settings.certificate, settings.key) if path is not None]
+    return grpc.intercept_channel(RenewingChannel(opened, files) if files else opened(), _Manners(settings))
 
 
 @contextmanager

@@ -32,7 +32,7 @@ MINUTES = 60.0
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    with running(tmp_path_factory.mktemp("system"), ack_wait=3.0) as up:
+    with running(tmp_path_factory.mktemp("system"), ack_wait=5.0) as up:
         yield up
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 
 from sfumato.errors import InvalidInput
+from sfumato.runtime.renewing import state_of
 from sfumato.runtime.settings import ServingSettings
 
 log = logging.getLogger(__name__)
@@ -46,19 +47,20 @@ class _Renewed:
 
     def __init__(self, key: Path, certificate: Path, authority: Path | None = None) -> None:
         self._key, self._certificate, self._authority = key, certificate, authority
-        self._seen = self._state()
+        self._paths = [path for path in (key, certificate, authority) if path is not None]
+        self._seen = state_of(self._paths)
 
     def __call__(self) -> grpc.ServerCertificateConfiguration | None:
         """A new configuration; None where they are as they were, or are being replaced right now: the one before goes on."""
+        state = state_of(self._paths)
+        if state == self._seen:
+            return None
         try:
-            state = self._state()
-            if state == self._seen:
-                return None
             configuration = self.read()
-            if self._state() != state:  # a key and a certificate of two pairs, perhaps: the next handshake sees them whole
-                return None
         except OSError as error:
             log.warning("The certificate cannot be read again (%s); the one before goes on.", error)
+            return None
+        if state_of(self._paths) != state:  # a key and a certificate of two pairs, perhaps: the next handshake sees them whole
             return None
         self._seen = state
         log.info("The certificate was renewed.")
@@ -68,8 +70,3 @@ class _Renewed:
         """The files as they are now."""
         pair = self._key.read_bytes(), self._certificate.read_bytes()
         return grpc.ssl_server_certificate_configuration([pair], self._authority.read_bytes() if self._authority else None)
-
-    def _state(self) -> list[tuple[int, int]]:
-        """By which replaced files are told: the kubelet puts links to other files in their place."""
-        found = [path.stat() for path in (self._key, self._certificate, self._authority) if path is not None]
-        return [(each.st_ino, each.st_mtime_ns) for each in found]

@@ -44,8 +44,9 @@ class Api(ThreadingHTTPServer):
         self.forbidden = False
         self._lock = threading.Lock()
 
-    def answer(self, method: str, path: str, body: Any) -> tuple[int, Any]:
+    def answer(self, method: str, address: str, body: Any) -> tuple[int, Any]:
         with self._lock:
+            path, _, query = address.partition("?")
             name = path.removeprefix("/apis/batch/v1/namespaces/art/jobs").strip("/")
             self.asked.append(f"{method} {name}")
             if self.forbidden:
@@ -60,7 +61,7 @@ class Api(ThreadingHTTPServer):
             if name not in self.jobs:
                 return 404, {"kind": "Status", "code": 404, "reason": "NotFound"}
             if method == "DELETE":
-                assert body["preconditions"]["uid"] == self.jobs[name]["metadata"]["uid"]
+                assert "propagationPolicy=Background" in query  # else its pods would stay
                 return 200, self.jobs.pop(name)
             return 200, self.jobs[name]
 
@@ -74,7 +75,7 @@ class Handler(BaseHTTPRequestHandler):
     def _do(self) -> None:
         length, api = int(self.headers.get("Content-Length") or 0), self.server
         assert isinstance(api, Api)
-        status, found = api.answer(self.command, self.path.partition("?")[0], json.loads(self.rfile.read(length) or "null"))
+        status, found = api.answer(self.command, self.path, json.loads(self.rfile.read(length) or "null"))
         data = json.dumps(found).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -149,27 +150,38 @@ def test_every_joint_training_in_the_queue_has_one_job_in_turn_however_many_look
 
 def test_a_job_that_ended_before_its_task_is_made_anew_after_a_while_and_one_at_work_is_left_alone(api: Api, jobs: Jobs) -> None:
     name = f"art-joint-{IDS[0][:16]}"
-    jobs.ensure(IDS[0])
-    first = api.jobs[name]["metadata"]["uid"]
-    jobs.ensure(IDS[0])
-    api.end(name, "Failed", AGAIN / 2)
-    jobs.ensure(IDS[0])
-    assert api.jobs[name]["metadata"]["uid"] == first
-    api.end(name, "Failed", 2 * AGAIN)
-    jobs.ensure(IDS[0])  # takes it away
-    assert not api.jobs
-    jobs.ensure(IDS[0])
-    assert api.jobs[name]["metadata"]["uid"] != first
-    api.end(name, "Complete", 2 * AGAIN)
-    jobs.ensure(IDS[0])
-    assert not api.jobs
+
+    async def work() -> None:
+        await jobs.ensure(IDS[0])
+        first = api.jobs[name]["metadata"]["uid"]
+        await jobs.ensure(IDS[0])
+        api.end(name, "Failed", AGAIN / 2)
+        await jobs.ensure(IDS[0])
+        assert api.jobs[name]["metadata"]["uid"] == first
+        api.end(name, "Failed", 2 * AGAIN)
+        await jobs.ensure(IDS[0])  # takes it away
+        assert not api.jobs
+        await jobs.ensure(IDS[0])
+        assert api.jobs[name]["metadata"]["uid"] != first
+        api.end(name, "Complete", 2 * AGAIN)
+        await jobs.ensure(IDS[0])
+        assert not api.jobs
+
+    asyncio.run(work())
     assert {word.partition(" ")[0] for word in api.asked} == {"GET", "POST", "DELETE"}  # what the account may do
 
 
 def test_what_kubernetes_says_against_it_is_told(api: Api, jobs: Jobs) -> None:
     api.forbidden = True
     with pytest.raises(Unavailable, match="403 .*jobs.batch is forbidden"):
-        jobs.ensure(IDS[0])
+        asyncio.run(jobs.ensure(IDS[0]))
+
+
+def test_kubernetes_that_does_not_answer_is_told(api: Api, jobs: Jobs) -> None:
+    api.shutdown()
+    api.server_close()
+    with pytest.raises(Unavailable, match="does not answer"):
+        asyncio.run(jobs.ensure(IDS[0]))
 
 
 @pytest.mark.parametrize("text", ["", "kind: Job", "kind: Pod\nmetadata: {name: a, namespace: b}", "{", "- 1"])

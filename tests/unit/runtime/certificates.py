@@ -11,6 +11,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 
+def mounted(folder: Path, name: str) -> Certificates:
+    """New ones at ``folder/mounted``, in place of those before, as the kubelet replaces them: a link is moved, with all files at once."""
+    (folder / name).mkdir()
+    files = Certificates(folder / name)
+    (folder / "..new").symlink_to(name)
+    (folder / "..new").rename(folder / "mounted")
+    return files
+
+
 class Certificates:
     """PEM files in a folder: ``authority``, and a certificate and a key for each of "server" and "client"."""
 

@@ -37,7 +37,7 @@ from sfumato.runtime.settings import ClientSettings, ServingSettings
 from sfumato.v1 import scoring_pb2, scoring_pb2_grpc
 from sfumato.v1.artifacts_pb2 import GetRequest, PutRequest, StatRequest
 from sfumato.v1.artifacts_pb2_grpc import ArtifactServiceStub
-from tests.unit.runtime.certificates import Certificates
+from tests.unit.runtime.certificates import Certificates, mounted
 
 NOTHING = ClientSettings()
 
@@ -265,6 +265,28 @@ def test_tokens_and_certificates_are_shown_for_streams_too(tmp_path: Path, monke
         channel(address, ClientSettings(certificate=files.authority))
     with pytest.raises(InvalidInput, match="cannot be read"):
         channel(address, ClientSettings(ca=tmp_path / "none.pem"))
+
+
+def test_a_channel_goes_on_with_renewed_certificates(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The server's authority is another one from one call to the next, and so is the client's certificate that it takes."""
+    mounted(tmp_path, "old")
+    place = tmp_path / "mounted"
+    tls = {"tls_certificate": place / "server.pem", "tls_key": place / "server.key", "tls_client_authority": place / "authority.pem"}
+    settings = ClientSettings(ca=place / "authority.pem", certificate=place / "client.pem", key=place / "client.key")
+    caplog.set_level("INFO")
+    with serving(ArtifactStore(str(tmp_path / "store")), **tls) as (address, _), channel(address, settings) as opened:
+        stub = ArtifactServiceStub(opened)
+        assert download(opened, upload(opened, b"old")) == b"old"
+        for name in ("new", "newest"):
+            mounted(tmp_path, name)
+            assert download(opened, upload(opened, name.encode())) == name.encode()
+            assert not stub.Stat(StatRequest(digest="0" * 64)).held  # by a stub from before
+        (place / "client.key").unlink()
+        assert download(opened, upload(opened, b"old")) == b"old"  # with those before
+    said = [record.getMessage() for record in caplog.records if record.name == "sfumato.runtime.renewing"]
+    assert said[:2] == ["A client's certificate was renewed."] * 2 and all("the one before goes on" in each for each in said[2:])
+    with pytest.raises(ValueError, match="closed"):
+        stub.Stat(StatRequest(digest="0" * 64))
 
 
 def test_a_call_without_a_deadline_has_the_settings(server: tuple[str, Scoring]) -> None:

@@ -29,7 +29,7 @@ from sfumato.runtime.serving.server import Server, Service
 from sfumato.runtime.serving.status import DETAILS
 from sfumato.runtime.settings import ServingSettings
 from sfumato.v1 import common_pb2, generator_pb2, generator_pb2_grpc, scoring_pb2, scoring_pb2_grpc
-from tests.unit.runtime.certificates import Certificates
+from tests.unit.runtime.certificates import Certificates, mounted
 
 SCORING, GENERATOR = "sfumato.v1.ScoringService", "sfumato.v1.GeneratorService"
 PICTURE = common_pb2.Image(data=b"any bytes")
@@ -310,15 +310,6 @@ def test_tls_and_clients_certificates(tmp_path: Path) -> None:
 
 
 def test_renewed_certificates_are_served_without_a_restart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Replaced as the kubelet does: a link is moved to a folder with all of the new files."""
-
-    def issued(name: str) -> Certificates:
-        (tmp_path / name).mkdir()
-        files = Certificates(tmp_path / name)
-        (tmp_path / "..new").symlink_to(name)
-        (tmp_path / "..new").rename(tmp_path / "mounted")
-        return files
-
     async def served(now: Running, files: Certificates) -> bool:
         pair = files.key("client").read_bytes(), files.certificate("client").read_bytes()
         async with now.channel(grpc.ssl_channel_credentials(files.authority.read_bytes(), *pair)) as channel:
@@ -330,18 +321,18 @@ def test_renewed_certificates_are_served_without_a_restart(tmp_path: Path, caplo
             return True
 
     async def test() -> None:
-        old, mounted = issued("old"), tmp_path / "mounted"
-        tls: dict[str, Any] = {"tls_certificate": mounted / "server.pem", "tls_key": mounted / "server.key"}
-        async with running(**tls, tls_client_authority=mounted / "authority.pem") as now:
+        old, place = mounted(tmp_path, "old"), tmp_path / "mounted"
+        tls: dict[str, Any] = {"tls_certificate": place / "server.pem", "tls_key": place / "server.key"}
+        async with running(**tls, tls_client_authority=place / "authority.pem") as now:
             await now.loading
             assert await served(now, old)
-            new = issued("new")
+            new = mounted(tmp_path, "new")
             assert await served(now, new) and not await served(now, old)  # the server's pair and whose clients it takes
-            (mounted / "server.key").unlink()
+            (place / "server.key").unlink()
             assert await served(now, new)
             assert [record.getMessage() for record in caplog.records if "renewed" in record.msg] == ["The certificate was renewed."]
             assert any("the one before goes on" in record.msg for record in caplog.records)
-            assert await served(now, issued("newest"))
+            assert await served(now, mounted(tmp_path, "newest"))
 
     with caplog.at_level("INFO"):
         in_loop(test)
