@@ -7,12 +7,15 @@ site() { "$1/bin/python" -c 'import site; print(site.getsitepackages()[0])'; }
 if [ -d /opt/torch ]; then
   site /opt/torch > "$(site /opt/sfumato)/torch.pth"
 fi
-# Its metadata and its commands, with empty packages.
+# Its metadata and its commands, by way of empty packages.
 touch /source/README.md
 for package in sfumato services orchestrator; do
   mkdir "/source/$package" && touch "/source/$package/__init__.py"
 done
 /opt/sfumato/bin/pip install --quiet --no-cache-dir --disable-pip-version-check "/source[$1]" -c /source/constraints.txt
+for package in sfumato services orchestrator; do
+  rm -r "$(site /opt/sfumato)/$package"
+done
 # The CPU build of vLLM names these two for sound and film; their CUDA wheels do not import beside CPU torch.
 /opt/sfumato/bin/pip uninstall --quiet --yes torchaudio torchcodec 2>/dev/null || true
 # What runs installs nothing; but vLLM's PyTorch imports the one of these two that only builds.
