@@ -2,20 +2,21 @@
 ARG TORCH=sfumato/torch:0.1.0
 
 FROM ${TORCH} AS build
-COPY pyproject.toml constraints.txt README.md LICENSE docker/install.sh /source/
-COPY sfumato /source/sfumato
-COPY services /source/services
-COPY orchestrator /source/orchestrator
+COPY pyproject.toml constraints.txt LICENSE docker/install.sh /source/
 RUN /source/install.sh generator,grpc
 
 FROM ${TORCH}
+COPY --from=build /opt/sfumato /opt/sfumato
+# What changes with every commit is small and comes last: a new version is pushed and pulled without all that it needs.
+COPY sfumato /opt/sfumato/lib/python3.11/site-packages/sfumato
+COPY services /opt/sfumato/lib/python3.11/site-packages/services
+COPY orchestrator /opt/sfumato/lib/python3.11/site-packages/orchestrator
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="sfumato generator" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.licenses="Apache-2.0"
-COPY --from=build /opt/sfumato /opt/sfumato
 ENV PATH=/opt/sfumato/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER 10001:10001
 EXPOSE 7101 7201
