@@ -13,7 +13,7 @@ from structlog.typing import Processor
 
 from sfumato.runtime.settings import LogFormat, TelemetrySettings
 
-_QUIET = ("asyncio", "grpc", "httpx", "httpcore", "urllib3", "matplotlib", "alembic")
+_QUIET = ("asyncio", "grpc", "httpx", "httpx2", "httpcore", "urllib3", "matplotlib", "alembic")
 """Libraries that tell of every request."""
 
 
