@@ -170,6 +170,13 @@ def test_a_joint_training_is_a_job_of_pods_that_find_each_other_and_the_trainers
         assert environments["orchestrator"]["SFUMATO_ORCHESTRATOR_JOINT_JOB"] == "/etc/sfumato/joint-job.yaml"
 
 
+def test_grounding_waits_for_a_vllm_that_loads() -> None:
+    (grounding,) = named(rendered("flux1-dev"), "Deployment", "sfumato-grounding")["spec"]["template"]["spec"]["containers"]
+    (vlm,) = named(rendered("flux1-dev"), "Deployment", "sfumato-vlm")["spec"]["template"]["spec"]["containers"]
+    waits = next(float(each["value"]) for each in grounding["env"] if each["name"] == "SFUMATO_VLM_WAIT")
+    assert waits >= vlm["startupProbe"]["periodSeconds"] * vlm["startupProbe"]["failureThreshold"]
+
+
 @pytest.mark.parametrize("kind", ["keda", "hpa"])
 def test_workers_follow_the_length_of_their_queue(kind: str) -> None:
     objects = rendered("", "--set", f"autoscaling.kind={kind}")
