@@ -211,6 +211,8 @@ WRONG = {
     ("models.fetch={a/b}",): "models.volume.enabled",
     ("bus.external.url=nats://elsewhere:4222",): "secrets.bus",
     ("scoring.env.SFUMATO_GRPC_TOKEN=x",): "passwords are no environment",
+    ("trainer.joint.env.SFUMATO_BUS_PASSWORD=x",): "trainer.joint.env.SFUMATO_BUS_PASSWORD",
+    ("trainer.joint.pods=0",): "/trainer/joint/pods",
     ("trainer.scaling.min=5", "trainer.scaling.max=2"): "min is greater than max",
     ("artifacts.volume.accessModes={ReadWriteOnce}",): "ReadWriteMany",
 }
