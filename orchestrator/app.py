@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from orchestrator.control import Control
-from orchestrator.driver import DriverSettings
+from orchestrator.control import RunService
+from orchestrator.replica.driver import DriverSettings
 from orchestrator.servicer import OrchestratorServicer
 from sfumato.runtime.serving.lane import Lane
 from sfumato.runtime.serving.server import Service, run
@@ -20,7 +20,7 @@ NAME = "sfumato.v1.OrchestratorService"
 
 def services(serving: ServingSettings) -> Sequence[Service]:
     """The orchestrator's service, and the driver beside it. Nothing has to be loaded, and no call has to wait for another."""
-    control = Control(Settings(), BusSettings(), DriverSettings(), serving)
+    control = RunService(Settings(), BusSettings(), DriverSettings(), serving)
     register = partial(add_OrchestratorServiceServicer_to_server, OrchestratorServicer(control))
     return [Service(NAME, register, Lane(object), beside=control)]
 

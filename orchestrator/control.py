@@ -8,23 +8,26 @@ import os
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
+from typing import Any
 
-from orchestrator import jobs, queues
-from orchestrator.driver import Driver, DriverSettings
-from orchestrator.engine import Loop
-from orchestrator.events import Event
-from orchestrator.index import EVENTS, Index, Wish, read_events
-from orchestrator.recipes import artaug
-from orchestrator.reviewing import Pair, answer, waiting_pairs
-from orchestrator.runs import Outcome, Record, Records, Standing, State
-from orchestrator.submission import submission
-from sfumato.errors import InvalidInput, NotFound, SfumatoError, Unavailable, WrongState
+from orchestrator.recipes.recipe import Recipe
+from orchestrator.recipes.spec import RunSpec
+from orchestrator.recipes.tasks import QUESTION
+from orchestrator.replica import jobs, queues
+from orchestrator.replica.driver import Driver, DriverSettings
+from orchestrator.replica.index import EVENTS, DesiredState, Index, read_events
+from orchestrator.runs.outlook import remaining
+from orchestrator.runs.records import Record, Records
+from orchestrator.runs.reviewing import store_answer, waiting_questions
+from orchestrator.runs.submission import submission
+from sfumato.errors import InvalidInput, NotFound, Unavailable, WrongState
+from sfumato.runs.records import Answer, Event, Outcome, Question, RunState, RunStatus
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.bus import Bus
 from sfumato.runtime.ending import ended
 from sfumato.runtime.settings import BusSettings, ServingSettings, Settings
-from sfumato.runtime.tasks import Manifest, manifest_key
+from sfumato.runtime.tasks import Manifest, Task, manifest_key
 from sfumato.runtime.telemetry import bound, outgoing
 
 log = logging.getLogger(__name__)
@@ -32,23 +35,14 @@ log = logging.getLogger(__name__)
 LOOK = 2.0
 """Seconds after which a watched run is looked at again where nothing was heard of it."""
 NOTES = {
-    State.QUEUED: "It waits for a replica that has room for it.",
-    State.WAITING: "It waits for a person: sfumato review {name}",
-    State.PAUSED: "Go on: sfumato runs resume {name}",
-    State.INTERRUPTED: "What was wanted of it was lost; what it had finished was not. Go on: sfumato runs resume {name}",
-    State.FAILED: "Try again from what it had finished: sfumato runs resume {name}",
-    State.CANCELLED: "Take it up again: sfumato runs resume {name}",
+    RunState.QUEUED: "It waits for a replica that has room for it.",
+    RunState.WAITING: "It waits for a person: sfumato review {name}",
+    RunState.PAUSED: "Go on: sfumato runs resume {name}",
+    RunState.INTERRUPTED: "What was wanted of it was lost; what it had finished was not. Go on: sfumato runs resume {name}",
+    RunState.FAILED: "Try again from what it had finished: sfumato runs resume {name}",
+    RunState.CANCELLED: "Take it up again: sfumato runs resume {name}",
 }
 AWAY = "The bus does not answer, so nobody knows how it goes on."
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """What a person says of a pair."""
-
-    pair_id: str
-    accepted: bool
-    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,21 +51,22 @@ class _Known:
 
     models: Mapping[str, str]
     submitted: datetime
-    iterations: int
+    recipe: Recipe[Any, Any, Any]
+    spec: RunSpec
 
 
-class Control:
+class RunService:
     """Use it in an ``async with`` block: inside, this process is a replica that answers for runs and drives them."""
 
     def __init__(self, settings: Settings, bus: BusSettings, driving: DriverSettings, serving: ServingSettings) -> None:
         self._settings, self._bus_settings, self._driving, self._grace = settings, bus, driving, serving.grace
         self._artifacts = ArtifactStore(settings.artifacts_url)
-        self._records = Records(self._artifacts)
+        self._records = Records(self._artifacts, settings.runs)
         self._known: dict[str, _Known] = {}
         self._closing = asyncio.Event()
         self._live: Index | None = None
 
-    async def __aenter__(self) -> Control:
+    async def __aenter__(self) -> RunService:
         """Connect, and begin to drive.
 
         Raises:
@@ -99,28 +94,28 @@ class Control:
 
     # --- looking ---
 
-    async def get(self, name: str) -> Standing:
+    async def get(self, name: str) -> RunStatus:
         """How a run stands. Where the bus is away, what the store knows.
 
         Raises:
             NotFound: there is no such run.
         """
         try:
-            return await self._standing(name)
+            return await self._status_of(name)
         except Unavailable:
             known = await self._record(name)
-            return Standing(name, State.INTERRUPTED, known.submitted, known.models, note=AWAY)
+            return RunStatus(name, RunState.INTERRUPTED, known.submitted, known.models, note=AWAY)
 
     async def spec(self, name: str) -> Record:
         """What a run was asked for. Raises `NotFound`."""
         return (await asyncio.to_thread(self._records.record, name))[0]
 
-    async def page(self, size: int, token: str) -> tuple[list[Standing], str]:
+    async def page(self, size: int, token: str) -> tuple[list[RunStatus], str]:
         """Up to so many runs, the newest first, and where the next page begins."""
         names, more = await asyncio.to_thread(self._records.page, size, token)
         return list(await asyncio.gather(*(self.get(name) for name in names))), more
 
-    async def watch(self, name: str) -> AsyncIterator[Standing | Event]:
+    async def watch(self, name: str) -> AsyncIterator[RunStatus | Event]:
         """How a run stands and what happened so far, then everything as it happens, until it has ended; last how it ended.
 
         Raises:
@@ -133,37 +128,37 @@ class Control:
         def hear(bucket: str, data: bytes) -> None:
             heard.put_nowait(read_events(data) if bucket == EVENTS else None)
 
-        standing = await self._settled(name)
-        shown: dict[tuple[int, str], tuple[int, float]] = {}
-        yield standing
+        status = await self._settled(name)
+        shown: dict[tuple[str, int, str], tuple[int, float]] = {}
+        yield status
         async with live.listening(name, hear):
             told = await self._told(name)
             while True:
                 for event in told:
-                    stage, mark = (event.iteration, event.stage), (event.number, event.time)
+                    stage, mark = (*event.section, event.stage), (event.number, event.time)
                     if shown.get(stage) != mark:
                         shown[stage] = mark
                         yield event
-                if standing.state.ended:
-                    yield standing
+                if status.state.ended:
+                    yield status
                     return
                 told = await self._next(heard)
                 if told is not None:
                     continue
                 told = await self._told(name)
                 try:
-                    now = await self._standing(name)
+                    now = await self._status_of(name)
                 except Unavailable:
                     continue
-                if now.state is State.INTERRUPTED and standing.state is not now.state:
+                if now.state is RunState.INTERRUPTED and status.state is not now.state:
                     now = await self._settled(name)
-                if (now.state, now.waiting, now.driver) != (standing.state, standing.waiting, standing.driver) and not now.state.ended:
+                if (now.state, now.waiting, now.driver) != (status.state, status.waiting, status.driver) and not now.state.ended:
                     yield now
-                standing = now
+                status = now
 
     # --- telling ---
 
-    async def submit(self, text: str, prompts: Mapping[str, Sequence[str]]) -> tuple[Standing, bool]:
+    async def submit(self, text: str, inputs: Mapping[str, Sequence[str]]) -> tuple[RunStatus, bool]:
         """Begin a run or go on with it, unless it is finished; whether it is new.
 
         Raises:
@@ -171,7 +166,7 @@ class Control:
             Unavailable: the bus does not answer; the same call again goes on.
         """
         self._index()
-        wanted = await asyncio.to_thread(submission, text, prompts, self._settings)
+        wanted = await asyncio.to_thread(submission, text, inputs, self._settings)
         with bound(run=wanted.id):
             record = wanted.record.model_copy(update={"trace": outgoing()})
             created = await asyncio.to_thread(self._records.begin, wanted.id, record)
@@ -181,7 +176,7 @@ class Control:
             log.info("The run %s is submitted%s.", wanted.id, "" if created else " again")
         return await self.get(wanted.id), created
 
-    async def pause(self, name: str) -> Standing:
+    async def pause(self, name: str) -> RunStatus:
         """Stop a run for now.
 
         Raises:
@@ -189,10 +184,10 @@ class Control:
             WrongState: it has ended.
         """
         await self._unended(name)
-        await self._index().change(name, lambda old: (old or Wish(wish="pause")).model_copy(update={"wish": "pause"}))
+        await self._index().change(name, lambda old: (old or DesiredState(wish="pause")).model_copy(update={"wish": "pause"}))
         return await self.get(name)
 
-    async def resume(self, name: str) -> Standing:
+    async def resume(self, name: str) -> RunStatus:
         """Go on with a run from what it had finished.
 
         Raises:
@@ -203,7 +198,7 @@ class Control:
         await self._go(name)
         return await self.get(name)
 
-    async def cancel(self, name: str) -> Standing:
+    async def cancel(self, name: str) -> RunStatus:
         """Give a run up.
 
         Raises:
@@ -217,50 +212,49 @@ class Control:
         await self._index().change(name, lambda _: None)
         return await self.get(name)
 
-    async def review(self, name: str, answers: Sequence[Answered]) -> tuple[list[Answered], list[Pair]]:
-        """Take answers in; those that stand, and the pairs that still wait. With the last one the run goes on.
+    async def review(self, name: str, answers: Sequence[Answer]) -> tuple[list[Answer], list[Question]]:
+        """Store answers; the answers that stand, and the questions that still wait. After the last one the run continues.
 
         Raises:
-            NotFound: there is no such run, or no such pair in it waits.
-            WrongState: the run asks nobody, or has not come so far.
+            NotFound: there is no such run, or no such question of it waits.
+            WrongState: the run asks no person, or has not come to its review yet.
         """
         stand, left = await asyncio.to_thread(self._answer, name, answers)
         if answers or not left:
 
-            def fewer(old: Wish | None) -> Wish | None:
+            def fewer(old: DesiredState | None) -> DesiredState | None:
                 return old and old.model_copy(update={"waiting": min(old.waiting, len(left))})
 
             await self._index().change(name, fewer)
         return stand, left
 
-    def _answer(self, name: str, answers: Sequence[Answered]) -> tuple[list[Answered], list[Pair]]:
-        plan = self._records.record(name)[0].plan()
+    def _answer(self, name: str, answers: Sequence[Answer]) -> tuple[list[Answer], list[Question]]:
+        record = self._records.record(name)[0]
         try:
-            waiting = {pair.task.id: pair for pair in waiting_pairs(plan, name, self._artifacts)}
+            waiting = {task.id: (task, question) for task, question in self._waiting(name, record)}
         except InvalidInput as error:
             raise WrongState(str(error).removeprefix(f"{error.field}: ")) from error
-        except SfumatoError as error:
-            if type(error) is not SfumatoError:
-                raise
-            raise WrongState(error.message, hint="Watch it: sfumato runs watch ID") from error
         stand = []
-        for said in answers:
-            pair = waiting.get(said.pair_id)
-            if pair is not None:
-                manifest = answer(pair.task, self._artifacts, said.accepted, "" if said.accepted else said.reason)
+        for answer in answers:
+            if answer.question_id in waiting:
+                task, _ = waiting[answer.question_id]
+                stand.append(store_answer(task, self._artifacts, answer.accepted, answer.reason))
             else:
-                manifest = self._answered(said.pair_id, name)
-            stand.append(Answered(said.pair_id, **manifest.values[0]))
-        done = {said.pair_id for said in stand}
-        return stand, [pair for task, pair in waiting.items() if task not in done]
+                stand.append(self._answered(answer.question_id, name))
+        done = {answer.question_id for answer in stand}
+        return stand, [question for task, (_, question) in waiting.items() if task not in done]
 
-    def _answered(self, pair: str, name: str) -> Manifest:
-        """An answer that was given before."""
-        data = self._artifacts.read_key(manifest_key(pair))
+    def _waiting(self, name: str, record: Record) -> list[tuple[Task, Question]]:
+        return waiting_questions(record.recipe, record.plan(), name, self._artifacts)
+
+    def _answered(self, question: str, name: str) -> Answer:
+        """An answer that was stored before."""
+        data = self._artifacts.read_key(manifest_key(question))
         manifest = None if data is None else Manifest.model_validate_json(data)
-        if manifest is None or manifest.kind != "review.pair":
-            raise NotFound(f"No pair {pair[:12]} of the run {name} waits for a person.", hint="Those that wait: sfumato review ID --json")
-        return manifest
+        if manifest is None or manifest.kind != QUESTION:
+            hint = "The questions that wait: sfumato review ID --json"
+            raise NotFound(f"No question {question[:12]} of the run {name} waits for a person.", hint=hint)
+        return Answer(question, **manifest.values[0])
 
     # --- how it stands ---
 
@@ -274,57 +268,57 @@ class Control:
         if name not in self._known:
             record, submitted = await asyncio.to_thread(self._records.record, name)
             models = {part: weights.version for part, weights in record.models.items()}
-            self._known[name] = _Known(models, submitted, record.spec["stop"]["max_iterations"])
+            self._known[name] = _Known(models, submitted, record.recipe, record.recipe.spec.model_validate(record.spec))
         return self._known[name]
 
     async def _unended(self, name: str) -> None:
         await self._record(name)
         ended = await asyncio.to_thread(self._records.outcome, name)
         if ended is not None:
-            hint = "" if ended.outcome.state == "finished" else NOTES[State(ended.outcome.state)].format(name=name)
+            hint = "" if ended.outcome.state == "finished" else NOTES[RunState(ended.outcome.state)].format(name=name)
             raise WrongState(f"The run {name} is {ended.outcome.state}.", hint=hint)
 
     async def _go(self, name: str) -> None:
         """Want a run to go on."""
         await asyncio.to_thread(self._records.reopen, name)
 
-        def go(old: Wish | None) -> Wish:
+        def go(old: DesiredState | None) -> DesiredState:
             if old is None or old.wish == "run":
-                return Wish(wish="run", attempt=old.attempt if old else 1)
-            return Wish(wish="run", attempt=old.attempt + 1)
+                return DesiredState(wish="run", attempt=old.attempt if old else 1)
+            return DesiredState(wish="run", attempt=old.attempt + 1)
 
         await self._index().change(name, go)
 
-    async def _standing(self, name: str) -> Standing:
+    async def _status_of(self, name: str) -> RunStatus:
         known = await self._record(name)
         ended, told = await asyncio.gather(asyncio.to_thread(self._records.outcome, name), self._told(name))
         latest = max(told or (), key=lambda event: event.time, default=None)
-        standing = Standing(name, State.QUEUED, known.submitted, known.models, latest=latest)
+        status = RunStatus(name, RunState.QUEUED, known.submitted, known.models, latest=latest)
         if ended is not None:
-            state = State(ended.outcome.state)
-            return replace(standing, state=state, ended=ended, note=NOTES.get(state, "").format(name=name))
+            state = RunState(ended.outcome.state)
+            return replace(status, state=state, ended=ended, note=NOTES.get(state, "").format(name=name))
         live = self._index()
         wish, driver = await asyncio.gather(live.wish(name), live.driver(name))
         if wish is None:
-            state = State.INTERRUPTED
+            state = RunState.INTERRUPTED
         elif wish.wish == "pause":
-            state = State.PAUSING if driver else State.PAUSED
+            state = RunState.PAUSING if driver else RunState.PAUSED
         elif wish.waiting:
-            state = State.WAITING
+            state = RunState.WAITING
         else:
-            state = State.RUNNING if driver else State.QUEUED
+            state = RunState.RUNNING if driver else RunState.QUEUED
         note, waiting = NOTES.get(state, "").format(name=name), wish.waiting if wish else 0
-        remaining = outlook(told, known.iterations) if state is State.RUNNING else None
-        return replace(standing, state=state, driver=driver, waiting=waiting, note=note, remaining=remaining)
+        left = remaining(told, known.recipe, known.spec) if state is RunState.RUNNING else None
+        return replace(status, state=state, driver=driver, waiting=waiting, note=note, remaining=left)
 
-    async def _settled(self, name: str) -> Standing:
+    async def _settled(self, name: str) -> RunStatus:
         """How a run stands. A bus that has just lost everything has a lease's time to be told by whoever drives the run."""
         clock = asyncio.get_running_loop().time
         patience = clock() + self._driving.lease
         while True:
-            standing = await self.get(name)
-            if standing.state is not State.INTERRUPTED or clock() > patience or self._closing.is_set():
-                return standing
+            status = await self.get(name)
+            if status.state is not RunState.INTERRUPTED or clock() > patience or self._closing.is_set():
+                return status
             await asyncio.sleep(LOOK / 4)
 
     async def _told(self, name: str) -> list[Event]:
@@ -349,24 +343,6 @@ class Control:
         finally:
             closing.cancel()
             news.cancel()
-
-
-def outlook(told: Sequence[Event], iterations: int) -> timedelta | None:
-    """How long a run will go on, if it goes on as it did and needs all its iterations; None before anything can be said.
-
-    Every stage counts alike, so it is a guess within the first iteration, and a good one after it.
-    """
-    stages = [stage.name for part in artaug.STAGES[:1] if isinstance(part, Loop) for stage in part.stages if not isinstance(stage, Loop)]
-
-    def place(event: Event) -> float:
-        return event.iteration - 1 + (stages.index(event.stage) + event.done / max(event.total, 1)) / len(stages)
-
-    within = [event for event in told if event.iteration and event.stage in stages]
-    if not within:
-        return None
-    first, last = min(within, key=lambda event: event.time), max(within, key=place)
-    done, took = place(last) - place(first), last.time - first.time
-    return timedelta(seconds=round(took / done * (iterations - place(last)))) if done > 0 and took > 0 else None
 
 
 def _ended(job: asyncio.Task[None]) -> None:

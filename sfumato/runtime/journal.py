@@ -30,11 +30,12 @@ class Journal:
         if self._file is not None:
             self._file.close()
 
-    def write(self, iteration: int, stage: str, **fields: Any) -> None:
-        """Append an event; ``seconds`` is the time since the one before, in this session."""
+    def write(self, phase: str, iteration: int, stage: str, **fields: Any) -> None:
+        """Append an event; ``seconds`` is the time since the event before it, in this session."""
         assert self._file is not None, "the journal is not open"
         now = time.monotonic()
-        event = {"time": round(time.time(), 3), "iteration": iteration, "stage": stage, "seconds": round(now - self._last, 3), **fields}
+        event = {"time": round(time.time(), 3), "phase": phase, "iteration": iteration, "stage": stage}
+        event |= {"seconds": round(now - self._last, 3), **fields}
         self._last = now
         self._file.write(json.dumps(event) + "\n")
         self._file.flush()

@@ -1,43 +1,98 @@
 """ArtAug (paper section 3): the stages stand here in the order in which a sample passes them.
 
 A prompt is made definite; X is painted from it and a seed; a VLM says what would please, region by region; X' is painted from the
-same prompt and seed under that advice; the pair is kept when X' is better and nobody objects. Every kept pair becomes an adapter,
-their mean is fused as strongly as the tuning prompts bear, and the held-out prompts tell what came of it. Then again, on the fused
+same prompt and seed under that advice; the pair is kept when X' is better and no reviewer objects. Every kept pair becomes an adapter,
+their mean is fused as strongly as the tuning prompts bear, and the held-out prompts measure the result. Then the same on the fused
 model, until too few pairs survive.
+
+Other modules of this folder import `state` and what stands above them here, never this file.
 """
 
 from __future__ import annotations
 
-from orchestrator.engine import Each, Gather, Loop, Stage
-from orchestrator.recipes.artaug import judging, measuring, pairs, tuning
-from orchestrator.recipes.artaug.state import HeldOut, Iteration, Model, Painted, Plan, Sample, State, Trial, again, start
-
-__all__ = ["STAGES", "HeldOut", "Iteration", "Model", "Painted", "Plan", "Sample", "State", "Trial", "start"]
+from orchestrator.engine.stages import Barrier, Loop, PerBatch, Phase, Stage
+from orchestrator.recipes.artaug import judging, measuring, pairs, tells, tuning
+from orchestrator.recipes.artaug.files import files, headline
+from orchestrator.recipes.artaug.lineage import products
+from orchestrator.recipes.artaug.spec import INPUTS, ArtAugSpec, needed_models, review
+from orchestrator.recipes.artaug.state import COMPARISON, ITERATION, again, conclude, shown, start
+from orchestrator.recipes.artaug.work import ArtAugCosts, Counts
+from orchestrator.recipes.recipe import Recipe
 
 PAIRS: tuple[Stage, ...] = (
-    Each("refine", "grounding", pairs.refine, pairs.absorb_refined, pairs.without),  # section 4.1.1
-    Each("generate", "generator", pairs.generate, pairs.absorb_generated, pairs.without),  # X, section 3.1
-    Each("ground", "grounding", pairs.ground, pairs.absorb_grounded, pairs.without),  # u(X) = {(P_i, M_i)}
-    Each("regenerate", "generator", pairs.regenerate, pairs.absorb_regenerated, pairs.without),  # X'
-    Each("score", "scoring", pairs.score, pairs.absorb_scored, pairs.without),  # section 3.2
-    Each("resemble", "scoring", pairs.resemble, pairs.absorb_resemblance, pairs.without),  # Figure 4
-    Each("review", "grounding", pairs.review, pairs.absorb_review, pairs.without),
-    Gather("show", pairs.show, pairs.absorb_shown, by_person=True),
-    Gather("filter", tuning.nothing, tuning.select),
+    PerBatch(  # section 4.1.1
+        "refine", "grounding", pairs.refine, pairs.absorb_refined, pairs.on_dead_letter, work=Counts.refine
+    ),
+    PerBatch(  # X, section 3.1
+        "generate", "generator", pairs.generate, pairs.absorb_generated, pairs.on_dead_letter, work=Counts.generate
+    ),
+    PerBatch(  # u(X) = {(P_i, M_i)}
+        "ground", "grounding", pairs.ground, pairs.absorb_grounded, pairs.on_dead_letter, tells=tells.GROUND, work=Counts.ground
+    ),
+    PerBatch(  # X'
+        "regenerate", "generator", pairs.regenerate, pairs.absorb_regenerated, pairs.on_dead_letter, work=Counts.regenerate
+    ),
+    PerBatch(  # section 3.2
+        "score", "scoring", pairs.score, pairs.absorb_scored, pairs.on_dead_letter, tells=tells.SCORE, work=Counts.score
+    ),
+    PerBatch(  # Figure 4
+        "similarity", "scoring", pairs.similarity, pairs.absorb_similarity, pairs.on_dead_letter, tells=tells.SIMILARITY, work=Counts.score
+    ),
+    PerBatch("vlm_review", "grounding", pairs.vlm_review, pairs.absorb_vlm_review, pairs.on_dead_letter, work=Counts.vlm_review),
+    Barrier("human_review", pairs.human_review, pairs.absorb_human_review, asks=pairs.questions, work=Counts.human_review),
+    Barrier("filter", tuning.nothing, pairs.select, tells=tells.FILTER),
 )
-TRIAL: tuple[Stage, ...] = (
-    Gather("train", tuning.train, tuning.absorb_trained, without=tuning.without),  # phi_1, phi_2, section 3.3
-    Gather("average", tuning.average, tuning.absorb_averaged),  # phi, section 3.4
-    Gather("fuse", tuning.fuse, tuning.absorb_fused),  # theta + alpha * phi, for every alpha that is tried
-    Gather("tune", tuning.repaint, tuning.absorb_repainted),
-    Gather("choose", tuning.rate, tuning.choose),  # alpha
-    Gather("evaluate", measuring.repaint, measuring.absorb_repainted),  # section 4.1
-    Gather("measure", measuring.rate, measuring.absorb_rated),
+TUNING: tuple[Barrier, ...] = (
+    Barrier(  # phi_1, phi_2, section 3.3
+        "train",
+        tuning.train,
+        tuning.absorb_trained,
+        tuning.on_dead_letter,
+        services=("trainer", "joint"),
+        tells=tells.TRAIN,
+        work=Counts.train,
+    ),
+    Barrier(  # phi, section 3.4
+        "average", tuning.average, tuning.absorb_averaged, services=("trainer",), tells=tells.AVERAGE, work=Counts.one_task
+    ),
+    # theta + alpha * phi, for every alpha that is tried
+    Barrier("stack", tuning.stack, tuning.absorb_stacked, services=("trainer",), work=Counts.stack),
+    Barrier("paint_tuning", tuning.repaint, tuning.absorb_repainted, services=("generator",), work=Counts.paint_tuning),
+    Barrier("choose_alpha", tuning.rate, tuning.choose_alpha, services=("scoring",), tells=tells.CHOOSE_ALPHA, work=Counts.choose_alpha),
+    # section 4.1
+    Barrier("paint_heldout", measuring.repaint, measuring.absorb_repainted, services=("generator",), work=Counts.paint_heldout),
+    Barrier(
+        "score_heldout", measuring.rate, measuring.absorb_rated, services=("scoring",), tells=tells.SCORE_HELDOUT, work=Counts.score_heldout
+    ),
 )
+CONCLUDE = Barrier("conclude", tuning.product, tuning.conclude, services=("trainer",), tells=tells.CONCLUDE, work=Counts.one_task)
 STAGES: tuple[Stage, ...] = (
-    Loop((*PAIRS, *TRIAL, Gather("finish", tuning.product, tuning.conclude)), again),
-    Gather("naive", tuning.nothing, tuning.begin_naive),  # section 4.3.2, Table 2
-    *TRIAL,
-    Gather("compare", pairs.look_again, tuning.conclude_naive),
-    Gather("judge", judging.ask, judging.absorb),  # for the report
+    Loop(ITERATION, (*PAIRS, *TUNING, CONCLUDE), again, most=lambda spec: spec.stop.max_iterations),
+    Phase(
+        COMPARISON,
+        (
+            Barrier("naive", tuning.nothing, tuning.begin_naive),  # section 4.3.2, Table 2
+            *tuning.compared(TUNING),
+            Barrier(
+                "ground_again", judging.ground_again, tuning.conclude_naive, services=("grounding",), work=Counts.ground_again
+            ),
+            Barrier("judge", judging.judge, judging.absorb_judged, services=("scoring",), work=Counts.judge),  # for the report
+        ),
+    ),
+)
+
+RECIPE = Recipe(
+    name="artaug",
+    spec=ArtAugSpec,
+    inputs=INPUTS,
+    models=needed_models,
+    stages=STAGES,
+    start=start,
+    conclude=conclude,
+    files=files,
+    headline=headline,
+    costs=ArtAugCosts,
+    products=products,
+    shown=shown,
+    review=review,
 )

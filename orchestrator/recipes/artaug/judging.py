@@ -1,33 +1,61 @@
-"""What the independent judge says of the pictures: the last stage, after everything is decided; only the report reads it."""
+"""For the report only, after everything is decided: where the VLM finds the same things in X', and what the independent judge says."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from itertools import islice
 from typing import Any
 
-from orchestrator.recipes.artaug.state import Plan, Sample, State
+from orchestrator.recipes.artaug.pairs import regions_of, there
+from orchestrator.recipes.artaug.state import KEPT, ArtAugPlan, Sample, State
+from orchestrator.recipes.tasks import asking, chunks
 from sfumato.runtime.tasks import Manifest, Task
+
+MOST_LOOKED = 512
+"""Pairs in which the VLM looks again, the first ones."""
+
+
+def ground_again(plan: ArtAugPlan, state: State) -> list[Task]:
+    """Ask about X' of the first iteration's kept pairs as was asked about X."""
+    items = [{"prompt": sample.prompt, "picture": there(sample.after).picture} for sample in _kept_first(state)]
+    strategy = plan.spec.ground.strategy
+    return [asking(plan, "ground_again", "ground", tuple(rows), strategy=strategy) for rows in chunks(items, plan.spec.batch)]
+
+
+def absorb_look(state: State, done: list[Manifest]) -> State:
+    """Note what the VLM found in X'."""
+    found = [regions_of(value) for manifest in done for value in manifest.values]
+    pairs = zip(_kept_first(state), found, strict=True)
+    return replace(state, looked=tuple(replace(sample, regions_after=regions) for sample, regions in pairs))
+
+
+def _kept_first(state: State) -> list[Sample]:
+    samples = state.iterations[0].samples if state.iterations else ()
+    return list(islice((sample for sample in samples if sample.verdict == KEPT), MOST_LOOKED))
+
+
+# --- judge: after everything is decided ---
 
 MOST = 1024
 """Held-out pictures of a model that are judged, the first ones: all of them go into one message."""
 
 
-def ask(plan: Plan, state: State) -> list[Task]:
+def judge(plan: ArtAugPlan, state: State) -> list[Task]:
     """One task over the held-out pictures of every model, and the pairs in which the VLM looked again; none where there is no judge."""
-    judge = plan.models.get("judge")
-    if judge is None:
+    model = plan.models.get("judge")
+    if model is None:
         return []
     sets = {"base": state.base, "ceiling": state.ceiling}
-    sets |= {f"iteration {iteration.index}": iteration.trial.heldout for iteration in state.fused if iteration.trial}
+    sets |= {f"iteration {iteration.index}": iteration.attempt.heldout for iteration in state.fused if iteration.attempt}
     sets |= {"naive": state.naive.heldout if state.naive else None}
     items = tuple({"set": name, "pictures": list(heldout.pictures[:MOST])} for name, heldout in sets.items() if heldout is not None)
-    params = {"prompts": list(plan.prompts.heldout[:MOST]), "pairs": _pairs(state.looked)}
-    return [Task(stage="judge", kind="scoring.judge", items=items, params=params, model=judge.version, model_reference=judge.reference)]
+    params = {"prompts": list(plan.inputs["heldout"][:MOST]), "pairs": _pairs(state.looked)}
+    return [Task(stage="judge", kind="scoring.judge", items=items, params=params, model=model.version, model_reference=model.reference)]
 
 
-def absorb(_: Plan, state: State, done: list[Manifest]) -> State:
-    """Note its words."""
+def absorb_judged(_: ArtAugPlan, state: State, done: list[Manifest]) -> State:
+    """Note what it says."""
     return replace(state, judged=done[0].values) if done else state
 
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
+from heapq import nsmallest
 
-from orchestrator.recipes.artaug.state import KEPT, SET_ASIDE, Painted, Plan, Sample, State
-from orchestrator.recipes.artaug.tasks import asking, chunks, paint, painted, scoring
-from orchestrator.recipes.artaug.tasks import score as scored
-from orchestrator.spec import Filter
-from orchestrator.spool import spooled
+from orchestrator.engine.rows import to_row_file
+from orchestrator.recipes.artaug.spec import Filter
+from orchestrator.recipes.artaug.state import KEPT, SET_ASIDE, TOO_FEW, ArtAugPlan, Sample, State, TuningAttempt, shown
+from orchestrator.recipes.tasks import Painted, asking, paint, painted, question, scoring
+from orchestrator.recipes.tasks import score as scored
+from sfumato.runs.records import Question
 from sfumato.runtime.tasks import Json, Manifest, Task
 from sfumato.types import Region
 
 # --- refine: ambiguous prompts made definite (section 4.1.1) ---
 
 
-def refine(plan: Plan, _: State, samples: tuple[Sample, ...]) -> Task | None:
+def refine(plan: ArtAugPlan, _: State, samples: tuple[Sample, ...]) -> Task | None:
     """Ask the VLM for a definite wording of every prompt."""
     if not plan.spec.ground.refine:
         return None
@@ -32,7 +33,7 @@ def absorb_refined(samples: tuple[Sample, ...], done: Manifest) -> tuple[Sample,
 # --- generate: X from P and s (A1, step 1) ---
 
 
-def generate(plan: Plan, state: State, samples: tuple[Sample, ...]) -> Task:
+def generate(plan: ArtAugPlan, state: State, samples: tuple[Sample, ...]) -> Task:
     """Paint every sample without advice, with the model so far."""
     return paint(plan, "generate", [(sample.prompt, sample.seed, ()) for sample in samples], state.adapter)
 
@@ -45,23 +46,23 @@ def absorb_generated(samples: tuple[Sample, ...], done: Manifest) -> tuple[Sampl
 # --- ground: u(X) = {(P_i, M_i)} (A1, step 2) ---
 
 
-def ground(plan: Plan, _: State, samples: tuple[Sample, ...]) -> Task:
+def ground(plan: ArtAugPlan, _: State, samples: tuple[Sample, ...]) -> Task:
     """Ask the VLM where which words would help."""
-    items = tuple({"prompt": sample.prompt, "picture": _of(sample.before).picture} for sample in samples)
+    items = tuple({"prompt": sample.prompt, "picture": there(sample.before).picture} for sample in samples)
     return asking(plan, "ground", "ground", items, strategy=plan.spec.ground.strategy)
 
 
 def absorb_grounded(samples: tuple[Sample, ...], done: Manifest) -> tuple[Sample, ...]:
     """Note the regions, or why the answer was of no use."""
     return tuple(
-        replace(sample, regions=_regions(value), rejected=value["rejected"]) for sample, value in zip(samples, done.values, strict=True)
+        replace(sample, regions=regions_of(value), rejected=value["rejected"]) for sample, value in zip(samples, done.values, strict=True)
     )
 
 
 # --- regenerate: X' from the same P and s under the advice (A1, step 3) ---
 
 
-def regenerate(plan: Plan, state: State, samples: tuple[Sample, ...]) -> Task | None:
+def regenerate(plan: ArtAugPlan, state: State, samples: tuple[Sample, ...]) -> Task | None:
     """Paint the samples that have advice again."""
     advised = [(sample.prompt, sample.seed, sample.regions) for sample in samples if sample.regions]
     return paint(plan, "regenerate", advised, state.adapter) if advised else None
@@ -76,7 +77,7 @@ def absorb_regenerated(samples: tuple[Sample, ...], done: Manifest) -> tuple[Sam
 # --- score: both pictures of a pair, and what the rules say of them (A2) ---
 
 
-def score(plan: Plan, _: State, samples: tuple[Sample, ...]) -> Task | None:
+def score(plan: ArtAugPlan, _: State, samples: tuple[Sample, ...]) -> Task | None:
     """Score X and X' of the samples that have both."""
     pictures = [(sample.prompt, picture.picture) for sample, before, after in _pairs(samples) for picture in (before, after)]
     return scored(plan, "score", pictures, plan.spec.score.metrics) if pictures else None
@@ -105,33 +106,33 @@ def verdict(sample: Sample, rules: Filter) -> str:
     return KEPT
 
 
-# --- resemble: how like X the new picture is (Figure 4) ---
+# --- similarity: how like X the new picture is (Figure 4) ---
 
 
-def resemble(plan: Plan, _: State, samples: tuple[Sample, ...]) -> Task | None:
+def similarity(plan: ArtAugPlan, _: State, samples: tuple[Sample, ...]) -> Task | None:
     """The cosine of CLIP's image features of X and X'."""
     items = tuple({"a": before.picture, "b": after.picture} for _, before, after in _pairs(samples))
-    return scoring(plan, "resemble", "similarity", items, {}) if items else None
+    return scoring(plan, "similarity", "similarity", items, {}) if items else None
 
 
-def absorb_resemblance(samples: tuple[Sample, ...], done: Manifest) -> tuple[Sample, ...]:
+def absorb_similarity(samples: tuple[Sample, ...], done: Manifest) -> tuple[Sample, ...]:
     """Note the cosine."""
     values = iter(done.values)
     return tuple(replace(sample, cosine=next(values)) if sample.after else sample for sample in samples)
 
 
-# --- review: somebody looks at what the rules let through (A2) ---
+# --- vlm_review, human_review: another look at what the rules let through (A2) ---
 
 
-def review(plan: Plan, _: State, samples: tuple[Sample, ...]) -> Task | None:
+def vlm_review(plan: ArtAugPlan, _: State, samples: tuple[Sample, ...]) -> Task | None:
     """Show the VLM both pictures, in both orders."""
     if "vlm" not in plan.spec.filter.review:
         return None
     items = _shown([sample for sample in samples if verdict(sample, plan.spec.filter) == KEPT])
-    return asking(plan, "review", "compare", items) if items else None
+    return asking(plan, "vlm_review", "compare", items) if items else None
 
 
-def absorb_review(samples: tuple[Sample, ...], done: Manifest) -> tuple[Sample, ...]:
+def absorb_vlm_review(samples: tuple[Sample, ...], done: Manifest) -> tuple[Sample, ...]:
     """A pair whose X' is not clearly the more beautiful one goes."""
     said = {(item["a"], item["b"]): value for item, value in zip(done.items, done.values, strict=True)}
     reviewed = []
@@ -143,19 +144,15 @@ def absorb_review(samples: tuple[Sample, ...], done: Manifest) -> tuple[Sample, 
     return tuple(reviewed)
 
 
-def show(plan: Plan, state: State) -> list[Task]:
+def human_review(plan: ArtAugPlan, state: State) -> list[Task]:
     """A task for every pair that a person has to look at; the person's answer is its manifest."""
     if "human" not in plan.spec.filter.review:
         return []
     waiting = [sample for sample in state.samples if not sample.verdict and verdict(sample, plan.spec.filter) == KEPT]
-    generator = plan.models["generator"]
-    return [
-        Task(stage="show", kind="review.pair", items=_shown(rows), params={}, model=generator.version, model_reference=generator.reference)
-        for rows in chunks(waiting, 1)
-    ]
+    return [question(plan, "human_review", item) for item in _shown(waiting)]
 
 
-def absorb_shown(_: Plan, state: State, done: list[Manifest]) -> State:
+def absorb_human_review(_: ArtAugPlan, state: State, done: list[Manifest]) -> State:
     """What a person refused goes."""
     said = {(item["a"], item["b"]): value for m in done for item, value in zip(m.items, m.values, strict=True)}
 
@@ -165,40 +162,40 @@ def absorb_shown(_: Plan, state: State, done: list[Manifest]) -> State:
             return sample
         return replace(sample, verdict="human_review", reason=value["reason"])
 
-    return state.with_samples(spooled(heard(sample) for sample in state.samples)) if said else state
+    return state.with_samples(to_row_file(heard(sample) for sample in state.samples)) if said else state
 
 
-# --- set aside: a micro-batch that nobody could do, after several tries ---
+def questions(state: State, tasks: Sequence[Task]) -> list[Question]:
+    """What a person is asked for each of these tasks."""
+    asked = {_names(sample): sample for sample in state.samples if sample.before and sample.after}
+    found = [asked[task.items[0]["a"], task.items[0]["b"]] for task in tasks]
+    return [
+        Question(task.id, "", 0, sample.prompt, sample.asked, sample.seed, shown(sample)) for task, sample in zip(tasks, found, strict=True)
+    ]
 
 
-def without(samples: tuple[Sample, ...], reason: str) -> tuple[Sample, ...]:
+# --- filter: the verdict on every pair; the best of the kept ones are trained ---
+
+
+def select(plan: ArtAugPlan, state: State, _: list[Manifest]) -> State:
+    """The rules' verdicts beside the reviewers'; too few pairs end the run."""
+    rules = plan.spec.filter
+    samples = to_row_file(sample if sample.verdict else replace(sample, verdict=verdict(sample, rules)) for sample in state.samples)
+    state = state.with_samples(samples)
+    if sum(sample.verdict == KEPT for sample in samples) < plan.spec.stop.min_pairs:
+        return replace(state, stop_reason=TOO_FEW)
+    kept = (sample for sample in samples if sample.verdict == KEPT)
+    best = nsmallest(plan.spec.train.pairs, kept, key=lambda sample: (-sample.gain, sample.seed))
+    earlier = tuple((attempt.average, attempt.alpha) for attempt in (iteration.attempt for iteration in state.fused) if attempt)
+    return replace(state, attempt=TuningAttempt("differential", tuple(best), state.adapter, earlier))
+
+
+# --- dead letters: a micro-batch whose task failed at every try ---
+
+
+def on_dead_letter(samples: tuple[Sample, ...], reason: str) -> tuple[Sample, ...]:
     """Its samples are no pairs, for this reason."""
     return tuple(replace(sample, verdict=SET_ASIDE, reason=reason) for sample in samples)
-
-
-# --- look again: where the VLM finds the same things in X', after the run; for the report only ---
-
-
-MOST_LOOKED = 512
-"""Pairs in which the VLM looks again, the first ones."""
-
-
-def look_again(plan: Plan, state: State) -> list[Task]:
-    """Ask about X' of the first iteration's kept pairs as was asked about X."""
-    items = [{"prompt": sample.prompt, "picture": _of(sample.after).picture} for sample in _kept_first(state)]
-    return [asking(plan, "compare", "ground", tuple(rows), strategy=plan.spec.ground.strategy) for rows in chunks(items, plan.spec.batch)]
-
-
-def absorb_look(state: State, done: list[Manifest]) -> State:
-    """Note what the VLM found in X'."""
-    found = [_regions(value) for manifest in done for value in manifest.values]
-    pairs = zip(_kept_first(state), found, strict=True)
-    return replace(state, looked=tuple(replace(sample, regions_after=regions) for sample, regions in pairs))
-
-
-def _kept_first(state: State) -> list[Sample]:
-    samples = state.iterations[0].samples if state.iterations else ()
-    return list(islice((sample for sample in samples if sample.verdict == KEPT), MOST_LOOKED))
 
 
 def _shown(samples: Sequence[Sample]) -> tuple[Json, ...]:
@@ -215,10 +212,12 @@ def _names(sample: Sample) -> tuple[str, str]:
     return (sample.before.picture if sample.before else "", sample.after.picture if sample.after else "")
 
 
-def _regions(value: Json) -> tuple[Region, ...]:
+def regions_of(value: Json) -> tuple[Region, ...]:
+    """The regions of a VLM's answer."""
     return tuple(Region(region["prompt"], tuple(region["box"])) for region in value["regions"])
 
 
-def _of(picture: Painted | None) -> Painted:
+def there(picture: Painted | None) -> Painted:
+    """A picture that an earlier stage painted."""
     assert picture is not None, "a stage ran before the one it needs"
     return picture

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import overload
+from typing import TypeAlias, overload
 
-from orchestrator.spec import PromptSets, RunSpec
+from orchestrator.recipes.artaug.spec import ArtAugSpec
+from orchestrator.recipes.plan import Plan
+from orchestrator.recipes.recipe import Conclusion
+from orchestrator.recipes.tasks import Painted
+from sfumato.runs.records import DeadLettered, Picture
 from sfumato.runtime.tasks import Json, Manifest
 from sfumato.types import Region
 
@@ -15,10 +19,13 @@ Scores = Mapping[str, float]
 # What the judge says of each set of pictures, by the set's name; None where there was nothing to take a mean of.
 Marks = Mapping[str, Mapping[str, float | None]]
 
+# The phases of a run.
+ITERATION, COMPARISON = "iteration", "comparison"
+
 KEPT = "kept"
 # The filter's rules in the order in which they are asked (section 3.2), by the name under which they are counted.
 RULES = ("no_advice", "aesthetic", "clip", "nudenet", "vlm_review", "human_review", "set_aside")
-# No rule: a task of the sample's was given up after several tries, and the run went on without the sample.
+# No rule: a task of the sample became a dead letter, and the run continued without the sample.
 SET_ASIDE = "set_aside"
 
 TOO_FEW = "too few pairs survive"
@@ -27,29 +34,7 @@ NO_GAIN = "no alpha improves the tuning prompts"
 ENOUGH = "max_iterations"
 
 
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A model's version (the hash of its weights), and the reference by which any machine finds it (`sfumato.runtime.references`)."""
-
-    version: str
-    reference: str
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What the run was asked for; ``models`` are ``generator``, ``understanding``, ``scorers`` and, where there is one, ``judge``."""
-
-    spec: RunSpec
-    prompts: PromptSets
-    models: Mapping[str, Model]
-
-
-@dataclass(frozen=True, slots=True)
-class Painted:
-    """A picture in the store: SHA-256 of its PNG, and of the file that holds its final latents under the name ``latents``."""
-
-    picture: str
-    latents: str
+ArtAugPlan: TypeAlias = Plan[ArtAugSpec]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +68,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class HeldOut:
+class HeldOutResult:
     """The held-out pictures of one model, and their scores, in the order of the prompts."""
 
     pictures: tuple[str, ...]
@@ -92,13 +77,13 @@ class HeldOut:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """How one pair's training went: the loss of every step, or why it was given up; ``set_aside`` if nobody could even do the task."""
+    """How one pair's training went: the loss of every step, or why it was given up; ``dead_letter`` if its task failed at every try."""
 
     losses: tuple[float, ...]
     rank: int
     diverged: str
     details: Mapping[str, Json]
-    set_aside: bool = False
+    dead_letter: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +98,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class TuningAttempt:
     """One training on chosen pairs, from adapters to a tuned model and what it paints.
 
     ``base`` is the LoRA of the model it stands on (empty: the base model), made of ``earlier``, the means and strengths of former
@@ -133,7 +118,7 @@ class Trial:
     alpha: float = 0.0
     stacked: str = ""
     lora: str = ""
-    heldout: HeldOut | None = None
+    heldout: HeldOutResult | None = None
 
     @property
     def compared(self) -> bool:
@@ -147,7 +132,7 @@ class Iteration:
 
     index: int
     samples: Sequence[Sample]
-    trial: Trial | None
+    attempt: TuningAttempt | None
 
     @property
     def verdicts(self) -> dict[str, int]:
@@ -160,18 +145,18 @@ class Iteration:
 class State:
     """The run so far. Files are named by their SHA-256 in the artifact store.
 
-    ``samples`` and ``trial`` belong to the iteration in work; ``base`` and ``ceiling`` are the base model's held-out pictures, of
-    plain prompts and of those that ask for beauty outright; ``naive`` is the comparison's trial, ``looked`` the pairs in which the VLM
+    ``samples`` and ``attempt`` belong to the iteration in work; ``base`` and ``ceiling`` are the base model's held-out pictures, of
+    plain prompts and of those that ask for beauty outright; ``naive`` is the comparison's attempt, ``looked`` the pairs in which the VLM
     looked again after the last iteration, ``judged`` what the independent judge says, and ``versions`` with which libraries it was
     painted, scored and trained.
     """
 
     samples: Sequence[Sample]
     iterations: tuple[Iteration, ...] = ()
-    trial: Trial | None = None
-    base: HeldOut | None = None
-    ceiling: HeldOut | None = None
-    naive: Trial | None = None
+    attempt: TuningAttempt | None = None
+    base: HeldOutResult | None = None
+    ceiling: HeldOutResult | None = None
+    naive: TuningAttempt | None = None
     looked: tuple[Sample, ...] = ()
     judged: Marks | None = None
     versions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -180,13 +165,13 @@ class State:
     @property
     def fused(self) -> tuple[Iteration, ...]:
         """The iterations whose adapters are in the model."""
-        return tuple(iteration for iteration in self.iterations if iteration.trial and iteration.trial.alpha)
+        return tuple(iteration for iteration in self.iterations if iteration.attempt and iteration.attempt.alpha)
 
     @property
     def adapter(self) -> str:
         """The LoRA of the model so far, all iterations in one file; empty for the base model."""
         fused = self.fused
-        return fused[-1].trial.stacked if fused and fused[-1].trial else ""
+        return fused[-1].attempt.stacked if fused and fused[-1].attempt else ""
 
     def with_samples(self, samples: Sequence[Sample]) -> State:
         """A copy with other samples."""
@@ -227,45 +212,48 @@ class Fresh(Sequence[Sample]):
         return Sample(self.prompts[at], self.prompts[at], self.seed + at)
 
 
-def fresh(plan: Plan) -> Fresh:
+def fresh(plan: ArtAugPlan) -> Fresh:
     """Every sample with its prompt and its seed: the same in every iteration, so that iterations can be compared."""
-    return Fresh(plan.prompts.train, plan.spec.prompts.seed)
+    return Fresh(plan.inputs["train"], plan.spec.prompts.seed)
 
 
-def start(plan: Plan) -> State:
+def start(plan: ArtAugPlan) -> State:
     """A run at its beginning."""
     return State(fresh(plan))
 
 
-@dataclass(frozen=True, slots=True)
-class SetAside:
-    """What an iteration (0: the comparison) went on without, and why."""
-
-    iteration: int
-    reason: str
-    samples: int
-    pairs: int
-
-    def __str__(self) -> str:
-        counts = [f"{count} {what}" for count, what in ((self.samples, "samples"), (self.pairs, "trainings")) if count]
-        where = f"iteration {self.iteration}" if self.iteration else "the comparison"
-        return f"{' and '.join(counts)} of {where} set aside: {self.reason}"
-
-
-def set_aside(state: State) -> list[SetAside]:
-    """All that was set aside, in the order of the iterations and the reasons."""
-    counted: dict[tuple[int, str], list[int]] = {}
+def dead_lettered(state: State) -> list[DeadLettered]:
+    """Everything that the run continued without, in the order of the iterations and the reasons."""
+    counted: dict[tuple[int, str], Counter[str]] = {}
     for iteration in state.iterations:
         for sample in iteration.samples:
             if sample.verdict == SET_ASIDE:
-                counted.setdefault((iteration.index, sample.reason), [0, 0])[0] += 1
-    for index, trial in [*((iteration.index, iteration.trial) for iteration in state.iterations), (0, state.naive)]:
-        for training in trial.trainings if trial else ():
-            if training.set_aside:
-                counted.setdefault((index, training.diverged), [0, 0])[1] += 1
-    return [SetAside(*key, *counts) for key, counts in sorted(counted.items())]
+                counted.setdefault((iteration.index, sample.reason), Counter())["samples"] += 1
+    for index, attempt in [*((iteration.index, iteration.attempt) for iteration in state.iterations), (0, state.naive)]:
+        for training in attempt.trainings if attempt else ():
+            if training.dead_letter:
+                counted.setdefault((index, training.diverged), Counter())["trainings"] += 1
+    return [
+        DeadLettered(phase=ITERATION if index else COMPARISON, iteration=index, reason=reason, lost=dict(lost))
+        for (index, reason), lost in sorted(counted.items())
+    ]
 
 
-def again(_: Plan, state: State) -> bool:
+def shown(sample: Sample) -> tuple[Picture, ...]:
+    """X with the advice, and X', where a sample has both."""
+    if sample.before is None or sample.after is None:
+        return ()
+    before = Picture(
+        caption=sample.prompt, digest=sample.before.picture, regions=sample.regions, scores=dict(sample.scores_before or {})
+    )
+    return before, Picture(caption=sample.prompt, digest=sample.after.picture, scores=dict(sample.scores_after or {}))
+
+
+def again(_: ArtAugPlan, state: State) -> bool:
     """Whether there is another iteration."""
     return not state.stop_reason
+
+
+def conclude(state: State) -> Conclusion:
+    """How the run came to its end."""
+    return Conclusion(state.stop_reason, len(state.iterations), tuple(dead_lettered(state)))

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from orchestrator.engine import Engine
-from orchestrator.recipes import artaug
-from orchestrator.recipes.artaug import Model, Plan, State
-from orchestrator.spec import RunSpec, load_spec, read_prompt_sets
+from orchestrator.engine.engine import Engine
+from orchestrator.recipes.artaug import RECIPE
+from orchestrator.recipes.artaug.spec import ArtAugSpec
+from orchestrator.recipes.artaug.state import ArtAugPlan, State
+from orchestrator.recipes.models import Model
+from orchestrator.recipes.plan import Plan
+from orchestrator.runs.specs import load_spec, with_prompts
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.images import decode_image, encode_png
 from sfumato.runtime.tasks import Handler, Manifest, Output, Task, canonical, perform
@@ -136,13 +139,18 @@ class InPlace:
         """Nothing has to end."""
 
 
-def plan_of(spec: RunSpec) -> Plan:
-    """The plan of a spec with models that nobody loads."""
-    return Plan(spec, read_prompt_sets(spec), {part: Model(part, "") for part in ("generator", "understanding", "scorers", "judge")})
+def plan_of(folder: Path) -> ArtAugPlan:
+    """The plan of the spec in a folder (see `write_spec`), with models that are never loaded."""
+    path = folder / "spec.yaml"
+    _, spec = load_spec(path)
+    _, inputs = with_prompts(path, anchor=True)
+    assert isinstance(spec, ArtAugSpec)
+    sets = {wanted.name: inputs.get(wanted.name, ()) for wanted in RECIPE.inputs}
+    return Plan(spec, sets, {part: Model(part, "") for part in ("generator", "understanding", "scorers", "judge")})
 
 
-def write_spec(folder: Path, **sections: str) -> RunSpec:
-    """A small spec with its prompts; ``sections`` are YAML by name, over the defaults here."""
+def write_spec(folder: Path, **sections: str) -> Path:
+    """Write a small spec with its prompts; its folder. ``sections`` are YAML by name, over the defaults here."""
     for name, count in (("train", 10), ("tune", 4), ("heldout", 6), ("ceiling", 6)):
         (folder / f"{name}.txt").write_text("".join(f"{name} picture {index}\n" for index in range(count)))
     text = {
@@ -154,11 +162,11 @@ def write_spec(folder: Path, **sections: str) -> RunSpec:
         "score": "{metrics: [clip, aesthetic]}",
     }
     (folder / "spec.yaml").write_text("".join(f"{key}: {value}\n" for key, value in (text | sections).items()))
-    return load_spec(folder / "spec.yaml")
+    return folder
 
 
-def rehearse(plan: Plan, artifacts: ArtifactStore, notify: Callable[..., None] = lambda _: None) -> tuple[State, list[Task]]:
+def rehearse(plan: ArtAugPlan, artifacts: ArtifactStore, notify: Callable[..., None] = lambda _: None) -> tuple[State, list[Task]]:
     """The whole run; its last state and the tasks that were done."""
     transport = InPlace(artifacts)
-    state = Engine(plan, plan.spec.batch, transport, artifacts, notify).run(artaug.STAGES, artaug.start(plan))
+    state = Engine(plan, plan.spec.batch, transport, artifacts, notify).run(RECIPE.stages, RECIPE.start(plan))
     return state, transport.done

@@ -1,0 +1,7 @@
+"""The engine that executes a recipe. It knows no method and no service.
+
+    stages      what a recipe is made of: stages, loops, phases, and how a stage reports
+    engine      passes the stages: micro-batches, barriers, loops
+    transport   how tasks reach workers, as a protocol; the implementations are in `orchestrator.transports`
+    rows        rows in a temporary file, for samples that are too many to hold in memory
+"""

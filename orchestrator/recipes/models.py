@@ -1,0 +1,119 @@
+"""The weights that a run needs: their versions, and the references by which workers find them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+from sfumato.runtime.references import JUDGE, VISTA, model_folder, scorers_reference, scorers_version, vista_root
+from sfumato.runtime.settings import Settings
+from sfumato.runtime.versions import model_version
+from sfumato.vista import weights
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The version of a model (the hash of its weights), and the reference by which any machine finds it (`sfumato.runtime.references`)."""
+
+    version: str
+    reference: str
+
+
+class Needed(Protocol):
+    """Weights that a run needs; ``part`` is what the run calls them. Hashable."""
+
+    @property
+    def part(self) -> str:
+        """The part of the run that they are."""
+        ...
+
+    def find(self, settings: Settings) -> Model:
+        """Their version on this machine, and their reference.
+
+        Raises:
+            InvalidInput: the reference names nothing, or a folder where the settings allow none.
+            MissingWeights, BrokenWeights: they are not here and cannot be fetched, or their files are damaged.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratorModel:
+    """The pipeline that paints and is trained."""
+
+    reference: str
+    part: str = "generator"
+
+    def find(self, settings: Settings) -> Model:
+        """See `Needed`."""
+        return _folder_model(self.reference, self.part, settings)
+
+
+@dataclass(frozen=True, slots=True)
+class UnderstandingModel:
+    """The vision-language model, and how it is asked: the backend and the profile (`services.grounding.profiles`)."""
+
+    reference: str
+    backend: str
+    profile: str
+    strategy: str
+    part: str = "understanding"
+
+    def find(self, settings: Settings) -> Model:
+        """See `Needed`."""
+        return _folder_model(self.reference, self.part, settings)
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerModels:
+    """The scorers of some metrics, which have one version together; ``named`` are weights by metric, in their order."""
+
+    metrics: tuple[str, ...]
+    named: tuple[tuple[str, str], ...] = ()
+    part: str = "scorers"
+
+    def find(self, settings: Settings) -> Model:
+        """See `Needed`."""
+        reference = scorers_reference(self.metrics)
+        return Model(scorers_version(reference, dict(self.named), settings), reference)
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeModels:
+    """The independent judge of Vista's pictures, for reports."""
+
+    part: str = "judge"
+
+    def find(self, settings: Settings) -> Model:
+        """See `Needed`."""
+        return Model(scorers_version(JUDGE, {}, settings), JUDGE)
+
+
+def find_models(needed: Iterable[Needed], settings: Settings) -> dict[str, Model]:
+    """The models of a run by their part. The reference of a folder is its path, which has a meaning on this machine only.
+
+    Raises:
+        InvalidInput, MissingWeights, BrokenWeights: see `Needed.find`.
+    """
+    return dict(_found(tuple(needed), settings.weights, settings.model_folders, stamp(settings)))
+
+
+def stamp(settings: Settings) -> tuple[int, ...]:
+    """Changes whenever Vista's weights are sealed again, so that what was read once need not be read for every request."""
+    manifests = [vista_root(settings) / part / weights.MANIFEST for part in weights.PARTS]
+    return tuple(manifest.stat().st_mtime_ns if manifest.is_file() else 0 for manifest in manifests)
+
+
+@lru_cache(maxsize=64)
+def _found(needed: tuple[Needed, ...], root: Path | None, folders: bool, _: tuple[int, ...]) -> Mapping[str, Model]:
+    settings = Settings(weights=root, model_folders=folders)
+    return {model.part: model.find(settings) for model in needed}
+
+
+def _folder_model(reference: str, part: str, settings: Settings) -> Model:
+    folder = model_folder(reference, part, settings)
+    own = reference != VISTA and Path(reference).is_dir()
+    return Model(model_version(folder), str(folder.resolve()) if own else reference)

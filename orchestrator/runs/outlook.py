@@ -1,0 +1,31 @@
+"""How long a run will take, from what it has reported so far."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from orchestrator.engine.stages import steps
+from orchestrator.recipes.recipe import Recipe
+from orchestrator.recipes.spec import RunSpec
+from sfumato.runs.records import Event
+
+
+def remaining(told: Sequence[Event], recipe: Recipe[Any, Any, Any], spec: RunSpec) -> timedelta | None:
+    """How long the loop that a run is in will take if it continues as it did and needs all its iterations; None if that is not known.
+
+    Every stage counts alike, so it is a rough estimate within the first iteration, and a good one after it.
+    """
+    loop = next((loop for loop in recipe.loops if told and loop.name == max(told, key=lambda event: event.time).phase), None)
+    if loop is None:
+        return None
+    stages = [stage.name for stage in steps(loop.stages)]
+
+    def place(event: Event) -> float:
+        return event.iteration - 1 + (stages.index(event.stage) + event.done / max(event.total, 1)) / len(stages)
+
+    within = [event for event in told if event.phase == loop.name and event.stage in stages]
+    first, last = min(within, key=lambda event: event.time), max(within, key=place)
+    done, took = place(last) - place(first), last.time - first.time
+    return timedelta(seconds=round(took / done * (loop.most(spec) - place(last)))) if done > 0 and took > 0 else None

@@ -1,0 +1,162 @@
+"""The runs on record in an artifact store: what each was asked for and how it ended, under ``runs/<id>/``. This is the truth; what the
+bus knows of runs is about the present moment only (see `orchestrator.replica.index`), and may be lost.
+
+    runs/<id>/record.json      spec, prompts, versions of the weights; written once, when the run is submitted first
+    runs/<id>/outcome.json     how it ended; deleted when a run that failed or was cancelled continues
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from orchestrator.recipes.catalog import DEFAULT, recipe_named
+from orchestrator.recipes.inputs import held
+from orchestrator.recipes.models import Model
+from orchestrator.recipes.plan import Plan
+from orchestrator.recipes.recipe import Recipe
+from sfumato.errors import NotFound, WrongState
+from sfumato.runs.records import Ended, Outcome
+from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.tasks import Json
+
+FOLDER = "runs/"
+RECORD, OUTCOME = "record.json", "outcome.json"
+LOCAL_RECORD = "run.json"
+"""The record of a local run of sfumato 0.1, in the run's own folder."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Weights(_Strict):
+    """A model of the run: the version of its weights, and the reference by which any machine finds it."""
+
+    version: str
+    reference: str
+
+
+class Record(_Strict):
+    """Everything that the result of a run depends on. ``trace`` are the headers of the call that submitted it."""
+
+    spec: Json
+    inputs: dict[str, tuple[str, ...]]
+    models: dict[str, Weights]
+    trace: dict[str, str] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_version_1(cls, content: Any) -> Any:
+        """Records of sfumato 0.1 call the inputs prompts; those of its local runs also say whether the run is finished."""
+        if isinstance(content, dict) and "prompts" in content:
+            content = {key: value for key, value in content.items() if key != "finished"}
+            content["inputs"] = content.pop("prompts")
+        return content
+
+    @property
+    def recipe(self) -> Recipe[Any, Any, Any]:
+        """The method of the run. Raises `InvalidInput` where this installation does not have it."""
+        return recipe_named(self.spec.get("recipe", DEFAULT))
+
+    def plan(self) -> Plan[Any]:
+        """What the engine runs by."""
+        models = {part: Model(weights.version, weights.reference) for part, weights in self.models.items()}
+        inputs = {name: held(prompts, len(prompts)) for name, prompts in self.inputs.items()}
+        return Plan(self.recipe.spec.model_validate(self.spec), inputs, models)
+
+
+class Records:
+    """The runs in an artifact store. Synchronous: each call is a round trip or a few.
+
+    ``folder`` is where local runs of sfumato 0.1 have theirs, if there are any: they are read there, and continue in the store.
+    """
+
+    def __init__(self, artifacts: ArtifactStore, folder: Path | None = None) -> None:
+        self._artifacts, self._folder = artifacts, folder
+
+    def begin(self, name: str, record: Record) -> bool:
+        """Put a run on record unless it is on record already; whether this call did, of several at the same time."""
+        return self._artifacts.create_key(_key(name, RECORD), record.model_dump_json().encode())
+
+    def record(self, name: str) -> tuple[Record, datetime]:
+        """What a run was asked for, and when it was submitted first.
+
+        Raises:
+            NotFound: there is no such run.
+        """
+        found = self._artifacts.read_stamped(_key(name, RECORD)) or self._local(name)
+        if found is None:
+            raise NotFound(f"There is no run {name}.", hint="The ids: sfumato runs ls")
+        return Record.model_validate_json(found[0]), found[1]
+
+    def outcome(self, name: str) -> Ended | None:
+        """How a run ended; None if it has not."""
+        found = self._artifacts.read_stamped(_key(name, OUTCOME))
+        if found is None:
+            local = self._local(name)
+            finished = local is not None and json.loads(local[0])["finished"]
+            return Ended(Outcome(state="finished"), local[1]) if local is not None and finished else None
+        return Ended(Outcome.model_validate_json(found[0]), found[1])
+
+    def end(self, name: str, outcome: Outcome) -> Outcome:
+        """Write how a run ended; the outcome that stands. The first does, except that what is finished has not failed."""
+        data = outcome.model_dump_json().encode()
+        while not self._artifacts.create_key(_key(name, OUTCOME), data):
+            stands = self.outcome(name)
+            if stands is None:
+                continue  # deleted this moment
+            if outcome.state == "finished" and stands.outcome.state == "failed":
+                self._artifacts.write_key(_key(name, OUTCOME), data)
+                return outcome
+            return stands.outcome
+        return outcome
+
+    def reopen(self, name: str) -> None:
+        """Delete the outcome of a run that failed or was cancelled, so that it continues; without effect on one that has not ended.
+
+        Raises:
+            WrongState: it is finished.
+        """
+        stands = self.outcome(name)
+        if stands is not None and stands.outcome.state == "finished":
+            raise WrongState(f"The run {name} is finished.", hint="Its files: sfumato runs show ID --files FOLDER")
+        self._artifacts.delete_key(_key(name, OUTCOME))
+
+    def page(self, size: int, token: str = "") -> tuple[list[str], str]:
+        """Ids of up to ``size`` runs, the newest first, and the token of the next page; empty on the last."""
+        stamped = [
+            (round(written.timestamp() * 1e6), key.split("/")[1])
+            for key, written in self._artifacts.stamped(FOLDER)
+            if key.endswith(f"/{RECORD}") and key.count("/") == 2
+        ]
+        known = {name for _, name in stamped}
+        stamped += [run for run in self._local_runs() if run[1] not in known]
+        if token:
+            moment, _, name = token.partition(".")
+            stamped = [run for run in stamped if run < (int(moment), name)]
+        stamped.sort(reverse=True)
+        chosen = stamped[:size]
+        more = "{}.{}".format(*chosen[-1]) if len(stamped) > size else ""
+        return [name for _, name in chosen], more
+
+    def _local(self, name: str) -> tuple[bytes, datetime] | None:
+        """The record of a local run of sfumato 0.1, and when it was written last."""
+        path = self._folder / name / LOCAL_RECORD if self._folder is not None and Path(name).name == name else None
+        if path is None or not path.is_file():
+            return None
+        return path.read_bytes(), datetime.fromtimestamp(path.stat().st_mtime, UTC)
+
+    def _local_runs(self) -> list[tuple[int, str]]:
+        if self._folder is None:
+            return []
+        found = self._folder.glob(f"*/{LOCAL_RECORD}")
+        return [(round(path.stat().st_mtime * 1e6), path.parent.name) for path in found]
+
+
+def _key(name: str, part: str) -> str:
+    return f"{FOLDER}{name}/{part}"

@@ -1,0 +1,245 @@
+"""Tasks to workers on this machine, each a process (see `orchestrator.engine.transport`)."""
+
+from __future__ import annotations
+
+import heapq
+import importlib
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Protocol
+
+from sfumato.errors import InvalidInput, SfumatoError, Unavailable
+from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.failures import Failure
+from sfumato.runtime.tasks import Handler, Manifest, Task, perform
+from sfumato.runtime.versions import libraries
+
+RECENT = 64
+"""Spans of work that another may still touch."""
+
+
+class Companion(Protocol):
+    """Something that must run beside a service's workers, such as the VLM server they ask."""
+
+    def start(self) -> None:
+        """Begin to start it; returns at once."""
+        ...
+
+    def check(self) -> None:
+        """Raise what ended it, if anything did."""
+        ...
+
+    def stop(self) -> None:
+        """End it; returns when it has ended."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LocalService:
+    """One service on this machine: ``module`` has ``HANDLERS``; ``environment`` is its workers'.
+
+    ``keep``: it stays up when it is not needed for a while (there is memory for all), instead of starting anew each time.
+    """
+
+    module: str
+    workers: int = 1
+    keep: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
+    companion: Companion | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """What a worker sends back, and when it was at it."""
+
+    outcome: Manifest | Failure
+    started: float
+    ended: float
+
+
+@dataclass(order=True, frozen=True, slots=True)
+class _Pending:
+    """A task in line: the most urgent first, then the oldest."""
+
+    order: tuple[int, int]
+    task: Task = field(compare=False)
+
+
+@dataclass(slots=True, eq=False)
+class _Worker:
+    """A process and the pipe to it; a busy one has a task and owes a result."""
+
+    process: BaseProcess
+    pipe: Connection
+    busy: bool = False
+
+    def lost(self) -> Unavailable:
+        """What to say when the process is gone."""
+        self.process.join(5)
+        return Unavailable(
+            f"Worker {self.process.name} ended with code {self.process.exitcode}.",
+            hint="Out of memory? Finished work is kept: run the same command again.",
+        )
+
+
+class LocalTransport:
+    """Worker processes that start with their first task, or earlier when told to prepare. Use it in a ``with`` block.
+
+    Every worker has a pipe of its own and one task at a time. Nothing is shared between workers, no queue and no lock, so that
+    one may be ended at any moment without holding up the others.
+    """
+
+    def __init__(self, services: Mapping[str, LocalService], artifacts_url: str) -> None:
+        self._services = services
+        self._artifacts_url = artifacts_url
+        self._context = multiprocessing.get_context("spawn")
+        self._pending: dict[str, list[_Pending]] = {}
+        self._workers: dict[str, list[_Worker]] = {}
+        self._submitted = 0
+        self._began = time.monotonic()
+        # When some worker was at work, from and to on this machine's monotonic clock, and how many tasks there were.
+        self.spans: list[tuple[float, float]] = []
+        self.tasks = 0
+        self._interrupted: SfumatoError | None = None
+
+    def __enter__(self) -> LocalTransport:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for service in list(self._workers):
+            self._end(service)
+
+    def prepare(self, services: Iterable[str]) -> None:
+        """Start the workers of these services, and what must run beside them."""
+        for name in services:
+            if name in self._workers:
+                continue
+            if name not in self._services:
+                raise InvalidInput("recipe", f"no service is called {name!r}.")
+            service = self._services[name]
+            if service.companion is not None:
+                service.companion.start()
+            self._pending[name] = []
+            self._workers[name] = [self._start(name, service, index) for index in range(service.workers)]
+
+    def submit(self, task: Task, urgency: int = 0) -> None:
+        """Give a task to a free worker of its service, or keep it until one is free."""
+        self.prepare([task.service])
+        self._submitted += 1
+        heapq.heappush(self._pending[task.service], _Pending((-urgency, self._submitted), task))
+        self._dispatch(task.service)
+
+    def next(self) -> Manifest:
+        """Wait for any task; a dead worker raises an error.
+
+        Raises:
+            SfumatoError: a task failed, a worker was killed, or what runs beside it ended.
+        """
+        while True:
+            if self._interrupted is not None:
+                raise self._interrupted
+            for name in self._workers:
+                companion = self._services[name].companion
+                if companion is not None:
+                    companion.check()
+            busy = {worker.pipe: (name, worker) for name, workers in self._workers.items() for worker in workers if worker.busy}
+            for pipe in wait(list(busy), timeout=1.0)[:1]:
+                name, worker = busy[pipe]  # pyright: ignore[reportArgumentType]
+                return self._received(name, worker)
+
+    def interrupt(self, error: SfumatoError) -> None:
+        """Have `next` raise ``error`` within a second; from any thread."""
+        self._interrupted = error
+
+    def release(self, service: str) -> None:
+        """End a service's workers, unless they are to be kept."""
+        if not self._services[service].keep:
+            self._end(service)
+
+    def busy_share(self) -> float:
+        """The share of the time since the start in which a worker was at work: what is missing to 1 is this loop's own doing."""
+        return sum(ended - started for started, ended in self.spans) / (time.monotonic() - self._began)
+
+    def _worked(self, started: float, ended: float) -> None:
+        """Add a time of work to the spans; they touch so often that they stay few. Workers tell of theirs a little out of order."""
+        last = sorted([*self.spans[-RECENT:], (started, ended)])
+        joined = [last[0]]
+        for begin, end in last[1:]:
+            if begin <= joined[-1][1]:
+                joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+            else:
+                joined.append((begin, end))
+        self.spans[-RECENT:] = joined
+
+    def _end(self, service: str) -> None:
+        """End a service's workers at once: what they were doing is lost, what they finished is stored."""
+        workers = self._workers.pop(service, [])
+        for worker in workers:
+            worker.pipe.close()  # an idle worker goes by itself
+            if worker.busy:
+                worker.process.terminate()
+        for worker in workers:
+            worker.process.join(10)
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+        if self._pending.pop(service, None) is not None:
+            companion = self._services[service].companion
+            if companion is not None:
+                companion.stop()
+
+    def _start(self, name: str, service: LocalService, index: int) -> _Worker:
+        ours, theirs = self._context.Pipe()
+        arguments = (service.module, dict(service.environment), self._artifacts_url, theirs)
+        process = self._context.Process(target=_work, args=arguments, name=f"{name}-{index}", daemon=True)
+        process.start()
+        theirs.close()  # so that the end of the process is the end of the pipe
+        return _Worker(process, ours)
+
+    def _dispatch(self, name: str) -> None:
+        for worker in self._workers[name]:
+            if self._pending[name] and not worker.busy:
+                try:
+                    worker.pipe.send(heapq.heappop(self._pending[name]).task)
+                except OSError:
+                    raise worker.lost() from None
+                worker.busy = True
+
+    def _received(self, name: str, worker: _Worker) -> Manifest:
+        try:
+            result: _Result = worker.pipe.recv()
+        except (EOFError, OSError):
+            raise worker.lost() from None
+        worker.busy = False
+        self.tasks += 1
+        self._worked(result.started, result.ended)
+        self._dispatch(name)
+        if isinstance(result.outcome, Failure):
+            raise result.outcome.error()
+        return result.outcome
+
+
+def _work(module: str, environment: Mapping[str, str], artifacts_url: str, pipe: Connection) -> None:
+    """A worker process: take a task, do it, report it, until the pipe is closed. Ctrl-C is the parent's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.update(environment)
+    handlers: Mapping[str, Handler] = importlib.import_module(module).HANDLERS
+    artifacts = ArtifactStore(artifacts_url)
+    versions = libraries()
+    while True:
+        try:
+            task: Task = pipe.recv()
+        except EOFError:
+            return
+        started = time.monotonic()
+        try:
+            outcome = perform(task, handlers[task.kind], artifacts, versions)
+        except Exception as error:  # the boundary of the process: everything becomes a message to the parent
+            outcome = Failure.of(error)
+        pipe.send(_Result(outcome, started, time.monotonic()))
