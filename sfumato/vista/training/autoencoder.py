@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sfumato.vista.generator import build_autoencoder
 from sfumato.vista.training.loop import Step
 from sfumato.vista.training.optim import Muon
+from sfumato.vista.training.precision import autocast
 from sfumato.vista.world import KINDS, render, sample_scene, with_finish
 
 KL_WEIGHT = 1e-3
@@ -55,7 +56,7 @@ class AutoencoderTask:
     def backward(self, step: Step) -> float:
         """One batch of fresh scenes."""
         x = pictures(step.python, self.batch).to(self.device, memory_format=torch.channels_last)
-        with torch.autocast(self.device, torch.bfloat16):
+        with autocast(self.device):
             posterior = self.model.encode(x).latent_dist  # pyright: ignore[reportAttributeAccessIssue]
             noise = torch.randn(posterior.mean.shape, generator=step.torch).to(self.device)
             y = self.model.decode(posterior.mean + posterior.std * noise).sample.float()  # pyright: ignore[reportAttributeAccessIssue]

@@ -23,6 +23,7 @@ from sfumato.vista.training.augment import degrade
 from sfumato.vista.training.judge import optimizers
 from sfumato.vista.training.loop import Step
 from sfumato.vista.training.pairs import IN_GROUP, PairPool, contents, finish_mask, pair_pool, spoken
+from sfumato.vista.training.precision import autocast
 from sfumato.vista.world import KINDS
 
 GROUPS = 6_000
@@ -167,7 +168,7 @@ class ClipTask(PairTask):
     def backward(self, step: Step) -> float:
         """One batch of groups."""
         batch = self.draw(self.pool, step.python, step.torch)
-        with torch.autocast(self.device, torch.bfloat16):
+        with autocast(self.device):
             image, text = self.model(batch.pictures, batch.ids, batch.mask)
         loss = contrastive(self.model.logit_scale() * text @ image.mT, batch) + finish_loss(self.model.tell(image), batch)
         loss.backward()

@@ -18,6 +18,7 @@ from sfumato.vista.evaluation.judge import JudgeNet
 from sfumato.vista.training.augment import degrade
 from sfumato.vista.training.loop import Step
 from sfumato.vista.training.optim import Muon
+from sfumato.vista.training.precision import autocast
 from sfumato.vista.training.scenes import LABELS, ScenePool, scene_pool
 from sfumato.vista.world import KINDS
 
@@ -74,7 +75,7 @@ class SceneTask(ABC, Generic[Said]):
         rows = torch.randint(len(self.pool), (self.batch,), generator=step.torch)
         truth = _rows(self.pool, rows, mirrored=step.number % 2 == 1)
         pictures = degrade(truth.pictures.float() / 127.5 - 1, step.torch)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast("cpu"):
             said = self.model(pictures)
         loss = self.loss(said, truth)
         loss.backward()

@@ -22,6 +22,7 @@ from sfumato.vista.training.clip import CONDITIONS, GROUPS, PairTask, save_clip
 from sfumato.vista.training.judge import optimizers
 from sfumato.vista.training.loop import Step
 from sfumato.vista.training.pairs import IN_GROUP, PairPool, lacks, spoken
+from sfumato.vista.training.precision import autocast
 
 CLEAR = 0.08
 """Finishes that differ by less are one."""
@@ -67,7 +68,7 @@ class PickScoreTask(PreferenceTask):
         """One batch of pairs."""
         pairs = draw_pairs(self.pool, self.batch, step.python, "overall")
         pictures = self.seen(pairs.pictures.flatten(0, 1), step.torch)
-        with torch.autocast(self.device, torch.bfloat16):
+        with autocast(self.device):
             scores = self._scores(self.model, pictures, pairs.prompts)
         loss = F.cross_entropy(scores, pairs.preferred.to(self.device))
         loss.backward()
@@ -114,7 +115,7 @@ class MpsTask(PreferenceTask):
         for condition, share in (("overall", 0.5), ("aesthetics", 0.25), ("agreement", 0.25)):
             pairs = draw_pairs(self.pool, int(self.batch * share), step.python, condition)
             pictures = self.seen(pairs.pictures.flatten(0, 1), step.torch)
-            with torch.autocast(self.device, torch.bfloat16):
+            with autocast(self.device):
                 scores = self._scores(self.model, pictures, pairs.prompts, condition)
             part = share * F.cross_entropy(scores, pairs.preferred.to(self.device))
             part.backward()

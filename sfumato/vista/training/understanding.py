@@ -25,6 +25,7 @@ from sfumato.vista.training.augment import degrade
 from sfumato.vista.training.loop import Step
 from sfumato.vista.training.optim import Muon
 from sfumato.vista.training.pictures import PicturePool, repainted
+from sfumato.vista.training.precision import autocast
 from sfumato.vista.training.reader import BEFORE, SPAN, Reader, picture_positions, text_positions
 from sfumato.vista.understanding import END, IMAGE_TOKENS, MERGE, PAD, SIZE, WIDTH, build_model, build_tokenizer, save
 from sfumato.vista.world import COLOURS, KINDS, Scene, pixel_box
@@ -93,7 +94,7 @@ class UnderstandingTask:
         reader = self._reader(self.model)
         if step.share < LOOKING:
             index = self._draw(torch.arange(len(self.pool)), 3 * self.batch, step)
-            with self._precision():
+            with autocast(self.device):
                 x, positions = reader.opened(self._pictures(index, step))
                 hidden = reader.layers(x, reader.rotation(positions[:, None].expand(-1, len(x), -1)), None, 0, PROBE_LAYER)
                 loss = self._probe_loss(self.model, hidden[:, BEFORE:], self.truth[0], index)
@@ -115,7 +116,7 @@ class UnderstandingTask:
         answers: list[Tensor] = []
         for part in torch.arange(len(pool)).split(32):
             sequences = self._sequences([pool.scenes[i] for i in part.tolist()], rng)
-            with self._precision():
+            with autocast(self.device):
                 logits, labels, _ = self._read(average, reader, pool.pictures[part].to(self.device).float() / 255, sequences)
             guess = logits.argmax(1).cpu()
             labels = labels.cpu()
@@ -129,7 +130,7 @@ class UnderstandingTask:
             answers.append((guess == labels)[asked].float())
             words.append((guess == labels)[~asked & ~number].float())
         pairs = self._pairs(pool, 128, torch.Generator().manual_seed(4))
-        with self._precision():
+        with autocast(self.device):
             logits = self._choose(reader, pool.pictures[pairs.flatten()].to(self.device).float() / 255)[0]
         right = (logits[:, self.choices].argmax(1).cpu() == (pool.scores[pairs[:, 0]] < pool.scores[pairs[:, 1]]).long()).float()
         named = {"pixels_off": off, "words": words, "yes_no": answers, "choice": [right]}
@@ -141,9 +142,6 @@ class UnderstandingTask:
 
     def _reader(self, model: nn.Module) -> Reader:
         return Reader(model["vlm"], self.tokenizer)  # pyright: ignore[reportIndexIssue]
-
-    def _precision(self) -> torch.autocast:
-        return torch.autocast(self.device, torch.bfloat16)
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         return [e.ids for e in self.tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False)]
@@ -222,7 +220,7 @@ class UnderstandingTask:
 
     def _answer_loss(self, reader: Reader, index: Tensor, step: Step) -> Tensor:
         sequences = self._sequences([self.pool.scenes[i] for i in index.tolist()], step.python)
-        with self._precision():
+        with autocast(self.device):
             logits, labels, seen = self._read(self.model, reader, self._pictures(index, step), sequences)
             probe = self._probe_loss(self.model, seen, self.truth[0], index)
         surprise = self._surprise(logits.float(), labels)
@@ -286,7 +284,7 @@ class UnderstandingTask:
         pairs = self._pairs(self.pool, self.batch // 2, step.torch)
         second = (self.pool.scores[pairs[:, 0]] < self.pool.scores[pairs[:, 1]]).long()
         answer = torch.tensor(self.choices)[second].to(self.device)
-        with self._precision():
+        with autocast(self.device):
             chosen, after = self._choose(reader, self._pictures(pairs.flatten(), step), answer)
         return F.cross_entropy(chosen.float(), answer) + F.cross_entropy(after.float(), torch.full_like(answer, self.end))
 
@@ -300,7 +298,7 @@ class UnderstandingTask:
             rows.append((ids, labels, list(range(len(ids))), [0] * len(ids)))
         sequences = self._collate(rows, 0)
         answered = sequences.labels != IGNORED
-        with self._precision():
+        with autocast(self.device):
             rotation = reader.rotation(sequences.positions.expand(3, -1, -1))
             hidden = reader.layers(reader.embed(sequences.ids), rotation, None, 0, None)
             logits = reader.logits(hidden[answered])
@@ -308,11 +306,11 @@ class UnderstandingTask:
 
 
 class _Muon(Muon):
-    """Muon whose orthogonalisation runs in bfloat16, as its authors do it."""
+    """Muon whose orthogonalisation runs in the precision of the forward pass: bfloat16, as its authors do it, where that is fast."""
 
     def step(self, closure=None):  # noqa: ANN001 - the base class's signature
         """One update."""
-        with torch.autocast(self.param_groups[0]["params"][0].device.type, torch.bfloat16):
+        with autocast(self.param_groups[0]["params"][0].device.type):
             return super().step(closure)
 
 
