@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TypeVar
 
 import grpc
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
 from sfumato.errors import Unavailable
 from sfumato.runs import messages
@@ -17,9 +18,8 @@ from sfumato.runtime.settings import ClientSettings
 from sfumato.v1 import orchestrator_pb2 as pb
 from sfumato.v1.orchestrator_pb2_grpc import OrchestratorServiceStub
 
-UNAVAILABLE = retry_if_exception_type(Unavailable)
-PAUSES = wait_exponential(multiplier=0.2, max=5.0)
-"""Seconds before a watch whose connection was lost is repeated: 0.2, then twice as long each time."""
+PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)
+"""Seconds before a watch whose connection was lost is repeated, longer each time that no replica answers."""
 T = TypeVar("T")
 
 
@@ -78,23 +78,25 @@ class RunClient:
         Raises:
             NotFound: there is no such run.
         """
-
-        def next_try(state: RetryCallState) -> None:
-            if state.attempt_number == 1:
-                on_lost()
-            self._turn()
-
-        for attempt in Retrying(retry=UNAVAILABLE, wait=PAUSES, before_sleep=next_try):
-            with attempt:
-                address, stub = self._first()
-                updates = stub.Watch(pb.OrchestratorServiceWatchRequest(run_id=name))
-                try:
-                    with calling(address):
-                        for update in updates:
-                            attempt.retry_state.attempt_number = 1  # connected: the next loss is a new one
-                            yield messages.update_from(update)
-                finally:
-                    updates.cancel()
+        failed = 0
+        # Not by tenacity: a generator may be continued by another thread, and the state of a Retrying belongs to one.
+        while True:
+            address, link = self._replicas[0]
+            updates = OrchestratorServiceStub(link).Watch(pb.OrchestratorServiceWatchRequest(run_id=name))
+            try:
+                with calling(address):
+                    for update in updates:
+                        failed = 0
+                        yield messages.update_from(update)
+                return
+            except Unavailable:
+                if not failed:
+                    on_lost()
+                time.sleep(PAUSES[min(failed, len(PAUSES) - 1)])
+                failed += 1
+                self._turn()
+            finally:
+                updates.cancel()
 
     def pause(self, name: str) -> RunStatus:
         """Pause a run; what has started is finished and kept. Raises `NotFound`, or `WrongState` if it has ended."""
@@ -135,13 +137,12 @@ class RunClient:
     def _repeated(self, call: Callable[[str, grpc.Channel], T]) -> T:
         """The result of the call at the first replica that answers."""
         tries = Retrying(
-            retry=UNAVAILABLE, stop=stop_after_attempt(len(self._replicas)), before_sleep=lambda state: self._turn(), reraise=True
+            retry=retry_if_exception_type(Unavailable),
+            stop=stop_after_attempt(len(self._replicas)),
+            before_sleep=lambda state: self._turn(),
+            reraise=True,
         )
         return tries(lambda: call(*self._replicas[0]))
-
-    def _first(self) -> tuple[str, OrchestratorServiceStub]:
-        address, link = self._replicas[0]
-        return address, OrchestratorServiceStub(link)
 
     def _turn(self) -> None:
         """Ask the next replica first from now on."""
