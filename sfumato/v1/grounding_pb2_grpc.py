@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class GroundingServiceStub:
-    """The understanding module (ArtAug, section 3.1). Its answers are validated before they are passed on: INTERNAL with the reason
-    ANSWER_REJECTED where the model twice said nothing valid, UNAVAILABLE where it does not answer.
+    """The understanding module, a vision-language model. Its answers are validated before they are passed on: INTERNAL with the
+    reason ANSWER_REJECTED if two answers of the model were invalid, UNAVAILABLE if the model does not answer.
     """
 
     def __init__(self, channel):
@@ -59,8 +59,8 @@ class GroundingServiceStub:
 
 
 class GroundingServiceServicer:
-    """The understanding module (ArtAug, section 3.1). Its answers are validated before they are passed on: INTERNAL with the reason
-    ANSWER_REJECTED where the model twice said nothing valid, UNAVAILABLE where it does not answer.
+    """The understanding module, a vision-language model. Its answers are validated before they are passed on: INTERNAL with the
+    reason ANSWER_REJECTED if two answers of the model were invalid, UNAVAILABLE if the model does not answer.
     """
 
     def Ground(self, request, context):
@@ -123,8 +123,8 @@ def add_GroundingServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GroundingService:
-    """The understanding module (ArtAug, section 3.1). Its answers are validated before they are passed on: INTERNAL with the reason
-    ANSWER_REJECTED where the model twice said nothing valid, UNAVAILABLE where it does not answer.
+    """The understanding module, a vision-language model. Its answers are validated before they are passed on: INTERNAL with the
+    reason ANSWER_REJECTED if two answers of the model were invalid, UNAVAILABLE if the model does not answer.
     """
 
     @staticmethod

@@ -37,25 +37,21 @@ RUN_STATE_FINISHED: RunState
 RUN_STATE_FAILED: RunState
 RUN_STATE_CANCELLED: RunState
 
-class PromptSets(_message.Message):
-    __slots__ = ("train", "tune", "heldout", "ceiling")
-    TRAIN_FIELD_NUMBER: _ClassVar[int]
-    TUNE_FIELD_NUMBER: _ClassVar[int]
-    HELDOUT_FIELD_NUMBER: _ClassVar[int]
-    CEILING_FIELD_NUMBER: _ClassVar[int]
-    train: _containers.RepeatedScalarFieldContainer[str]
-    tune: _containers.RepeatedScalarFieldContainer[str]
-    heldout: _containers.RepeatedScalarFieldContainer[str]
-    ceiling: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, train: _Optional[_Iterable[str]] = ..., tune: _Optional[_Iterable[str]] = ..., heldout: _Optional[_Iterable[str]] = ..., ceiling: _Optional[_Iterable[str]] = ...) -> None: ...
+class InputSet(_message.Message):
+    __slots__ = ("name", "lines")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    LINES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    lines: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., lines: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SubmitRequest(_message.Message):
-    __slots__ = ("spec", "prompts")
+    __slots__ = ("spec", "inputs")
     SPEC_FIELD_NUMBER: _ClassVar[int]
-    PROMPTS_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
     spec: str
-    prompts: PromptSets
-    def __init__(self, spec: _Optional[str] = ..., prompts: _Optional[_Union[PromptSets, _Mapping]] = ...) -> None: ...
+    inputs: _containers.RepeatedCompositeFieldContainer[InputSet]
+    def __init__(self, spec: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[InputSet, _Mapping]]] = ...) -> None: ...
 
 class SubmitResponse(_message.Message):
     __slots__ = ("run", "created")
@@ -146,14 +142,14 @@ class CancelResponse(_message.Message):
     def __init__(self, run: _Optional[_Union[Run, _Mapping]] = ...) -> None: ...
 
 class Answer(_message.Message):
-    __slots__ = ("pair_id", "accepted", "reason")
-    PAIR_ID_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("question_id", "accepted", "reason")
+    QUESTION_ID_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
-    pair_id: str
+    question_id: str
     accepted: bool
     reason: str
-    def __init__(self, pair_id: _Optional[str] = ..., accepted: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
+    def __init__(self, question_id: _Optional[str] = ..., accepted: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class ReviewRequest(_message.Message):
     __slots__ = ("run_id", "answers")
@@ -168,46 +164,45 @@ class ReviewResponse(_message.Message):
     ANSWERS_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     answers: _containers.RepeatedCompositeFieldContainer[Answer]
-    waiting: _containers.RepeatedCompositeFieldContainer[Pair]
-    def __init__(self, answers: _Optional[_Iterable[_Union[Answer, _Mapping]]] = ..., waiting: _Optional[_Iterable[_Union[Pair, _Mapping]]] = ...) -> None: ...
+    waiting: _containers.RepeatedCompositeFieldContainer[Question]
+    def __init__(self, answers: _Optional[_Iterable[_Union[Answer, _Mapping]]] = ..., waiting: _Optional[_Iterable[_Union[Question, _Mapping]]] = ...) -> None: ...
 
-class Pair(_message.Message):
-    __slots__ = ("id", "iteration", "prompt", "asked", "seed", "before", "after", "regions", "scores_before", "scores_after")
-    class ScoresBeforeEntry(_message.Message):
+class ShownPicture(_message.Message):
+    __slots__ = ("caption", "digest", "regions", "scores")
+    class ScoresEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
         key: str
         value: float
         def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
-    class ScoresAfterEntry(_message.Message):
-        __slots__ = ("key", "value")
-        KEY_FIELD_NUMBER: _ClassVar[int]
-        VALUE_FIELD_NUMBER: _ClassVar[int]
-        key: str
-        value: float
-        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    CAPTION_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    REGIONS_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    caption: str
+    digest: str
+    regions: _containers.RepeatedCompositeFieldContainer[_common_pb2.Region]
+    scores: _containers.ScalarMap[str, float]
+    def __init__(self, caption: _Optional[str] = ..., digest: _Optional[str] = ..., regions: _Optional[_Iterable[_Union[_common_pb2.Region, _Mapping]]] = ..., scores: _Optional[_Mapping[str, float]] = ...) -> None: ...
+
+class Question(_message.Message):
+    __slots__ = ("id", "phase", "iteration", "prompt", "asked", "seed", "pictures")
     ID_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
     ITERATION_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     ASKED_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
-    BEFORE_FIELD_NUMBER: _ClassVar[int]
-    AFTER_FIELD_NUMBER: _ClassVar[int]
-    REGIONS_FIELD_NUMBER: _ClassVar[int]
-    SCORES_BEFORE_FIELD_NUMBER: _ClassVar[int]
-    SCORES_AFTER_FIELD_NUMBER: _ClassVar[int]
+    PICTURES_FIELD_NUMBER: _ClassVar[int]
     id: str
+    phase: str
     iteration: int
     prompt: str
     asked: str
     seed: int
-    before: str
-    after: str
-    regions: _containers.RepeatedCompositeFieldContainer[_common_pb2.Region]
-    scores_before: _containers.ScalarMap[str, float]
-    scores_after: _containers.ScalarMap[str, float]
-    def __init__(self, id: _Optional[str] = ..., iteration: _Optional[int] = ..., prompt: _Optional[str] = ..., asked: _Optional[str] = ..., seed: _Optional[int] = ..., before: _Optional[str] = ..., after: _Optional[str] = ..., regions: _Optional[_Iterable[_Union[_common_pb2.Region, _Mapping]]] = ..., scores_before: _Optional[_Mapping[str, float]] = ..., scores_after: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    pictures: _containers.RepeatedCompositeFieldContainer[ShownPicture]
+    def __init__(self, id: _Optional[str] = ..., phase: _Optional[str] = ..., iteration: _Optional[int] = ..., prompt: _Optional[str] = ..., asked: _Optional[str] = ..., seed: _Optional[int] = ..., pictures: _Optional[_Iterable[_Union[ShownPicture, _Mapping]]] = ...) -> None: ...
 
 class Run(_message.Message):
     __slots__ = ("id", "state", "note", "submitted", "ended", "waiting", "driver", "latest", "outcome", "models", "remaining")
@@ -243,7 +238,7 @@ class Run(_message.Message):
     def __init__(self, id: _Optional[str] = ..., state: _Optional[_Union[RunState, str]] = ..., note: _Optional[str] = ..., submitted: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ended: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., waiting: _Optional[int] = ..., driver: _Optional[str] = ..., latest: _Optional[_Union[Event, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ..., models: _Optional[_Mapping[str, str]] = ..., remaining: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class Outcome(_message.Message):
-    __slots__ = ("stop_reason", "error", "hint", "files", "set_aside")
+    __slots__ = ("stop_reason", "error", "hint", "files", "dead_lettered")
     class FilesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -255,28 +250,35 @@ class Outcome(_message.Message):
     ERROR_FIELD_NUMBER: _ClassVar[int]
     HINT_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
-    SET_ASIDE_FIELD_NUMBER: _ClassVar[int]
+    DEAD_LETTERED_FIELD_NUMBER: _ClassVar[int]
     stop_reason: str
     error: str
     hint: str
     files: _containers.ScalarMap[str, str]
-    set_aside: _containers.RepeatedCompositeFieldContainer[SetAside]
-    def __init__(self, stop_reason: _Optional[str] = ..., error: _Optional[str] = ..., hint: _Optional[str] = ..., files: _Optional[_Mapping[str, str]] = ..., set_aside: _Optional[_Iterable[_Union[SetAside, _Mapping]]] = ...) -> None: ...
+    dead_lettered: _containers.RepeatedCompositeFieldContainer[DeadLettered]
+    def __init__(self, stop_reason: _Optional[str] = ..., error: _Optional[str] = ..., hint: _Optional[str] = ..., files: _Optional[_Mapping[str, str]] = ..., dead_lettered: _Optional[_Iterable[_Union[DeadLettered, _Mapping]]] = ...) -> None: ...
 
-class SetAside(_message.Message):
-    __slots__ = ("iteration", "reason", "samples", "pairs")
+class DeadLettered(_message.Message):
+    __slots__ = ("iteration", "reason", "phase", "lost")
+    class LostEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     ITERATION_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
-    SAMPLES_FIELD_NUMBER: _ClassVar[int]
-    PAIRS_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    LOST_FIELD_NUMBER: _ClassVar[int]
     iteration: int
     reason: str
-    samples: int
-    pairs: int
-    def __init__(self, iteration: _Optional[int] = ..., reason: _Optional[str] = ..., samples: _Optional[int] = ..., pairs: _Optional[int] = ...) -> None: ...
+    phase: str
+    lost: _containers.ScalarMap[str, int]
+    def __init__(self, iteration: _Optional[int] = ..., reason: _Optional[str] = ..., phase: _Optional[str] = ..., lost: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("iteration", "stage", "done", "total", "reused", "note", "metrics", "pair", "outcome", "number", "time", "set_aside")
+    __slots__ = ("iteration", "stage", "done", "total", "reused", "note", "metrics", "outcome", "number", "time", "dead_lettered", "phase", "shown")
     ITERATION_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
@@ -284,11 +286,12 @@ class Event(_message.Message):
     REUSED_FIELD_NUMBER: _ClassVar[int]
     NOTE_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
-    PAIR_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
-    SET_ASIDE_FIELD_NUMBER: _ClassVar[int]
+    DEAD_LETTERED_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    SHOWN_FIELD_NUMBER: _ClassVar[int]
     iteration: int
     stage: str
     done: int
@@ -296,21 +299,10 @@ class Event(_message.Message):
     reused: int
     note: str
     metrics: _struct_pb2.Struct
-    pair: ShownPair
     outcome: str
     number: int
     time: _timestamp_pb2.Timestamp
-    set_aside: int
-    def __init__(self, iteration: _Optional[int] = ..., stage: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ..., reused: _Optional[int] = ..., note: _Optional[str] = ..., metrics: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., pair: _Optional[_Union[ShownPair, _Mapping]] = ..., outcome: _Optional[str] = ..., number: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., set_aside: _Optional[int] = ...) -> None: ...
-
-class ShownPair(_message.Message):
-    __slots__ = ("prompt", "before", "after", "regions")
-    PROMPT_FIELD_NUMBER: _ClassVar[int]
-    BEFORE_FIELD_NUMBER: _ClassVar[int]
-    AFTER_FIELD_NUMBER: _ClassVar[int]
-    REGIONS_FIELD_NUMBER: _ClassVar[int]
-    prompt: str
-    before: str
-    after: str
-    regions: _containers.RepeatedCompositeFieldContainer[_common_pb2.Region]
-    def __init__(self, prompt: _Optional[str] = ..., before: _Optional[str] = ..., after: _Optional[str] = ..., regions: _Optional[_Iterable[_Union[_common_pb2.Region, _Mapping]]] = ...) -> None: ...
+    dead_lettered: int
+    phase: str
+    shown: _containers.RepeatedCompositeFieldContainer[ShownPicture]
+    def __init__(self, iteration: _Optional[int] = ..., stage: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ..., reused: _Optional[int] = ..., note: _Optional[str] = ..., metrics: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., outcome: _Optional[str] = ..., number: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., dead_lettered: _Optional[int] = ..., phase: _Optional[str] = ..., shown: _Optional[_Iterable[_Union[ShownPicture, _Mapping]]] = ...) -> None: ...

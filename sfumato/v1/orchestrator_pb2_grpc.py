@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class OrchestratorServiceStub:
-    """Runs, from their submission to their files. Any replica answers for every run; nothing here ends with a process.
+    """Runs, from their submission to their files. Every replica answers for every run; a run does not depend on one process.
     """
 
     def __init__(self, channel):
@@ -78,12 +78,12 @@ class OrchestratorServiceStub:
 
 
 class OrchestratorServiceServicer:
-    """Runs, from their submission to their files. Any replica answers for every run; nothing here ends with a process.
+    """Runs, from their submission to their files. Every replica answers for every run; a run does not depend on one process.
     """
 
     def Submit(self, request, context):
-        """Begin a run, or go on with it: the same spec, prompts and weights are the same run. One that was paused, cancelled or failed
-        goes on from what it had finished; a finished one stays as it is. A spec that cannot work is INVALID_ARGUMENT, with all of
+        """Start a run, or continue it: the same spec, inputs and weights are the same run. A run that was paused, cancelled or failed
+        continues from what it has finished; a finished run stays as it is. A spec that cannot work is INVALID_ARGUMENT, with all of
         its faults at once, each under the name of its field.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -91,7 +91,7 @@ class OrchestratorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Get(self, request, context):
-        """How a run stands. NOT_FOUND where there is none.
+        """The status of a run. NOT_FOUND if it does not exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -105,40 +105,40 @@ class OrchestratorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
-        """How a run goes on: its state, then what has happened so far (the latest event of each stage of each iteration, in their
-        order), then everything as it happens, until it has ended. A call that breaks off is made again, with any replica.
-        NOT_FOUND where there is none.
+        """Follow a run: its status, then what has happened so far (the latest event of each stage of each phase and iteration, in
+        order), then every event as it happens, until the run has ended. If the call breaks off, call again, with any replica.
+        NOT_FOUND if the run does not exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Pause(self, request, context):
-        """Stop a run for now: tasks that are begun are finished and kept. FAILED_PRECONDITION where it has ended.
+        """Pause a run: tasks that have started are finished and kept. FAILED_PRECONDITION if the run has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Resume(self, request, context):
-        """Go on with a run that was paused, cancelled, interrupted or failed, from what it had finished. FAILED_PRECONDITION where
-        it is finished.
+        """Continue a run that was paused, cancelled, interrupted or failed, from what it has finished. FAILED_PRECONDITION if it is
+        finished.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Cancel(self, request, context):
-        """Give a run up; what it had finished is kept. FAILED_PRECONDITION where it has ended otherwise.
+        """Cancel a run; what it has finished is kept. FAILED_PRECONDITION if it is finished or failed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Review(self, request, context):
-        """Answer for pairs that wait for a person, and list those that still wait. With the last answer the run goes on by itself.
-        The first answer to a pair stands. NOT_FOUND where there is no such run, or no such pair waits; FAILED_PRECONDITION where
-        the run asks nobody.
+        """Answer questions that a run asks a person, and list those that still wait. After the last answer the run continues
+        automatically. The first answer to a question stands. NOT_FOUND if there is no such run or question; FAILED_PRECONDITION if
+        the run asks no questions, or none yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -196,7 +196,7 @@ def add_OrchestratorServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class OrchestratorService:
-    """Runs, from their submission to their files. Any replica answers for every run; nothing here ends with a process.
+    """Runs, from their submission to their files. Every replica answers for every run; a run does not depend on one process.
     """
 
     @staticmethod

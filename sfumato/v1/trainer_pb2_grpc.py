@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class TrainerServiceStub:
-    """Kept pairs in, one LoRA adapter for each pair out (ArtAug, section 3.3).
+    """Pairs of pictures in; one LoRA adapter for each pair out, or one for all of them.
     """
 
     def __init__(self, channel):
@@ -43,7 +43,7 @@ class TrainerServiceStub:
 
 
 class TrainerServiceServicer:
-    """Kept pairs in, one LoRA adapter for each pair out (ArtAug, section 3.3).
+    """Pairs of pictures in; one LoRA adapter for each pair out, or one for all of them.
     """
 
     def Train(self, request, context):
@@ -70,7 +70,7 @@ def add_TrainerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TrainerService:
-    """Kept pairs in, one LoRA adapter for each pair out (ArtAug, section 3.3).
+    """Pairs of pictures in; one LoRA adapter for each pair out, or one for all of them.
     """
 
     @staticmethod

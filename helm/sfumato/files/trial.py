@@ -9,7 +9,7 @@ import os
 import time
 
 from sfumato.runtime.client import calling, channel, download
-from sfumato.v1.orchestrator_pb2 import RUN_STATE_FINISHED, OrchestratorServiceWatchRequest, PromptSets, SubmitRequest
+from sfumato.v1.orchestrator_pb2 import RUN_STATE_FINISHED, InputSet, OrchestratorServiceWatchRequest, SubmitRequest
 from sfumato.v1.orchestrator_pb2_grpc import OrchestratorServiceStub
 
 ORCHESTRATOR, BACKEND = os.environ["ORCHESTRATOR"], os.environ.get("BACKEND", "vllm")
@@ -34,21 +34,22 @@ tune: {{count: 2, seed: 800000}}
 compare: {COMPARE}
 joint: {{steps: 8, pictures: 4, together: 2}}
 """
-PROMPTS = PromptSets(
-    train=["a lake by night", "a white house at dusk", "a crescent moon, midnight", "a cloud, birds and a lake by day"],
-    tune=[] if COMPARE == "false" else ["a lake and a cloud by night", "a white house at dusk, a tree"],
-    heldout=["a cloud over a yellow house by day", "birds, yellow flowers, a green tree and a cloud by night"],
-)
+INPUTS = {
+    "train": ["a lake by night", "a white house at dusk", "a crescent moon, midnight", "a cloud, birds and a lake by day"],
+    "tune": [] if COMPARE == "false" else ["a lake and a cloud by night", "a white house at dusk, a tree"],
+    "heldout": ["a cloud over a yellow house by day", "birds, yellow flowers, a green tree and a cloud by night"],
+}
 
 with channel(ORCHESTRATOR) as link, calling(ORCHESTRATOR):
     runs = OrchestratorServiceStub(link)
-    run = runs.Submit(SubmitRequest(spec=SPEC, prompts=PROMPTS), wait_for_ready=True).run
+    inputs = [InputSet(name=name, lines=lines) for name, lines in INPUTS.items()]
+    run = runs.Submit(SubmitRequest(spec=SPEC, inputs=inputs), wait_for_ready=True).run
     print(run.id, flush=True)
     for update in runs.Watch(OrchestratorServiceWatchRequest(run_id=run.id)):
         if update.HasField("run"):
             run = update.run
         elif update.event.done == update.event.total:
-            print(update.event.iteration, update.event.stage, update.event.note, flush=True)
+            print(update.event.phase, update.event.iteration, update.event.stage, update.event.note, flush=True)
     if run.state != RUN_STATE_FINISHED:
         raise SystemExit(f"{run.outcome.error} {run.outcome.hint}")
     files = {name: download(link, digest) for name, digest in run.outcome.files.items()}
