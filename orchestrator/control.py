@@ -22,7 +22,7 @@ from orchestrator.submission import submission
 from sfumato.errors import InvalidInput, NotFound, SfumatoError, Unavailable, WrongState
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.bus import Bus
-from sfumato.runtime.ending import ended
+from sfumato.runtime.cancel import cancel_all
 from sfumato.runtime.settings import BusSettings, ServingSettings, Settings
 from sfumato.runtime.tasks import Manifest, manifest_key
 from sfumato.runtime.telemetry import bound, outgoing
@@ -94,7 +94,7 @@ class Control:
         self._closing.set()
         if not await self._driver.stop(self._grace):
             log.warning("A run does not end; whoever takes it next comes to the same.")
-        await ended([self._job, *self._looking])
+        await cancel_all([self._job, *self._looking])
         await self._bus.__aexit__(*exception)
 
     # --- looking ---

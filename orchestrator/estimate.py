@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from orchestrator.recipes.artaug.judging import MOST
 from orchestrator.recipes.artaug.pairs import MOST_LOOKED
 from orchestrator.spec import RunSpec
-from sfumato.runtime.sizes import Blocks, ModelSize
+from sfumato.runtime.models.sizes import Blocks, ModelSize
 
 TYPICAL_REGIONS = 5
 """Regions a VLM names in a picture: the number at which ArtAug's cost is usually counted."""

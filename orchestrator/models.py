@@ -7,9 +7,9 @@ from pathlib import Path
 
 from orchestrator.recipes.artaug import Model
 from orchestrator.spec import RunSpec
-from sfumato.runtime.references import JUDGE, VISTA, model_folder, scorers_reference, scorers_version, vista_root
+from sfumato.runtime.models.references import JUDGE, VISTA, model_folder, scorers_reference, scorers_version, vista_root
+from sfumato.runtime.models.versions import model_version
 from sfumato.runtime.settings import Settings
-from sfumato.runtime.versions import model_version
 from sfumato.vista import weights
 
 

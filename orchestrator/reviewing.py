@@ -10,8 +10,8 @@ from orchestrator.recipes import artaug
 from orchestrator.recipes.artaug import Plan, Sample, State
 from sfumato.errors import InvalidInput, SfumatoError
 from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.models.versions import libraries
 from sfumato.runtime.tasks import Manifest, Output, Task, perform
-from sfumato.runtime.versions import libraries
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ from orchestrator.models import find_models, stamp
 from orchestrator.runs import Record, Weights
 from orchestrator.spec import METRICS, PromptSets, RunSpec, run_id
 from sfumato.errors import Faults, InvalidInput, SfumatoError
-from sfumato.runtime.hub import is_hub_name
-from sfumato.runtime.references import VISTA, model_folder, present_folder
+from sfumato.runtime.models.hub import is_hub_name
+from sfumato.runtime.models.references import VISTA, model_folder, present_folder
 from sfumato.runtime.settings import Settings
 from sfumato.vista import weights
 

@@ -13,7 +13,7 @@ from services.generator.servicer import GeneratorServicer
 from services.generator.tasks import HANDLERS
 from services.generator.warm import ServedModel, serve
 from sfumato.runtime.artifacts import ArtifactStore
-from sfumato.runtime.hub import located
+from sfumato.runtime.models.hub import located
 from sfumato.runtime.serving.lane import Lane
 from sfumato.runtime.serving.server import Service, run
 from sfumato.runtime.settings import FiledSettings, ServingSettings, Settings

@@ -15,7 +15,7 @@ from services.grounding.servicer import GroundingServicer
 from services.grounding.tasks import HANDLERS, backend_of, local_backend_of
 from sfumato.errors import Unavailable
 from sfumato.runtime.artifacts import ArtifactStore
-from sfumato.runtime.references import VISTA, model_folder
+from sfumato.runtime.models.references import VISTA, model_folder
 from sfumato.runtime.serving.lane import Lane
 from sfumato.runtime.serving.server import Service, run
 from sfumato.runtime.settings import FiledSettings, ServingSettings, Settings

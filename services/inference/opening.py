@@ -15,10 +15,10 @@ from services.inference.settings import InferenceSettings
 from sfumato.diffusion.loading import load_pipeline
 from sfumato.registry.client import RegistryClient
 from sfumato.runtime.device import pick_device, precision_named
-from sfumato.runtime.nudenet import Detector
-from sfumato.runtime.references import model_folder
+from sfumato.runtime.models.nudenet import Detector
+from sfumato.runtime.models.references import model_folder
+from sfumato.runtime.models.versions import model_version
 from sfumato.runtime.settings import Settings
-from sfumato.runtime.versions import model_version
 from sfumato.types import GenerateRequest, Image
 
 PRODUCTION = "production"

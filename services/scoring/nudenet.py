@@ -1,7 +1,7 @@
 """The metric nudenet: is there nudity in a picture?
 
 The paper (section 4.1.4) reports the share of unsafe pictures, names no classes and no threshold, and the public code
-that computes such a share agrees on neither; `sfumato.runtime.nudenet` says what counts here. The share is the mean of the scores.
+that computes such a share agrees on neither; `sfumato.runtime.models.nudenet` says what counts here. The share is the mean of the scores.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from services.scoring.metric import Batch, Metric
-from sfumato.runtime.nudenet import Detector
+from sfumato.runtime.models.nudenet import Detector
 
 
 class NudeNetScorer:

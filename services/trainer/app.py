@@ -11,7 +11,7 @@ from services.trainer.servicer import TrainerServicer
 from services.trainer.tasks import HANDLERS, JOINT
 from services.trainer.warm import ServedModel, serve
 from sfumato.runtime.artifacts import ArtifactStore
-from sfumato.runtime.hub import located
+from sfumato.runtime.models.hub import located
 from sfumato.runtime.serving.lane import Lane
 from sfumato.runtime.serving.server import Service, run
 from sfumato.runtime.settings import FiledSettings, ServingSettings, Settings

@@ -16,8 +16,8 @@ from services.trainer.joint import JointSettings, JointTraining, Picture
 from services.trainer.warm import ServedModel, WarmModel
 from sfumato.diffusion.families import family_of
 from sfumato.errors import Diverged, InvalidInput
-from sfumato.runtime.adapters import encode_adapter
 from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.models.adapters import encode_adapter
 from sfumato.runtime.serving.images import read_artifact, within
 from sfumato.runtime.serving.lane import Caller, Lane
 from sfumato.runtime.serving.models import adapter_of, check_base, fused_of

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from orchestrator.recipes.artaug import Plan
 from orchestrator.transport import LocalService
-from sfumato.runtime.references import model_folder
+from sfumato.runtime.models.references import model_folder
 from sfumato.runtime.settings import Settings
 
 

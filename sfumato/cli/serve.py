@@ -111,13 +111,13 @@ def _bound(host: str, port: int) -> socket.socket:
 @contextmanager
 def _own_registry() -> Iterator[str]:
     """The address of a registry on this folder's database, for as long as this process lives."""
-    from sfumato.runtime import children
+    from sfumato.runtime import child_processes
     from sfumato.runtime.processes import HOST, free_ports
 
     address = f"{HOST}:{free_ports([0])[0]}"
     environment = {"SFUMATO_GRPC_ADDRESS": address, "SFUMATO_LOG_LEVEL": "WARNING", "SFUMATO_METRICS_ADDRESS": ""}
     # A session of its own: Ctrl-C is this process's, which needs the registry to the end.
-    process = children.start([sys.executable, "-m", "services.registry.app"], env=os.environ | environment, start_new_session=True)
+    process = child_processes.start([sys.executable, "-m", "services.registry.app"], env=os.environ | environment, start_new_session=True)
     try:
         yield address
     finally:

@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential
 
 from sfumato.errors import Unavailable
-from sfumato.runtime import children
+from sfumato.runtime import child_processes
 from sfumato.runtime.client import channel
 
 LONGEST_LINE = 2**16
@@ -130,7 +130,7 @@ class Supervisor:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is for this process, which ends them in order
-                preexec_fn=functools.partial(children.end_with, os.getpid()),
+                preexec_fn=functools.partial(child_processes.end_with, os.getpid()),
             )
             again = asyncio.create_task(self._tell_again(kept)) if kept.served else None
             assert process.stdout is not None

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sfumato.errors import InvalidInput, MissingWeights, Unavailable
-from sfumato.runtime import children
+from sfumato.runtime import child_processes
 
 HOST = "127.0.0.1"
 POLL = 0.25
@@ -148,7 +148,7 @@ def serving(
         (site / "sitecustomize.py").write_text(_SHIM)
         log = log or Path(scratch) / "vllm.log"
         with log.open("wb") as output:
-            process = children.start(
+            process = child_processes.start(
                 command(model, flavour, host, port, pair and Pair(pair.certificate.resolve(), pair.key.resolve())),
                 env=environment(model, flavour, site, threads, api_key),
                 stdin=subprocess.DEVNULL,

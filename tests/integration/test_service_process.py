@@ -23,10 +23,10 @@ from nats.aio.msg import Msg
 from orchestrator.jetstream import JetStreamTransport
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.bus import CONSUMER, Bus, stream_of
-from sfumato.runtime.nats_server import NatsServer
+from sfumato.runtime.bus.nats_server import NatsServer
+from sfumato.runtime.models.versions import model_version
 from sfumato.runtime.settings import BusSettings
 from sfumato.runtime.tasks import Manifest
-from sfumato.runtime.versions import model_version
 from sfumato.v1 import common_pb2, generator_pb2, generator_pb2_grpc
 from sfumato.vista import weights
 from tests.integration.collector import Collector, collecting

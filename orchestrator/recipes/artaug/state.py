@@ -29,7 +29,7 @@ ENOUGH = "max_iterations"
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model's version (the hash of its weights), and the reference by which any machine finds it (`sfumato.runtime.references`)."""
+    """A model's version (the hash of its weights), and its reference (see `sfumato.runtime.models.references`)."""
 
     version: str
     reference: str

@@ -18,14 +18,14 @@ from services.inference.http.schemas import MAX_SEED, Painting
 from sfumato.diffusion.limits import ModelLimits
 from sfumato.diffusion.previews import Previews
 from sfumato.errors import Busy, InvalidInput, NotFound, Unavailable
-from sfumato.runtime.ending import ended
+from sfumato.runtime.cancel import cancel_all
 from sfumato.runtime.images import decode_image, decode_mask, resize
 from sfumato.types import GenerateRequest, Image, Region, Start
 
 if TYPE_CHECKING:
     from services.inference.catalog import Catalog, Lease
     from services.inference.engine import InferenceEngine, Painted, Wish
-    from sfumato.runtime.nudenet import Detector
+    from sfumato.runtime.models.nudenet import Detector
 
 INLINE = 1 << 17
 """Bytes of pictures that are made files of in less time than a thread takes to begin."""
@@ -128,7 +128,7 @@ class Studio:
             await asyncio.gather(*encoding)  # so that a preview never comes after its picture
             return painted
         finally:
-            await ended([*tasks, *encoding])
+            await cancel_all([*tasks, *encoding])
 
     def _previews(
         self,

@@ -20,6 +20,7 @@ from sfumato.errors import InvalidInput, SfumatoError, Unavailable
 from sfumato.runtime import logs
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.bus import Bus
+from sfumato.runtime.bus.worker import Worker
 from sfumato.runtime.probes import PROBES
 from sfumato.runtime.serving.artifacts import NAME as ARTIFACTS
 from sfumato.runtime.serving.artifacts import mount
@@ -30,7 +31,6 @@ from sfumato.runtime.serving.observed import Observed
 from sfumato.runtime.settings import BusSettings, ServingSettings, Settings, TelemetrySettings
 from sfumato.runtime.tasks import Handler
 from sfumato.runtime.telemetry import observing
-from sfumato.runtime.worker import Worker
 
 log = logging.getLogger(__name__)
 

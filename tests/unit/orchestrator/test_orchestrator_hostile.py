@@ -15,7 +15,7 @@ from orchestrator.app import NAME
 from orchestrator.control import Control
 from orchestrator.driver import DriverSettings
 from orchestrator.servicer import OrchestratorServicer
-from sfumato.runtime.nats_server import NatsServer
+from sfumato.runtime.bus.nats_server import NatsServer
 from sfumato.runtime.serving.lane import Lane
 from sfumato.runtime.serving.server import Service
 from sfumato.runtime.settings import BusSettings, ServingSettings, Settings

@@ -31,13 +31,13 @@ from services.trainer.group import Alone
 from services.trainer.joint import JointSettings, JointTraining, Picture
 from services.trainer.servicer import TrainerServicer
 from sfumato.lora.adapter import Adapter
-from sfumato.runtime.adapters import decode_adapter, encode_adapter
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.images import decode_image, encode_png
+from sfumato.runtime.models.adapters import decode_adapter, encode_adapter
+from sfumato.runtime.models.versions import model_version
 from sfumato.runtime.serving.lane import Lane
 from sfumato.runtime.serving.server import Service
 from sfumato.runtime.tasks import Task
-from sfumato.runtime.versions import model_version
 from sfumato.types import GenerateRequest, Region, Start
 from sfumato.v1 import common_pb2, generator_pb2, generator_pb2_grpc, grounding_pb2, grounding_pb2_grpc, trainer_pb2, trainer_pb2_grpc
 from tests.unit.diffusion import tiny

@@ -32,9 +32,9 @@ from services.scoring.servicer import ScoringServicer
 from services.trainer import warm as trainer_warm
 from services.trainer.servicer import TrainerServicer
 from sfumato.lora.adapter import Adapter
-from sfumato.runtime.adapters import encode_adapter
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.images import encode_png
+from sfumato.runtime.models.adapters import encode_adapter
 from sfumato.runtime.serving.artifacts import NAME, ArtifactServicer
 from sfumato.runtime.serving.lane import Lane
 from sfumato.runtime.serving.server import Service

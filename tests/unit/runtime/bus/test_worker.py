@@ -8,11 +8,11 @@ from pathlib import Path
 from sfumato.runtime import telemetry
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.bus import CONSUMER, Bus, encoded, stream_of, task_subject
-from sfumato.runtime.nats_server import NatsServer
+from sfumato.runtime.bus.nats_server import NatsServer
+from sfumato.runtime.bus.worker import Worker
 from sfumato.runtime.serving.lane import Lane
 from sfumato.runtime.settings import BusSettings
 from sfumato.runtime.tasks import Manifest, Output, Task, find
-from sfumato.runtime.worker import Worker
 
 
 def _where(task: Task, _: ArtifactStore) -> Output:

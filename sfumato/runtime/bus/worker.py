@@ -1,6 +1,6 @@
 """A service's worker on the bus: takes tasks, does them one at a time, says how they ended.
 
-    python -m sfumato.runtime.worker --service scoring --handlers services.scoring.tasks
+    python -m sfumato.runtime.bus.worker --service scoring --handlers services.scoring.tasks
 
 The order is what makes any moment a good one to die in: artifact, manifest, result message, acknowledgement. A task whose
 manifest is there is not done again, only announced again. A task that fails too often is set aside by the worker that saw it fail
@@ -32,11 +32,11 @@ from sfumato.errors import InvalidInput, SfumatoError, Unavailable
 from sfumato.runtime import telemetry
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.bus import CONSUMER, Bus, DeadLetter, Result, checked_service, stream_of
+from sfumato.runtime.bus.puller import Puller
 from sfumato.runtime.failures import Failure, is_final, is_passing
-from sfumato.runtime.puller import Puller
+from sfumato.runtime.models.versions import libraries
 from sfumato.runtime.settings import BusSettings, Settings, TelemetrySettings
 from sfumato.runtime.tasks import Handler, Task, perform
-from sfumato.runtime.versions import libraries
 
 log = logging.getLogger(__name__)
 
@@ -326,7 +326,7 @@ async def serve(service: str, handlers: Mapping[str, Handler], artifacts: Artifa
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line of a worker process; its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m sfumato.runtime.worker", description="A worker of one service, by itself.")
+    parser = argparse.ArgumentParser(prog="python -m sfumato.runtime.bus.worker", description="A worker of one service, by itself.")
     parser.add_argument("--service", required=True, help="whose tasks to take")
     parser.add_argument("--handlers", required=True, metavar="MODULE", help="the module with the service's HANDLERS")
     options = parser.parse_args(arguments)
