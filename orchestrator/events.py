@@ -20,7 +20,7 @@ from sfumato.runtime.tasks import Json
 from sfumato.types import Region
 
 if TYPE_CHECKING:
-    from sfumato.runtime.journal import Journal
+    from sfumato.runtime.journal import RunJournal
 
 COMPARISON = 0
 """What follows the last iteration is told of under this number, in the journal too."""
@@ -175,7 +175,7 @@ class _Tally:
 class Keeper:
     """Writes a run's finished stages into its journal, and where it broke off. Use it in a ``with`` block."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: RunJournal) -> None:
         self._journal = journal
         self._iteration: int | None = None
 

@@ -75,7 +75,7 @@ def _listen(host: str, port: int) -> None:
 
     from services.inference.service import Inference, front
 
-    class Server(uvicorn.Server):
+    class ImageServer(uvicorn.Server):
         """Ctrl-C ends it in good order; again, at once."""
 
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -89,7 +89,7 @@ def _listen(host: str, port: int) -> None:
         config = uvicorn.Config(
             Inference.to_asgi(), log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=GRACE
         )
-        server = Server(config)
+        server = ImageServer(config)
         with suppress(KeyboardInterrupt, SystemExit):  # it ends in good order, and then passes the signal on
             server.run(sockets=[listening])
     if server.force_exit:
