@@ -10,8 +10,9 @@ from sfumato.errors import NotFound
 from sfumato.types import Region
 
 if TYPE_CHECKING:
-    from orchestrator.recipes.artaug import Plan
     from orchestrator.reviewing import Pair as Waiting
+
+    from orchestrator.recipes.artaug import Plan
     from sfumato.cli.remote import Remote
     from sfumato.runtime.artifacts import ArtifactStore
 

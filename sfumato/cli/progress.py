@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 if TYPE_CHECKING:
     from orchestrator.events import Event, Pair
+
     from sfumato.types import Image
 
 

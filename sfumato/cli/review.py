@@ -154,8 +154,9 @@ class _Review:
 
 def _plan(folder: Path) -> Plan:
     """The run's plan from its record alone: to look at pictures, nobody needs the models."""
-    from orchestrator.recipes.artaug import Model, Plan
     from orchestrator.spec import PromptSets, RunSpec
+
+    from orchestrator.recipes.artaug import Model, Plan
     from sfumato.cli.planning import read_record
 
     record = read_record(folder)

@@ -81,19 +81,19 @@ def _result(folder: Path) -> str:
 
 
 def _execute(plan: Plan, folder: Path, settings: Settings) -> None:
+    from orchestrator.events import Keeper, Teller
+    from orchestrator.finishing import finish
+    from orchestrator.transport import LocalTransport
     from rich.console import Console
 
     from orchestrator.engine import Engine, Progress, Waiting
-    from orchestrator.events import Keeper, Teller
-    from orchestrator.finishing import finish
     from orchestrator.recipes import artaug
     from orchestrator.recipes.artaug.state import set_aside
-    from orchestrator.transport import LocalTransport
     from sfumato.cli.machine import local_services
     from sfumato.cli.planning import write_record
     from sfumato.cli.progress import RunProgress, clock
     from sfumato.runtime.artifacts import ArtifactStore
-    from sfumato.runtime.journal import Journal
+    from sfumato.runtime.journal import RunJournal
 
     console, teller = Console(stderr=True), Teller()
     artifacts = ArtifactStore(settings.artifacts_url)
@@ -102,7 +102,7 @@ def _execute(plan: Plan, folder: Path, settings: Settings) -> None:
     console.print(f"run [bold]{folder.name}[/bold]")
     try:
         with (
-            Journal(folder / "metrics.jsonl") as journal,
+            RunJournal(folder / "metrics.jsonl") as journal,
             Keeper(journal) as keeper,
             RunProgress(console, folder, artifacts.get) as shown,
             LocalTransport(local_services(plan, folder, settings), settings.artifacts_url) as transport,

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from orchestrator.events import Event, Keeper, Teller
 from rich.console import Console
 
 from orchestrator.engine import Progress
-from orchestrator.events import Event, Keeper, Teller
 from orchestrator.recipes.artaug import State
 from sfumato.cli.progress import RunProgress
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.images import read_image
-from sfumato.runtime.journal import Journal
+from sfumato.runtime.journal import RunJournal
 from tests.unit.orchestrator import states
 
 
@@ -66,7 +66,7 @@ def _shown(folder: Path, *, terminal: bool = False) -> tuple[str, list[dict[str,
     out = io.StringIO()
     store = ArtifactStore(str(folder / "artifacts"))
     console = Console(file=out, force_terminal=terminal, width=200)
-    with Journal(folder / "metrics.jsonl") as journal, Keeper(journal) as keeper, RunProgress(console, folder, store.get) as progress:
+    with RunJournal(folder / "metrics.jsonl") as journal, Keeper(journal) as keeper, RunProgress(console, folder, store.get) as progress:
         for event in _told(store):
             keeper.keep(event)
             progress.show(event)
@@ -129,7 +129,7 @@ def test_a_terminal_sees_bars_and_an_eta(tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_a_run_that_breaks_off_says_so_in_its_journal(tmp_path: Path, error: type[BaseException]) -> None:
     store = ArtifactStore(str(tmp_path / "artifacts"))
-    with Journal(tmp_path / "metrics.jsonl") as journal:
+    with RunJournal(tmp_path / "metrics.jsonl") as journal:
         with pytest.raises(error), Keeper(journal) as keeper:
             keeper.keep(_told(store)[0])
             raise error
