@@ -22,10 +22,6 @@ if TYPE_CHECKING:
     from sfumato.types import Image, Region
 
 
-# The edges of the regions, in their order; black is read on all of them.
-COLOURS = ("#ff3b30", "#34c759", "#0a84ff", "#ffcc00", "#bf5af2", "#ff9500")
-
-
 class Choice(StrEnum):
     """Who answers."""
 
@@ -55,6 +51,7 @@ def ground(
     from services.grounding.profiles import profile_named
     from sfumato.advice import DESCRIPTION
     from sfumato.cli.calls import address_of, advice
+    from sfumato.drawing import drawn
     from sfumato.errors import InvalidInput
     from sfumato.runtime.images import read_image, write_png
 
@@ -86,29 +83,6 @@ def _grounded_here(
 
     with _backend(console, backend, url, profile.name, model) as asked:
         return GroundingEngine(asked, profile, strategy).ground(picture, prompt).regions
-
-
-def drawn(picture: Image, regions: Sequence[Region], least: int = 512) -> Image:
-    """The picture, enlarged to a side of at least ``least``, with numbered boxes and their descriptions below it."""
-    import numpy as np
-    from PIL import Image as Pillow
-    from PIL import ImageDraw
-
-    height, width = picture.shape[:2]
-    scale = max(1, -(-least // max(height, width)))
-    line = 14
-    page = Pillow.new("RGB", (width * scale, height * scale + line * len(regions) + (4 if regions else 0)), "white")
-    page.paste(Pillow.fromarray(picture.repeat(scale, 0).repeat(scale, 1)), (0, 0))
-    pen = ImageDraw.Draw(page)
-    for number, region in enumerate(regions):
-        x1, y1, x2, y2 = (value * scale for value in region.box)
-        colour = COLOURS[number % len(COLOURS)]
-        pen.rectangle((x1, y1, x2 - 1, y2 - 1), outline=colour, width=max(2, scale // 4))
-        pen.rectangle((x1, y1, x1 + 12, y1 + line), fill=colour)
-        pen.text((x1 + 3, y1 + 1), str(number + 1), fill="black")
-        text = f"{number + 1}  {region.prompt}".encode("latin-1", "replace").decode("latin-1")
-        pen.text((4, height * scale + 2 + line * number), text, fill="black")
-    return np.asarray(page)
 
 
 @contextmanager

@@ -60,15 +60,14 @@ def register(
 
     Example: sfumato models register artaug-vista-1a2b3c4d5e --alias production
     """
-    from orchestrator.registering import register_run
-
+    from orchestrator.runs.registering import register_run
     from sfumato.runtime.artifacts import ArtifactStore
 
     settings = settings_of(runs)
     artifacts = ArtifactStore(settings.artifacts_url)
-    plan = _finished(run, settings, artifacts)
+    record = _finished(run, settings, artifacts)
     with opened(settings, server, local) as registry:
-        made = register_run(run, plan, artifacts, registry, note=note)
+        made = register_run(run, record.recipe, record.plan(), artifacts, registry, note=note)
         if alias:
             _point(registry, alias, made[-1].id, f"run {run}")
         entries = [_entry(registry.get(version.id)) for version in made]

@@ -58,11 +58,10 @@ def run(
 
 def _remote(spec: Path | None, resume: str, server: str, settings: Settings) -> Path:
     """Have an orchestrator do it, and watch; the folder of its files."""
-    from orchestrator.runs.specs import submittable
     from sfumato.cli import remote
 
     with remote.connect(server, settings) as client:
-        run = client.resume(resume) if spec is None else client.submit(*submittable(spec))[0]
+        run = client.resume(resume) if spec is None else remote.submit(client, spec)
         return remote.follow(client, run.id, settings)
 
 
@@ -119,7 +118,7 @@ def _execute(name: str, record: Record, records: Records, settings: Settings, *,
     from sfumato.runs.records import Event, Outcome
     from sfumato.runtime.artifacts import ArtifactStore
     from sfumato.runtime.files import write_whole
-    from sfumato.runtime.journal import Journal
+    from sfumato.runtime.journal import RunJournal
 
     console, folder, artifacts = Console(stderr=True), settings.runs / name, ArtifactStore(settings.artifacts_url)
     folder.mkdir(parents=True, exist_ok=True)
@@ -129,7 +128,7 @@ def _execute(name: str, record: Record, records: Records, settings: Settings, *,
     iterations: set[tuple[str, int]] = set()
     try:
         with (
-            Journal(folder / "metrics.jsonl") as journal,
+            RunJournal(folder / "metrics.jsonl") as journal,
             JournalWriter(journal) as written,
             RunProgress(console, folder, artifacts.get) as shown,
             LocalTransport(local_services(record, folder, settings), settings.artifacts_url) as transport,
