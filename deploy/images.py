@@ -22,7 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from sfumato.errors import InvalidInput, Unavailable
-from sfumato.runtime.nats_server import NatsServer
+from sfumato.runtime.bus.nats_server import NatsServer
 from sfumato.runtime.processes import HOST, free_ports
 from sfumato.runtime.supervisor import serving
 

@@ -9,7 +9,7 @@ from functools import partial
 from orchestrator.control import RunService
 from orchestrator.replica.driver import DriverSettings
 from orchestrator.servicer import OrchestratorServicer
-from sfumato.runtime.serving.lane import Lane
+from sfumato.runtime.serving.engine_queue import EngineQueue
 from sfumato.runtime.serving.server import Service, run
 from sfumato.runtime.settings import BusSettings, ServingSettings, Settings
 from sfumato.v1.orchestrator_pb2_grpc import add_OrchestratorServiceServicer_to_server
@@ -22,7 +22,7 @@ def services(serving: ServingSettings) -> Sequence[Service]:
     """The orchestrator's service, and the driver beside it. Nothing has to be loaded, and no call has to wait for another."""
     control = RunService(Settings(), BusSettings(), DriverSettings(), serving)
     register = partial(add_OrchestratorServiceServicer_to_server, OrchestratorServicer(control))
-    return [Service(NAME, register, Lane(object), beside=control)]
+    return [Service(NAME, register, EngineQueue(object), beside=control)]
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from sfumato.errors import InvalidInput, NotFound, Unavailable, WrongState
 from sfumato.runs.records import Answer, Event, Outcome, Question, RunState, RunStatus
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.bus import Bus
-from sfumato.runtime.ending import ended
+from sfumato.runtime.cancel import cancel_all
 from sfumato.runtime.settings import BusSettings, ServingSettings, Settings
 from sfumato.runtime.tasks import Manifest, Task, manifest_key
 from sfumato.runtime.telemetry import bound, outgoing
@@ -89,7 +89,7 @@ class RunService:
         self._closing.set()
         if not await self._driver.stop(self._grace):
             log.warning("A run does not end; whoever takes it next comes to the same.")
-        await ended([self._job, *self._looking])
+        await cancel_all([self._job, *self._looking])
         await self._bus.__aexit__(*exception)
 
     # --- looking ---

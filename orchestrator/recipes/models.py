@@ -8,15 +8,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
-from sfumato.runtime.references import JUDGE, VISTA, model_folder, scorers_reference, scorers_version, vista_root
+from sfumato.runtime.models.references import JUDGE, VISTA, model_folder, scorers_reference, scorers_version, vista_root
+from sfumato.runtime.models.versions import model_version
 from sfumato.runtime.settings import Settings
-from sfumato.runtime.versions import model_version
 from sfumato.vista import weights
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """The version of a model (the hash of its weights), and the reference by which any machine finds it (`sfumato.runtime.references`)."""
+    """The version of a model (the hash of its weights), and its reference (see `sfumato.runtime.models.references`)."""
 
     version: str
     reference: str

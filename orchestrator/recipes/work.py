@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from orchestrator.engine.stages import Barrier, Loop, PerBatch, Phase, Stage
-from sfumato.runtime.sizes import Blocks, ModelSize
+from sfumato.runtime.models.sizes import Blocks, ModelSize
 
 TYPICAL_REGIONS = 5
 """Regions a VLM names in a picture: the number at which ArtAug's cost is usually counted."""

@@ -28,7 +28,7 @@ from sfumato.errors import NotFound, SfumatoError, Unavailable
 from sfumato.registry.client import RegistryClient
 from sfumato.runs.records import Event, Outcome
 from sfumato.runtime.artifacts import ArtifactStore
-from sfumato.runtime.ending import ended
+from sfumato.runtime.cancel import cancel_all
 from sfumato.runtime.settings import BusSettings, FiledSettings
 from sfumato.runtime.tasks import find
 from sfumato.runtime.telemetry import bound
@@ -182,7 +182,7 @@ class Driver:
             except Unavailable as error:
                 log.warning("%s", error)  # what is left to say is said by whoever looks at the run next
             finally:
-                await ended(side)
+                await cancel_all(side)
                 await self._leave(name, driven)
 
     def _execution(self, name: str, record: Record) -> RunExecution:

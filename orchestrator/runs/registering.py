@@ -19,7 +19,7 @@ from sfumato.registry.bases import base_modules
 from sfumato.registry.models import Models
 from sfumato.registry.records import Base, Part, Version
 from sfumato.runtime.artifacts import ArtifactStore
-from sfumato.runtime.references import present_folder
+from sfumato.runtime.models.references import present_folder
 from sfumato.runtime.settings import Settings
 
 

@@ -12,8 +12,8 @@ from orchestrator.runs.replay import NotDone, replay
 from sfumato.errors import InvalidInput, WrongState
 from sfumato.runs.records import Answer, Question
 from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.models.versions import libraries
 from sfumato.runtime.tasks import Output, Task, perform
-from sfumato.runtime.versions import libraries
 
 
 def waiting_questions(

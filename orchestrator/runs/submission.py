@@ -15,8 +15,8 @@ from orchestrator.recipes.spec import METRICS, RunSpec, nested_exclusion, refere
 from orchestrator.runs.records import Record, Weights
 from orchestrator.runs.specs import AnyRecipe, Content, Fault, parsed, recipe_of, validated, with_prompts
 from sfumato.errors import Faults, InvalidInput, SfumatoError
-from sfumato.runtime.hub import is_hub_name
-from sfumato.runtime.references import VISTA, model_folder, present_folder
+from sfumato.runtime.models.hub import is_hub_name
+from sfumato.runtime.models.references import VISTA, model_folder, present_folder
 from sfumato.runtime.settings import Settings
 from sfumato.runtime.tasks import canonical
 from sfumato.vista import weights

@@ -14,8 +14,8 @@ from nats.js.errors import NotFoundError
 
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.bus import ADVISORIES, COLLECTOR, Bus, DeadLetter, Result
+from sfumato.runtime.bus.puller import Puller
 from sfumato.runtime.failures import Failure
-from sfumato.runtime.puller import Puller
 from sfumato.runtime.tasks import manifest_key
 
 log = logging.getLogger(__name__)

@@ -30,7 +30,7 @@ from sfumato.errors import PoisonTask, SfumatoError, Unavailable
 from sfumato.runtime import telemetry
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.bus import ADVISORIES, CONSUMER, Bus, Result, encoded, gone, present, result_subject, stream_of, task_subject
-from sfumato.runtime.ending import ended
+from sfumato.runtime.cancel import cancel_all
 from sfumato.runtime.settings import BusSettings
 from sfumato.runtime.tasks import Manifest, Task, find
 
@@ -183,7 +183,7 @@ class JetStreamTransport:
                     if job.done():
                         job.result()
             finally:
-                await ended([*jobs, stopping])
+                await cancel_all([*jobs, stopping])
 
     def _wake(self) -> None:
         self._news.set()

@@ -17,8 +17,8 @@ from typing import Protocol
 from sfumato.errors import InvalidInput, SfumatoError, Unavailable
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.failures import Failure
+from sfumato.runtime.models.versions import libraries
 from sfumato.runtime.tasks import Handler, Manifest, Task, perform
-from sfumato.runtime.versions import libraries
 
 RECENT = 64
 """Spans of work that another may still touch."""

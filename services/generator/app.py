@@ -13,8 +13,8 @@ from services.generator.servicer import GeneratorServicer
 from services.generator.tasks import HANDLERS
 from services.generator.warm import ServedModel, serve
 from sfumato.runtime.artifacts import ArtifactStore
-from sfumato.runtime.hub import located
-from sfumato.runtime.serving.lane import Lane
+from sfumato.runtime.models.hub import located
+from sfumato.runtime.serving.engine_queue import EngineQueue
 from sfumato.runtime.serving.server import Service, run
 from sfumato.runtime.settings import FiledSettings, ServingSettings, Settings
 from sfumato.v1.generator_pb2_grpc import add_GeneratorServiceServicer_to_server
@@ -44,7 +44,7 @@ def services(serving: ServingSettings) -> Sequence[Service]:
         folder = located(painting.model) if painting.model else weights.locate("generator", settings.weights or weights.ROOT)
         return serve(folder, painting.precision, GeneratorSettings(max_batch=painting.max_batch))
 
-    lane = Lane(load, waiting=serving.waiting)
+    lane = EngineQueue(load, waiting=serving.waiting)
     servicer = GeneratorServicer(lane, ArtifactStore(settings.artifacts_url))
     return [Service("sfumato.v1.GeneratorService", partial(add_GeneratorServiceServicer_to_server, servicer), lane, HANDLERS)]
 

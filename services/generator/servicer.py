@@ -14,8 +14,8 @@ from sfumato.diffusion.previews import Previews
 from sfumato.errors import InvalidInput
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.images import encode_png, resize
+from sfumato.runtime.serving.engine_queue import Caller, EngineQueue
 from sfumato.runtime.serving.images import read_image, within, write_image
-from sfumato.runtime.serving.lane import Caller, Lane
 from sfumato.runtime.serving.models import adapter_of, check_base, fused_of
 from sfumato.types import GenerateRequest, Image, Region, Start
 from sfumato.v1 import common_pb2, generator_pb2
@@ -30,7 +30,7 @@ PREVIEW = 128
 class GeneratorServicer(GeneratorServiceServicer):
     """See ``protos/sfumato/v1/generator.proto``."""
 
-    def __init__(self, lane: Lane[ServedModel], artifacts: ArtifactStore) -> None:
+    def __init__(self, lane: EngineQueue[ServedModel], artifacts: ArtifactStore) -> None:
         self._lane, self._artifacts = lane, artifacts
 
     async def GetLimits(self, request: generator_pb2.GetLimitsRequest, context: Any) -> generator_pb2.GetLimitsResponse:

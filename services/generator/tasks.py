@@ -6,10 +6,10 @@ from safetensors.torch import save
 
 from services.generator.engine import GeneratorSettings
 from services.generator.warm import engine_of
-from sfumato.runtime.adapters import decode_adapter
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.images import decode_image, encode_png
-from sfumato.runtime.references import checked_folder
+from sfumato.runtime.models.adapters import decode_adapter
+from sfumato.runtime.models.references import checked_folder
 from sfumato.runtime.settings import Settings
 from sfumato.runtime.tasks import Json, Output, Task
 from sfumato.types import GenerateRequest, Region, Start

@@ -9,8 +9,8 @@ from pathlib import Path
 from services.generator.engine import GeneratorEngine, GeneratorSettings, load_generator
 from sfumato.diffusion.limits import ModelLimits
 from sfumato.runtime.device import pick_device, precision_named
-from sfumato.runtime.versions import model_version
-from sfumato.runtime.warm import Warm
+from sfumato.runtime.models.last_loaded import LastLoaded
+from sfumato.runtime.models.versions import model_version
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,6 +38,6 @@ def engine_of(folder: Path, precision: str) -> GeneratorEngine:
     return _loaded(folder.resolve(), precision)
 
 
-@Warm
+@LastLoaded
 def _loaded(folder: Path, precision: str) -> GeneratorEngine:
     return load_generator(folder, dtype=precision_named(precision), device=pick_device())

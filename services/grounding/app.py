@@ -15,8 +15,8 @@ from services.grounding.servicer import GroundingServicer
 from services.grounding.tasks import HANDLERS, backend_of, local_backend_of
 from sfumato.errors import Unavailable
 from sfumato.runtime.artifacts import ArtifactStore
-from sfumato.runtime.references import VISTA, model_folder
-from sfumato.runtime.serving.lane import Lane
+from sfumato.runtime.models.references import VISTA, model_folder
+from sfumato.runtime.serving.engine_queue import EngineQueue
 from sfumato.runtime.serving.server import Service, run
 from sfumato.runtime.settings import FiledSettings, ServingSettings, Settings
 from sfumato.v1.grounding_pb2_grpc import add_GroundingServiceServicer_to_server
@@ -52,9 +52,9 @@ def services(serving: ServingSettings) -> Sequence[Service]:
         backend = backend_of(settings, tuple(name for name in (asking.profile, asking.model) if name))
         return GroundingEngine(backend, profile_named(asking.profile), asking.strategy)
 
-    lane = Lane(load, waiting=serving.waiting)
-    servicer = GroundingServicer(lane, ArtifactStore(settings.artifacts_url))
-    return [Service("sfumato.v1.GroundingService", partial(add_GroundingServiceServicer_to_server, servicer), lane, HANDLERS)]
+    queue = EngineQueue(load, waiting=serving.waiting)
+    servicer = GroundingServicer(queue, ArtifactStore(settings.artifacts_url))
+    return [Service("sfumato.v1.GroundingService", partial(add_GroundingServiceServicer_to_server, servicer), queue, HANDLERS)]
 
 
 if __name__ == "__main__":

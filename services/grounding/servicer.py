@@ -7,8 +7,8 @@ from typing import Any
 from services.grounding.engine import GroundingEngine
 from services.grounding.profiles import Strategy
 from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.serving.engine_queue import Caller, EngineQueue
 from sfumato.runtime.serving.images import read_image
-from sfumato.runtime.serving.lane import Caller, Lane
 from sfumato.v1 import common_pb2, grounding_pb2
 from sfumato.v1.grounding_pb2_grpc import GroundingServiceServicer
 
@@ -19,8 +19,8 @@ CHOICES = {"A": grounding_pb2.CHOICE_A, "B": grounding_pb2.CHOICE_B, "tie": grou
 class GroundingServicer(GroundingServiceServicer):
     """See ``protos/sfumato/v1/grounding.proto``."""
 
-    def __init__(self, lane: Lane[GroundingEngine], artifacts: ArtifactStore) -> None:
-        self._lane, self._artifacts = lane, artifacts
+    def __init__(self, queue: EngineQueue[GroundingEngine], artifacts: ArtifactStore) -> None:
+        self._queue, self._artifacts = queue, artifacts
 
     async def Ground(self, request: grounding_pb2.GroundRequest, context: Any) -> grounding_pb2.GroundResponse:
         """Where a picture could be more beautiful, and how it would look there."""
@@ -34,11 +34,11 @@ class GroundingServicer(GroundingServiceServicer):
             regions = [common_pb2.Region(prompt=region.prompt, box=box) for region, box in zip(answer.regions, boxes, strict=True)]
             return grounding_pb2.GroundResponse(regions=regions, raw=answer.raw)
 
-        return await self._lane.call(work)
+        return await self._queue.call(work)
 
     async def Refine(self, request: grounding_pb2.RefineRequest, context: Any) -> grounding_pb2.RefineResponse:
         """A prompt with what is ambiguous in it made definite."""
-        prompt, raw = await self._lane.call(lambda engine, caller: engine.refine(request.prompt))
+        prompt, raw = await self._queue.call(lambda engine, caller: engine.refine(request.prompt))
         return grounding_pb2.RefineResponse(prompt=prompt, raw=raw)
 
     async def Ask(self, request: grounding_pb2.AskRequest, context: Any) -> grounding_pb2.AskResponse:
@@ -47,7 +47,7 @@ class GroundingServicer(GroundingServiceServicer):
         def work(engine: GroundingEngine, caller: Caller) -> bool:
             return engine.ask(read_image(request.image, "image", self._artifacts), request.question)
 
-        return grounding_pb2.AskResponse(yes=await self._lane.call(work))
+        return grounding_pb2.AskResponse(yes=await self._queue.call(work))
 
     async def Compare(self, request: grounding_pb2.CompareRequest, context: Any) -> grounding_pb2.CompareResponse:
         """Which of two pictures is the better one."""
@@ -57,4 +57,4 @@ class GroundingServicer(GroundingServiceServicer):
             said = engine.compare(a, b, request.prompt, both_orders=not request.one_order)
             return grounding_pb2.CompareResponse(choice=CHOICES[said.choice], reason=said.reason)
 
-        return await self._lane.call(work)
+        return await self._queue.call(work)

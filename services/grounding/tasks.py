@@ -20,7 +20,7 @@ from sfumato.errors import AnswerRejected, InvalidInput, Unavailable
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.device import pick_device
 from sfumato.runtime.images import decode_image
-from sfumato.runtime.references import checked_folder
+from sfumato.runtime.models.references import checked_folder
 from sfumato.runtime.settings import Settings
 from sfumato.runtime.tasks import Output, Task
 from sfumato.types import Image

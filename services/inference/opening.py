@@ -15,10 +15,10 @@ from services.inference.settings import InferenceSettings
 from sfumato.diffusion.loading import load_pipeline
 from sfumato.registry.client import RegistryClient
 from sfumato.runtime.device import pick_device, precision_named
-from sfumato.runtime.nudenet import Detector
-from sfumato.runtime.references import model_folder
+from sfumato.runtime.models.nudenet import NudityDetector
+from sfumato.runtime.models.references import model_folder
+from sfumato.runtime.models.versions import model_version
 from sfumato.runtime.settings import Settings
-from sfumato.runtime.versions import model_version
 from sfumato.types import GenerateRequest, Image
 
 PRODUCTION = "production"
@@ -42,7 +42,7 @@ async def opened(settings: InferenceSettings) -> AsyncIterator[Studio]:
     limits = {"clip": settings.golden_clip, "aesthetic": settings.golden_aesthetic}
     golden = Golden(read_golden(settings.golden) if settings.golden else read_golden(), limits=limits)
     base, engine = await asyncio.to_thread(_loaded, settings)
-    detector = await asyncio.to_thread(Detector.load) if settings.safety == "nudenet" else None
+    detector = await asyncio.to_thread(NudityDetector.load) if settings.safety == "nudenet" else None
 
     async def paint(request: GenerateRequest, version: str) -> Image:
         return (await engine.paint(Wish(request), version)).image

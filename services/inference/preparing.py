@@ -19,7 +19,7 @@ from sfumato.errors import BrokenWeights, Diverged, InvalidInput, MissingWeights
 from sfumato.lora.adapter import Adapter, combine
 from sfumato.registry.client import RegistryClient
 from sfumato.registry.records import Version
-from sfumato.runtime.adapters import decode_adapter
+from sfumato.runtime.models.adapters import decode_adapter
 
 log = structlog.get_logger(__name__)
 

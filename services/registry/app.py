@@ -12,7 +12,7 @@ from services.registry.database import Database
 from services.registry.engine import Registry
 from services.registry.servicer import RegistryServicer
 from sfumato.runtime.artifacts import ArtifactStore
-from sfumato.runtime.serving.lane import Lane
+from sfumato.runtime.serving.engine_queue import EngineQueue
 from sfumato.runtime.serving.server import Service, run
 from sfumato.runtime.settings import FiledSettings, ServingSettings, Settings
 from sfumato.v1.registry_pb2_grpc import add_RegistryServiceServicer_to_server
@@ -36,7 +36,7 @@ def services(serving: ServingSettings) -> Sequence[Service]:
     def load() -> Registry:
         return Registry(Database(settings.registry_database), ArtifactStore(settings.artifacts_url))
 
-    lane = Lane(load, waiting=serving.waiting, unload=Registry.close)
+    lane = EngineQueue(load, waiting=serving.waiting, unload=Registry.close)
     servicer = RegistryServicer(lane, registry.watch_interval)
     return [Service("sfumato.v1.RegistryService", partial(add_RegistryServiceServicer_to_server, servicer), lane)]
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sfumato.lora import adapter as algebra
-from sfumato.runtime.adapters import decode_adapter, encode_adapter
-from sfumato.runtime.versions import libraries
+from sfumato.runtime.models.adapters import decode_adapter, encode_adapter
+from sfumato.runtime.models.versions import libraries
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from services.registry.watching import Watching
 from sfumato.errors import InvalidInput
 from sfumato.registry import messages
 from sfumato.registry.models import Merge
+from sfumato.runtime.serving.engine_queue import Caller, EngineQueue
 from sfumato.runtime.serving.images import within
-from sfumato.runtime.serving.lane import Caller, Lane
 from sfumato.v1 import registry_pb2 as pb
 from sfumato.v1.registry_pb2_grpc import RegistryServiceServicer
 
@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 class RegistryServicer(RegistryServiceServicer):
     """See ``protos/sfumato/v1/registry.proto``. Writes take turns in the lane, as they must in the database; reads go beside them."""
 
-    def __init__(self, lane: Lane[Registry], interval: float = 0.5) -> None:
+    def __init__(self, lane: EngineQueue[Registry], interval: float = 0.5) -> None:
         """``interval`` is how often it looks for events while somebody watches, in seconds."""
         self._lane = lane
         self._watching = Watching(lambda: lane.engine, interval)

@@ -12,7 +12,7 @@ from services.scoring.loading import VISTA
 from services.scoring.servicer import ScoringServicer
 from services.scoring.tasks import HANDLERS, engine_of
 from sfumato.runtime.artifacts import ArtifactStore
-from sfumato.runtime.serving.lane import Lane
+from sfumato.runtime.serving.engine_queue import EngineQueue
 from sfumato.runtime.serving.server import Service, run
 from sfumato.runtime.settings import FiledSettings, ServingSettings, Settings
 from sfumato.v1.scoring_pb2_grpc import add_ScoringServiceServicer_to_server
@@ -39,7 +39,7 @@ def services(serving: ServingSettings) -> Sequence[Service]:
     def load() -> ScoringEngine:
         return engine_of(settings.weights or weights.ROOT, scoring.models, scoring.metrics)
 
-    lane = Lane(load, waiting=serving.waiting)
+    lane = EngineQueue(load, waiting=serving.waiting)
     servicer = ScoringServicer(lane, ArtifactStore(settings.artifacts_url))
     return [Service("sfumato.v1.ScoringService", partial(add_ScoringServiceServicer_to_server, servicer), lane, HANDLERS)]
 

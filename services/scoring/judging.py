@@ -10,7 +10,7 @@ import math
 
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.images import decode_image
-from sfumato.runtime.references import checked_scorers
+from sfumato.runtime.models.references import checked_scorers
 from sfumato.runtime.settings import Settings
 from sfumato.runtime.tasks import Json, Output, Task
 from sfumato.types import Image, Region

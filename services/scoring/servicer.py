@@ -6,8 +6,8 @@ from typing import Any
 
 from services.scoring.engine import ScoringEngine
 from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.serving.engine_queue import Caller, EngineQueue
 from sfumato.runtime.serving.images import read_image
-from sfumato.runtime.serving.lane import Caller, Lane
 from sfumato.v1.scoring_pb2 import ListMetricsRequest, ListMetricsResponse, Metric, ScoreRequest, ScoreResponse, Scores
 from sfumato.v1.scoring_pb2_grpc import ScoringServiceServicer
 
@@ -15,7 +15,7 @@ from sfumato.v1.scoring_pb2_grpc import ScoringServiceServicer
 class ScoringServicer(ScoringServiceServicer):
     """See ``protos/sfumato/v1/scoring.proto``."""
 
-    def __init__(self, lane: Lane[ScoringEngine], artifacts: ArtifactStore) -> None:
+    def __init__(self, lane: EngineQueue[ScoringEngine], artifacts: ArtifactStore) -> None:
         self._lane, self._artifacts = lane, artifacts
 
     async def Score(self, request: ScoreRequest, context: Any) -> ScoreResponse:

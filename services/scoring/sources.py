@@ -11,7 +11,7 @@ from typing import TypeVar
 from safetensors import SafetensorError
 
 from sfumato.errors import BrokenWeights
-from sfumato.runtime.hub import located
+from sfumato.runtime.models.hub import located
 from sfumato.vista import weights
 
 _Part = TypeVar("_Part")

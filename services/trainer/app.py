@@ -11,8 +11,8 @@ from services.trainer.servicer import TrainerServicer
 from services.trainer.tasks import HANDLERS, JOINT
 from services.trainer.warm import ServedModel, serve
 from sfumato.runtime.artifacts import ArtifactStore
-from sfumato.runtime.hub import located
-from sfumato.runtime.serving.lane import Lane
+from sfumato.runtime.models.hub import located
+from sfumato.runtime.serving.engine_queue import EngineQueue
 from sfumato.runtime.serving.server import Service, run
 from sfumato.runtime.settings import FiledSettings, ServingSettings, Settings
 from sfumato.v1.trainer_pb2_grpc import add_TrainerServiceServicer_to_server
@@ -42,7 +42,7 @@ def services(serving: ServingSettings) -> Sequence[Service]:
         folder = located(base.model) if base.model else weights.locate("generator", settings.weights or weights.ROOT)
         return serve(folder, base.precision)
 
-    lane = Lane(load, waiting=serving.waiting)
+    lane = EngineQueue(load, waiting=serving.waiting)
     servicer = TrainerServicer(lane, ArtifactStore(settings.artifacts_url))
     handlers = {kind: handler for kind, handler in HANDLERS.items() if base.joint or kind != JOINT}
     return [Service("sfumato.v1.TrainerService", partial(add_TrainerServiceServicer_to_server, servicer), lane, handlers)]

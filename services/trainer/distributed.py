@@ -28,12 +28,12 @@ from sfumato.errors import SfumatoError, Unavailable
 from sfumato.runtime import logs
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.bus import CONSUMER, Bus, stream_of
+from sfumato.runtime.bus.worker import Worker
+from sfumato.runtime.cancel import cancel_all
 from sfumato.runtime.device import pick_device
-from sfumato.runtime.ending import ended
 from sfumato.runtime.settings import BusSettings, Settings, TelemetrySettings
 from sfumato.runtime.tasks import Output, Task
 from sfumato.runtime.telemetry import observing
-from sfumato.runtime.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ async def _lead(group: Group, artifacts: ArtifactStore, settings: BusSettings) -
         leader = _Leader(group)
         looking = asyncio.create_task(_look(bus, leader))
         drained = await Worker(bus, QUEUE, {JOINT: leader.do}, artifacts).run(leader.stop)
-        await ended([looking])
+        await cancel_all([looking])
     return drained and not leader.lost
 
 

@@ -16,10 +16,10 @@ from services.trainer.joint import JointSettings, JointTraining, Picture
 from services.trainer.warm import ServedModel, WarmModel
 from sfumato.diffusion.families import family_of
 from sfumato.errors import Diverged, InvalidInput
-from sfumato.runtime.adapters import encode_adapter
 from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.models.adapters import encode_adapter
+from sfumato.runtime.serving.engine_queue import Caller, EngineQueue
 from sfumato.runtime.serving.images import read_artifact, within
-from sfumato.runtime.serving.lane import Caller, Lane
 from sfumato.runtime.serving.models import adapter_of, check_base, fused_of
 from sfumato.v1 import trainer_pb2
 from sfumato.v1.trainer_pb2_grpc import TrainerServiceServicer
@@ -31,7 +31,7 @@ PAIR = {"latents": "after", "prompt": "prompt"}
 class TrainerServicer(TrainerServiceServicer):
     """See ``protos/sfumato/v1/trainer.proto``."""
 
-    def __init__(self, lane: Lane[ServedModel], artifacts: ArtifactStore) -> None:
+    def __init__(self, lane: EngineQueue[ServedModel], artifacts: ArtifactStore) -> None:
         self._lane, self._artifacts = lane, artifacts
 
     async def Train(self, request: trainer_pb2.TrainRequest, context: Any) -> AsyncIterator[trainer_pb2.TrainResponse]:

@@ -21,9 +21,9 @@ from services.trainer.warm import WarmModel, model_of
 from sfumato.errors import Diverged, InvalidInput
 from sfumato.lora import adapter as algebra
 from sfumato.lora.files import verify
-from sfumato.runtime.adapters import decode_adapter, encode_adapter
 from sfumato.runtime.artifacts import ArtifactStore
-from sfumato.runtime.references import checked_folder
+from sfumato.runtime.models.adapters import decode_adapter, encode_adapter
+from sfumato.runtime.models.references import checked_folder
 from sfumato.runtime.settings import Settings
 from sfumato.runtime.tasks import Output, Task
 

@@ -12,8 +12,8 @@ from sfumato.diffusion.families import family_of
 from sfumato.diffusion.loading import load_pipeline
 from sfumato.lora.fuse import Fuser
 from sfumato.runtime.device import pick_device, precision_named
-from sfumato.runtime.versions import model_version
-from sfumato.runtime.warm import Warm
+from sfumato.runtime.models.last_loaded import LastLoaded
+from sfumato.runtime.models.versions import model_version
 
 
 class WarmModel:
@@ -48,6 +48,6 @@ def model_of(folder: Path, precision: str) -> WarmModel:
     return _loaded(folder.resolve(), precision)
 
 
-@Warm
+@LastLoaded
 def _loaded(folder: Path, precision: str) -> WarmModel:
     return WarmModel(load_pipeline(folder, dtype=precision_named(precision), device=pick_device()))

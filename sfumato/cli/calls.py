@@ -54,7 +54,7 @@ class RemotePainter:
     def use(self, adapter: Path, scale: float) -> None:
         """Paint with this LoRA from now on. Raises: as `sfumato.lora.files.load`, and as `calling`."""
         from sfumato.lora.files import load
-        from sfumato.runtime.adapters import encode_adapter
+        from sfumato.runtime.models.adapters import encode_adapter
 
         digest = upload(self._channel, encode_adapter(load(adapter)))
         self._adapters = [common_pb2.AdapterRef(artifact=digest, weight=scale)]

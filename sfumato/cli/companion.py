@@ -8,7 +8,7 @@ from pathlib import Path
 from sfumato.errors import SfumatoError, Unavailable
 from sfumato.runtime.processes import free_ports
 from sfumato.runtime.settings import Settings
-from sfumato.runtime.vlm import HOST, ServedModel, serving
+from sfumato.runtime.vlm import HOST, VlmModel, serving
 
 LOOK = 1.0
 """Seconds between looks whether the server is still there."""
@@ -17,7 +17,7 @@ LOOK = 1.0
 class BackgroundVlm:
     """Serves a model, whatever its profile, from a thread of its own. ``url`` is known before the server is up."""
 
-    def __init__(self, model: ServedModel, log: Path, threads: int, port: int = 0) -> None:
+    def __init__(self, model: VlmModel, log: Path, threads: int, port: int = 0) -> None:
         """``port`` is where it will listen; a free one where 0."""
         self._model, self._log, self._threads = model, log, threads
         (self._port,) = free_ports([port])

@@ -15,7 +15,7 @@ from tenacity import Retrying, retry_if_exception_type, wait_exponential
 from sfumato.cli.companion import BackgroundVlm
 from sfumato.cli.machine import worker_environment
 from sfumato.errors import SfumatoError, Unavailable
-from sfumato.runtime.nats_server import NatsServer
+from sfumato.runtime.bus.nats_server import NatsServer
 from sfumato.runtime.processes import HOST, free_ports, process_started
 from sfumato.runtime.settings import ServingSettings, Settings
 from sfumato.runtime.supervisor import Program

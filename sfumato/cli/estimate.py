@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from orchestrator.estimate import FORWARD, TYPICAL_REGIONS, Memory, StageWork, Work, count_work, memory
+from orchestrator.spec import RunSpec, load_spec, read_prompt_sets, read_prompts
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.estimate import FORWARD, TYPICAL_REGIONS, Memory, StageWork, Work, count_work, memory
-from orchestrator.spec import RunSpec, load_spec, read_prompt_sets, read_prompts
 from sfumato.errors import InvalidInput, MissingWeights
-from sfumato.runtime.hub import cached, is_hub_name
+from sfumato.runtime.models.hub import cached, is_hub_name
+from sfumato.runtime.models.sizes import CONVERTED, KNOWN, ModelSize, measured
 from sfumato.runtime.settings import Settings
-from sfumato.runtime.sizes import CONVERTED, KNOWN, ModelSize, measured
 from sfumato.vista import weights
 
 PUBLISHED = {

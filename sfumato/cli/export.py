@@ -37,7 +37,7 @@ def export(
     from sfumato.export.card import Licence
     from sfumato.export.folder import export_version
     from sfumato.runtime.device import precision_named
-    from sfumato.runtime.references import VISTA, model_folder
+    from sfumato.runtime.models.references import VISTA, model_folder
     from sfumato.runtime.settings import Settings
 
     if licence_link and not licence_link.startswith(("https://", "http://")):

@@ -93,7 +93,7 @@ def _painted_here(options: _Options, model: str, adapter: Path | None, scale: fl
     from services.generator.engine import load_generator
     from sfumato.lora.files import load
     from sfumato.runtime.device import pick_device
-    from sfumato.runtime.references import vista_root
+    from sfumato.runtime.models.references import vista_root
     from sfumato.runtime.settings import Settings
     from sfumato.vista import weights
 

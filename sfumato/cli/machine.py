@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from orchestrator.recipes.artaug import Plan
 from orchestrator.transport import LocalService
-from sfumato.runtime.references import model_folder
+
+from orchestrator.recipes.artaug import Plan
+from sfumato.runtime.models.references import model_folder
 from sfumato.runtime.settings import Settings
 
 

@@ -61,6 +61,7 @@ def register(
     Example: sfumato models register artaug-vista-1a2b3c4d5e --alias production
     """
     from orchestrator.registering import register_run
+
     from sfumato.runtime.artifacts import ArtifactStore
 
     settings = settings_of(runs)
@@ -80,9 +81,10 @@ def register(
 
 def _finished(run: str, settings: Settings, artifacts: ArtifactStore) -> Plan:
     """The plan of a finished run, whoever drove it: an orchestrator keeps its record in the artifact store, not in a folder."""
+    from orchestrator.spec import PromptSets, RunSpec
+
     from orchestrator.recipes.artaug import Model, Plan
     from orchestrator.runs import Records
-    from orchestrator.spec import PromptSets, RunSpec
     from sfumato.cli.planning import RECORD, find_run, read_record
     from sfumato.errors import InvalidInput, NotFound
 

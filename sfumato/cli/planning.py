@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from orchestrator.models import find_models
-from orchestrator.recipes.artaug import Plan
 from orchestrator.spec import PromptSets, RunSpec, held, load_spec, read_prompt_sets, run_id
+
+from orchestrator.recipes.artaug import Plan
 from sfumato.errors import InvalidInput
 from sfumato.runtime.settings import Settings
 

@@ -63,11 +63,10 @@ def run(
 def _remote(spec: Path | None, resume: str, server: str, settings: Settings) -> Path:
     """Have an orchestrator do it, and watch; the folder of its files."""
     from sfumato.cli import remote
-    from sfumato.v1.orchestrator_pb2 import ResumeRequest
 
-    with remote.connect(server, settings) as link:
-        run = link.call("Resume", ResumeRequest(run_id=resume)).run if spec is None else link.call("Submit", remote.submission_of(spec)).run
-        return remote.follow(link, run.id, settings)
+    with remote.connect(server, settings) as client:
+        status = client.resume(resume) if spec is None else remote.submit(client, spec)
+        return remote.follow(client, status.id, settings)
 
 
 def _result(folder: Path) -> str:
@@ -81,19 +80,19 @@ def _result(folder: Path) -> str:
 
 
 def _execute(plan: Plan, folder: Path, settings: Settings) -> None:
+    from orchestrator.events import Keeper, Teller
+    from orchestrator.finishing import finish
+    from orchestrator.transport import LocalTransport
     from rich.console import Console
 
     from orchestrator.engine import Engine, Progress, Waiting
-    from orchestrator.events import Keeper, Teller
-    from orchestrator.finishing import finish
     from orchestrator.recipes import artaug
     from orchestrator.recipes.artaug.state import set_aside
-    from orchestrator.transport import LocalTransport
     from sfumato.cli.machine import local_services
     from sfumato.cli.planning import write_record
     from sfumato.cli.progress import RunProgress, clock
     from sfumato.runtime.artifacts import ArtifactStore
-    from sfumato.runtime.journal import Journal
+    from sfumato.runtime.journal import RunJournal
 
     console, teller = Console(stderr=True), Teller()
     artifacts = ArtifactStore(settings.artifacts_url)
@@ -102,7 +101,7 @@ def _execute(plan: Plan, folder: Path, settings: Settings) -> None:
     console.print(f"run [bold]{folder.name}[/bold]")
     try:
         with (
-            Journal(folder / "metrics.jsonl") as journal,
+            RunJournal(folder / "metrics.jsonl") as journal,
             Keeper(journal) as keeper,
             RunProgress(console, folder, artifacts.get) as shown,
             LocalTransport(local_services(plan, folder, settings), settings.artifacts_url) as transport,

@@ -75,7 +75,7 @@ def _listen(host: str, port: int) -> None:
 
     from services.inference.service import Inference, front
 
-    class Server(uvicorn.Server):
+    class ImageServer(uvicorn.Server):
         """Ctrl-C ends it in good order; again, at once."""
 
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -89,7 +89,7 @@ def _listen(host: str, port: int) -> None:
         config = uvicorn.Config(
             Inference.to_asgi(), log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=GRACE
         )
-        server = Server(config)
+        server = ImageServer(config)
         with suppress(KeyboardInterrupt, SystemExit):  # it ends in good order, and then passes the signal on
             server.run(sockets=[listening])
     if server.force_exit:
@@ -111,13 +111,13 @@ def _bound(host: str, port: int) -> socket.socket:
 @contextmanager
 def _own_registry() -> Iterator[str]:
     """The address of a registry on this folder's database, for as long as this process lives."""
-    from sfumato.runtime import children
+    from sfumato.runtime import child_processes
     from sfumato.runtime.processes import HOST, free_ports
 
     address = f"{HOST}:{free_ports([0])[0]}"
     environment = {"SFUMATO_GRPC_ADDRESS": address, "SFUMATO_LOG_LEVEL": "WARNING", "SFUMATO_METRICS_ADDRESS": ""}
     # A session of its own: Ctrl-C is this process's, which needs the registry to the end.
-    process = children.start([sys.executable, "-m", "services.registry.app"], env=os.environ | environment, start_new_session=True)
+    process = child_processes.start([sys.executable, "-m", "services.registry.app"], env=os.environ | environment, start_new_session=True)
     try:
         yield address
     finally:

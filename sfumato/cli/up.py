@@ -28,7 +28,7 @@ ENDING = 120.0
 """Seconds that a system has to end, each of its programs in its own grace."""
 
 
-class Backend(StrEnum):
+class VlmBackend(StrEnum):
     """Where the vision-language model is: a vLLM server of its own, or the grounding service's process."""
 
     vllm = "vllm"
@@ -44,7 +44,7 @@ class Ports(StrEnum):
 
 def up(
     workers: Annotated[int, typer.Option(min=0, max=64, help="Generators, and trainers; 0: a core each, up to 4.")] = 0,
-    backend: Annotated[Backend, typer.Option(help="The VLM's place: vllm, or transformers on small machines.")] = Backend.vllm,
+    backend: Annotated[VlmBackend, typer.Option(help="The VLM's place: vllm, or transformers on small machines.")] = VlmBackend.vllm,
     ports: Annotated[Ports, typer.Option(help="fixed: 4222, 7101-7106 and 7201-7206 where free; auto: any free ones.")] = Ports.fixed,
     detach: Annotated[bool, typer.Option("--detach", help="Return when it is up; `sfumato down` ends it.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="When all is up, print where everything is as one JSON object.")] = False,
@@ -71,7 +71,7 @@ def up(
             return typer.echo(system.model_dump_json(indent=1))
         return print_table(system)
     with _alone(settings.runs):
-        planned = deployment(settings, workers, backend is Backend.transformers, ports is Ports.auto)
+        planned = deployment(settings, workers, backend is VlmBackend.transformers, ports is Ports.auto)
         status = asyncio.run(_run(planned, settings.runs, view, as_json))
     raise typer.Exit(status)
 

@@ -13,7 +13,7 @@ import typer
 app = typer.Typer(no_args_is_help=True, help="The built-in miniature world and its models.")
 
 
-class Part(StrEnum):
+class ModelPart(StrEnum):
     """The models, in the order in which one needs the other."""
 
     vae = "vae"
@@ -90,7 +90,7 @@ def prompts(
 
 @app.command()
 def train(
-    part: Annotated[list[Part] | None, typer.Option(help="Train only this part (repeatable); everything when absent.")] = None,
+    part: Annotated[list[ModelPart] | None, typer.Option(help="Train only this part (repeatable); everything when absent.")] = None,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.cpu,
     budget: Annotated[str, typer.Option(help="Time for all the parts together: 3h, 20m, 90s.")] = "3h",
     steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps of each part, instead of a budget.")] = None,
@@ -109,7 +109,7 @@ def train(
     from sfumato.vista.training import parts
     from sfumato.vista.training.loop import parse_budget
 
-    chosen = [p.value for p in part] if part else [p.value for p in Part]
+    chosen = [p.value for p in part] if part else [p.value for p in ModelPart]
     parts.train(chosen, folder, device=device.value, budget=parse_budget(budget), steps=steps, resume=resume)
     if install:
         parts.install(folder, chosen)

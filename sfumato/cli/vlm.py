@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from sfumato.runtime.vlm import ServedModel
+    from sfumato.runtime.vlm import VlmModel
 
 app = typer.Typer(no_args_is_help=True, help="The server of the vision-language model.")
 
@@ -42,13 +42,13 @@ def serve(
 
     from sfumato.errors import InvalidInput, Unavailable
     from sfumato.runtime.settings import Settings
-    from sfumato.runtime.vlm import Pair, serving
+    from sfumato.runtime.vlm import CertificatePair, serving
 
     if (certificate is None) != (key is None):
         raise InvalidInput("certificate", "TLS needs both a certificate and a key.", hint="Give --certificate and --key.")
     console = Console(stderr=True)
     chosen = served_model(profile, model, gpus)
-    pair = Pair(certificate, key) if certificate and key else None
+    pair = CertificatePair(certificate, key) if certificate and key else None
     shown = Settings().vlm_api_key.get_secret_value()
     with ExitStack() as stack:
         with console.status("starting vLLM ...") as status:
@@ -68,7 +68,7 @@ def serve(
         raise Unavailable(f"vLLM ended with code {code}.")
 
 
-def served_model(profile: str, model: Path | str = "", gpus: int = 1) -> ServedModel:
+def served_model(profile: str, model: Path | str = "", gpus: int = 1) -> VlmModel:
     """What to serve for a profile: a folder or a hub's id, or the built-in model of the profile vista.
 
     Raises:
@@ -78,18 +78,18 @@ def served_model(profile: str, model: Path | str = "", gpus: int = 1) -> ServedM
     """
     from services.grounding.profiles import VISTA, profile_named
     from sfumato.errors import InvalidInput
-    from sfumato.runtime.vlm import ServedModel
+    from sfumato.runtime.vlm import VlmModel
     from sfumato.vista.weights import locate
 
     chosen = profile_named(profile)
     if chosen is VISTA:
         # Small enough for full precision anywhere, and its last bits are part of a run's result.
         source = str(model or locate("understanding"))
-        return ServedModel(source, chosen.name, chosen.pixels, chosen.context, cpu_dtype="float32", cpu_cache=1)
+        return VlmModel(source, chosen.name, chosen.pixels, chosen.context, cpu_dtype="float32", cpu_cache=1)
     if not str(model):
         hint = "Give its folder or its id on a hub, such as Qwen/Qwen2.5-VL-7B-Instruct."
         raise InvalidInput("model", f"the profile {chosen.name} has no built-in model.", hint=hint)
-    return ServedModel(str(model), chosen.name, chosen.pixels, chosen.context, gpus=gpus, ready=3600.0)
+    return VlmModel(str(model), chosen.name, chosen.pixels, chosen.context, gpus=gpus, ready=3600.0)
 
 
 def waiting(seconds: float) -> str:

@@ -31,9 +31,9 @@ from sfumato.lora.files import Layout, export
 from sfumato.lora.fuse import Fuser
 from sfumato.registry.models import Models
 from sfumato.registry.records import Version
-from sfumato.runtime.adapters import decode_adapter
-from sfumato.runtime.references import VISTA
-from sfumato.runtime.versions import model_version
+from sfumato.runtime.models.adapters import decode_adapter
+from sfumato.runtime.models.references import VISTA
+from sfumato.runtime.models.versions import model_version
 
 KOHYA = (FluxPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline)
 """Pipelines whose kohya layout diffusers reads, so that it can be proven."""

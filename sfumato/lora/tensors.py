@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sfumato.errors import BrokenWeights, InvalidInput, MissingWeights
+from sfumato.runtime.files import write_whole
 
 # The one key of the header's free text. Several keys would be written in the order of a hash map, another in every process.
 METADATA = "sfumato"
@@ -28,15 +28,9 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
     data = save({name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}, metadata=free)
     if path.is_dir():
         raise InvalidInput("output", f"{path} is a folder.", hint="Give the name of a file.")
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            part.write_bytes(data)
-            part.replace(path)
-        except OSError:
-            part.unlink(missing_ok=True)
-            raise
+        write_whole(path, data)
     except OSError as error:
         raise InvalidInput("output", f"{path} cannot be written: {error.strerror}.", hint="Is there room, and leave to write?") from error
 

@@ -34,7 +34,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """A base model: ``id`` is the hash of its files (`sfumato.runtime.versions.model_version`), ``name`` what people call it.
+    """A base model: ``id`` is the hash of its files (`sfumato.runtime.models.versions.model_version`), ``name`` what people call it.
 
     ``modules``: ``[out, in]`` by ``<denoiser>.<module>``, or None where nobody has looked; adapters are not checked against it then.
     """

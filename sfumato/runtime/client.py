@@ -65,7 +65,7 @@ def channel(address: str, settings: ClientSettings | None = None) -> grpc.Channe
         return grpc.insecure_channel(target, options) if secure is None else grpc.secure_channel(target, secure, options)
 
     files = [path for path in (settings.ca, settings.certificate, settings.key) if path is not None]
-    return grpc.intercept_channel(RenewingChannel(opened, files) if files else opened(), _Manners(settings))
+    return grpc.intercept_channel(RenewingChannel(opened, files) if files else opened(), _CallDefaults(settings))
 
 
 @contextmanager
@@ -179,7 +179,7 @@ def _details(error: grpc.Call) -> tuple[str, list[BadRequest.FieldViolation]]:
     return info.reason, list(request.field_violations)
 
 
-class _Call(NamedTuple):
+class _CallDetails(NamedTuple):
     """A call's details, as interceptors may change them."""
 
     method: str
@@ -190,7 +190,7 @@ class _Call(NamedTuple):
     compression: Any
 
 
-class _Manners(
+class _CallDefaults(
     grpc.UnaryUnaryClientInterceptor,
     grpc.UnaryStreamClientInterceptor,
     grpc.StreamUnaryClientInterceptor,
@@ -219,7 +219,7 @@ class _Manners(
         """Many questions, many answers."""
         return continuation(self._with(client_call_details, None), request_iterator)
 
-    def _with(self, call: Any, timeout: float | None) -> _Call:
+    def _with(self, call: Any, timeout: float | None) -> _CallDetails:
         metadata = (*(call.metadata or ()), *self._shown, *outgoing().items())
         timeout = call.timeout if call.timeout is not None else timeout
-        return _Call(call.method, timeout, metadata, call.credentials, call.wait_for_ready, call.compression)
+        return _CallDetails(call.method, timeout, metadata, call.credentials, call.wait_for_ready, call.compression)

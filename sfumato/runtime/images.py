@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import struct
 import warnings
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from PIL import Image as Pillow
 from PIL import ImageOps
 
 from sfumato.errors import InvalidInput
+from sfumato.runtime.files import write_whole
 from sfumato.types import Image
 
 MAX_BYTES = 20_000_000
@@ -90,18 +90,14 @@ def encode_png(image: Image) -> bytes:
 
 
 def write_png(image: Image, path: Path | str, field: str = "out") -> None:
-    """Write the picture as PNG, through a temporary file, so that a reader never sees half of it.
+    """Write the picture as PNG; a reader never sees a part of the file.
 
     Raises:
         InvalidInput: named after ``field``: the folder does not exist or cannot be written.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        temporary.write_bytes(encode_png(image))
-        os.replace(temporary, path)
+        write_whole(Path(path), encode_png(image))
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise InvalidInput(field, f"{path} cannot be written ({error.strerror}).", hint="Name a file in a folder that exists.") from error
 
 

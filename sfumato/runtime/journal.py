@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 
-class Journal:
+class RunJournal:
     """``metrics.jsonl``. Use it in a ``with`` block. Lines are whole or, after a crash, cut: a cut last line is passed over."""
 
     def __init__(self, path: Path) -> None:
@@ -18,7 +18,7 @@ class Journal:
         self._file: TextIOWrapper | None = None
         self._last = time.monotonic()
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> RunJournal:
         cut = self._path.is_file() and not self._path.read_bytes().endswith(b"\n")
         self._file = self._path.open("a", encoding="utf-8")
         if cut:

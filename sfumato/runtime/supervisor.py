@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential
 
 from sfumato.errors import Unavailable
-from sfumato.runtime import children
+from sfumato.runtime import child_processes
 from sfumato.runtime.client import channel
 
 LONGEST_LINE = 2**16
@@ -46,7 +46,7 @@ class Program:
 
 
 @dataclass(slots=True, eq=False)
-class _Kept:
+class _ProgramState:
     """A program that is kept up, and its process while it has one."""
 
     program: Program
@@ -56,7 +56,7 @@ class _Kept:
     last_words: deque[bytes] = field(default_factory=lambda: deque(maxlen=12))
 
 
-class _Ended(Exception):
+class _ProcessEnded(Exception):
     """The program's process ended by itself."""
 
 
@@ -69,7 +69,7 @@ class Supervisor:
         ``ready`` is the seconds in which it must be healthy, ``grace`` those that it has to end.
         """
         self._logs, self._tell, self._ready, self._grace = logs, tell, ready, grace
-        self._groups: list[list[_Kept]] = []
+        self._groups: list[list[_ProgramState]] = []
         self._stopping = False
 
     async def start(self, programs: Sequence[Program]) -> None:
@@ -78,7 +78,7 @@ class Supervisor:
         Raises:
             Unavailable: one cannot be used as it is set up, or is not healthy in time; its last words are told.
         """
-        begun = [_Kept(program) for program in programs]
+        begun = [_ProgramState(program) for program in programs]
         self._groups.append(begun)
         for kept in begun:
             kept.keeping = asyncio.create_task(self._keep(kept))
@@ -99,7 +99,7 @@ class Supervisor:
             if kept.process is not None and kept.process.returncode is None:
                 kept.process.kill()
 
-    async def _keep(self, kept: _Kept) -> None:
+    async def _keep(self, kept: _ProgramState) -> None:
         """Start a program as often as it ends; less and less often where it does not live long."""
         name = kept.program.name
 
@@ -109,15 +109,15 @@ class Supervisor:
 
         while not self._stopping:
             waiting = wait_exponential(multiplier=0.5, max=30)
-            async for attempt in AsyncRetrying(wait=waiting, retry=retry_if_exception_type(_Ended), before_sleep=wait_told):
+            async for attempt in AsyncRetrying(wait=waiting, retry=retry_if_exception_type(_ProcessEnded), before_sleep=wait_told):
                 with attempt:
                     await self._live(kept)
 
-    async def _live(self, kept: _Kept) -> None:
+    async def _live(self, kept: _ProgramState) -> None:
         """One life of a program, from its start to its end.
 
         Raises:
-            _Ended: it ended by itself, and soon.
+            _ProcessEnded: it ended by itself, and soon.
         """
         program, began = kept.program, time.monotonic()
         with (self._logs / f"{program.name}.log").open("ab") as log:
@@ -130,7 +130,7 @@ class Supervisor:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is for this process, which ends them in order
-                preexec_fn=functools.partial(children.end_with, os.getpid()),
+                preexec_fn=functools.partial(child_processes.end_with, os.getpid()),
             )
             again = asyncio.create_task(self._tell_again(kept)) if kept.served else None
             assert process.stdout is not None
@@ -145,21 +145,21 @@ class Supervisor:
         if code == UNUSABLE and not kept.served:
             raise Unavailable(f"{program.name} {ended}. Its last words:\n{_words(kept)}")
         if time.monotonic() - began < STEADY:
-            raise _Ended(ended)
+            raise _ProcessEnded(ended)
         self._tell(program.name, f"{ended}; it is started again now".encode())
 
-    def _line(self, kept: _Kept, log: BinaryIO, line: bytes) -> None:
+    def _line(self, kept: _ProgramState, log: BinaryIO, line: bytes) -> None:
         log.write(line + b"\n")
         log.flush()
         kept.last_words.append(line)
         self._tell(kept.program.name, line)
 
-    async def _tell_again(self, kept: _Kept) -> None:
+    async def _tell_again(self, kept: _ProgramState) -> None:
         began = time.monotonic()
         await self._healthy(kept)
         self._tell(kept.program.name, f"it is up again after {time.monotonic() - began:.1f} s".encode())
 
-    async def _healthy(self, kept: _Kept) -> None:
+    async def _healthy(self, kept: _ProgramState) -> None:
         """Wait until a program is SERVING.
 
         Raises:
@@ -173,7 +173,7 @@ class Supervisor:
                 raise Unavailable(f"{kept.program.name} was not ready after {self._ready:.0f} s. Its last words:\n{_words(kept)}")
             await asyncio.sleep(LOOK)
 
-    async def _end(self, kept: _Kept) -> None:
+    async def _end(self, kept: _ProgramState) -> None:
         process, keeping, alive = kept.process, kept.keeping, False
         if process is not None and process.returncode is None:
             alive = True
@@ -215,5 +215,5 @@ async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
         yield rest
 
 
-def _words(kept: _Kept) -> str:
+def _words(kept: _ProgramState) -> str:
     return b"\n".join(kept.last_words).decode(errors="replace")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from sfumato.runtime.files import write_whole
 from sfumato.runtime.processes import process_started
 
 FILE = "system.json"
@@ -43,10 +43,7 @@ class System(BaseModel):
 
     def write(self, runs: Path) -> None:
         """Leave it where `find_system` looks, whole or not at all."""
-        path = runs / FILE
-        part = path.with_name(f"{FILE}.{os.getpid()}.part")
-        part.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        part.replace(path)
+        write_whole(runs / FILE, self.model_dump_json(indent=1).encode() + b"\n")
 
 
 def find_system(runs: Path) -> System | None:

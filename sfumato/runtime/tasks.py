@@ -27,7 +27,7 @@ class Task(BaseModel):
     """One micro-batch for one service. ``kind`` is ``service.verb``; artifacts are named by their SHA-256.
 
     ``items`` has one entry per sample, ``params`` what they share, ``model`` the version of the weights that are used.
-    By what name to find these weights (``model_reference``, see `sfumato.runtime.references`) and what the orchestrator calls the
+    By what name to find these weights (``model_reference``, see `sfumato.runtime.models.references`) and what the orchestrator calls the
     stage do not change the result, nor the id.
     """
 

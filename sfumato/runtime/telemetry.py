@@ -112,7 +112,7 @@ def _exporting(service: str, address: str) -> Callable[[], None]:
     from opentelemetry.sdk.trace import Span, SpanProcessor, TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    class Words(SpanProcessor):
+    class BoundFields(SpanProcessor):
         """The bound words as attributes of every span."""
 
         def on_start(self, span: Span, parent_context: Context | None = None) -> None:
@@ -121,7 +121,7 @@ def _exporting(service: str, address: str) -> Callable[[], None]:
 
     exporter = OTLPSpanExporter(endpoint=address, insecure=not address.startswith("https://"), timeout=EXPORT_SECONDS)
     provider = TracerProvider(resource=Resource.create({"service.name": f"sfumato-{service}"}), shutdown_on_exit=False)
-    provider.add_span_processor(Words())
+    provider.add_span_processor(BoundFields())
     provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=1000 * EXPORT_SECONDS))
     trace.set_tracer_provider(provider)
     return provider.shutdown

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sfumato.errors import InvalidInput, MissingWeights, Unavailable
-from sfumato.runtime import children
+from sfumato.runtime import child_processes
 
 HOST = "127.0.0.1"
 POLL = 0.25
@@ -38,7 +38,7 @@ _SHIM = "import sfumato  # lets vLLM's processes import torchvision: see sfumato
 
 
 @dataclass(frozen=True, slots=True)
-class ServedModel:
+class VlmModel:
     """A model to serve.
 
     Attributes:
@@ -69,7 +69,7 @@ class ServedModel:
         return (Path(self.source) / "config.json").is_file()
 
 
-class Pair(NamedTuple):
+class CertificatePair(NamedTuple):
     """PEM files of a server's certificate and its key."""
 
     certificate: Path
@@ -103,7 +103,7 @@ def installed() -> str | None:
 
 @contextlib.contextmanager
 def serving(
-    model: ServedModel,
+    model: VlmModel,
     *,
     host: str = HOST,
     port: int = 0,
@@ -111,7 +111,7 @@ def serving(
     timeout: float | None = None,
     log: Path | None = None,
     api_key: str = "",
-    pair: Pair | None = None,
+    pair: CertificatePair | None = None,
     on_wait: Callable[[float], None] | None = None,
 ) -> Iterator[VlmServer]:
     """Serve ``model`` for the length of a ``with`` block.
@@ -148,8 +148,8 @@ def serving(
         (site / "sitecustomize.py").write_text(_SHIM)
         log = log or Path(scratch) / "vllm.log"
         with log.open("wb") as output:
-            process = children.start(
-                command(model, flavour, host, port, pair and Pair(pair.certificate.resolve(), pair.key.resolve())),
+            process = child_processes.start(
+                command(model, flavour, host, port, pair and CertificatePair(pair.certificate.resolve(), pair.key.resolve())),
                 env=environment(model, flavour, site, threads, api_key),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -166,7 +166,7 @@ def serving(
             _stop(process)
 
 
-def command(model: ServedModel, flavour: str, host: str, port: int, pair: Pair | None = None) -> list[str]:
+def command(model: VlmModel, flavour: str, host: str, port: int, pair: CertificatePair | None = None) -> list[str]:
     """The server's command line. Code that comes with a model is not run: ``--trust-remote-code`` is never given."""
     line = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     source = str(Path(model.source).resolve()) if model.local else model.source
@@ -183,7 +183,7 @@ def command(model: ServedModel, flavour: str, host: str, port: int, pair: Pair |
     return [*line, "--dtype", "auto", "--tensor-parallel-size", str(model.gpus)]
 
 
-def environment(model: ServedModel, flavour: str, site: Path, threads: int, api_key: str = "") -> dict[str, str]:
+def environment(model: VlmModel, flavour: str, site: Path, threads: int, api_key: str = "") -> dict[str, str]:
     """The server's environment: offline where the model is here; on a CPU bound to few threads and little memory."""
     paths = [str(site), str(Path(__file__).parents[2])]
     if os.environ.get("PYTHONPATH"):

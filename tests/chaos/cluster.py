@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sfumato.runtime.nats_server import HOST, Cluster, NatsServer
+from sfumato.runtime.bus.nats_server import HOST, Cluster, NatsServer
 
 NOBODY = (1, 2)
 """Ports where nobody listens. (Each server wants to be told of two others, and calls those it was told of only.)"""

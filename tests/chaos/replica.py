@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from orchestrator.engine import Each, Engine, Gather
 from orchestrator.jetstream import JetStreamTransport
 from orchestrator.transport import Transport
+
+from orchestrator.engine import Each, Engine, Gather
 from sfumato.errors import PoisonTask
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.settings import BusSettings, Settings

@@ -18,7 +18,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from sfumato.runtime.nats_server import NatsServer
+from sfumato.runtime.bus.nats_server import NatsServer
 from tests.chaos.proxy import DroppingProxy
 
 ROOT = Path(__file__).parents[2]

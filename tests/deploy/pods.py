@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sfumato.runtime import nats_server
+from sfumato.runtime.bus import nats_server
 from sfumato.runtime.processes import free_ports
 from tests.deploy.charts import Object, component, named, of, templates
 from tests.unit.runtime.certificates import Certificates

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 from nats.errors import Error as NatsError
-
 from orchestrator.index import Index, Wish
+
 from sfumato.errors import Unavailable
 from sfumato.runtime.bus import CONSUMER, DEAD, EVENTS, Bus, DeadLetter, Result, stream_of, task_subject
+from sfumato.runtime.bus.nats_server import binary
+from sfumato.runtime.bus.puller import Puller
 from sfumato.runtime.failures import Failure
-from sfumato.runtime.nats_server import binary
-from sfumato.runtime.puller import Puller
 from sfumato.runtime.settings import BusSettings
 from tests.deploy.charts import ALL, Object, rendered
 from tests.deploy.pods import Pods, certified

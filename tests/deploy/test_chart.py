@@ -14,7 +14,7 @@ from deploy.binaries import HELM, run
 from deploy.manifests import CHART
 from services.grounding.profiles import profile_named
 from sfumato.errors import Unavailable
-from sfumato.runtime.vlm import Pair, ServedModel, command
+from sfumato.runtime.vlm import CertificatePair, VlmModel, command
 from tests.deploy.charts import ALL, BUILT_IN, EVERYTHING, JOINT, Object, component, jobs, named, of, rendered, selected, templates
 
 
@@ -144,8 +144,8 @@ def test_streams_are_kept_three_times_from_three_servers_on() -> None:
 def test_vllm_is_started_as_the_program_itself_starts_it() -> None:
     (container,) = named(rendered("flux1-dev"), "Deployment", "sfumato-vlm")["spec"]["template"]["spec"]["containers"]
     profile = profile_named("qwen2-vl")
-    model = ServedModel("Qwen/Qwen2-VL-72B-Instruct", profile.name, profile.pixels, profile.context, gpus=4)
-    pair = Pair(Path("/run/tls/tls.crt"), Path("/run/tls/tls.key"))
+    model = VlmModel("Qwen/Qwen2-VL-72B-Instruct", profile.name, profile.pixels, profile.context, gpus=4)
+    pair = CertificatePair(Path("/run/tls/tls.crt"), Path("/run/tls/tls.key"))
     assert [*container["command"], *container["args"]][1:] == command(model, "vllm", "0.0.0.0", 8000, pair)[1:]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 4
 
@@ -254,6 +254,7 @@ def _metrics() -> Iterator[tuple[str, tuple[str, ...]]]:
     """Every metric that the code makes, by the names under which Prometheus knows it."""
     import orchestrator.driver
     import orchestrator.queues
+
     import services.inference.measures
     import sfumato.runtime.telemetry as telemetry
 

@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from orchestrator.jetstream import JetStreamTransport
 from safetensors.torch import save
 
-from orchestrator.jetstream import JetStreamTransport
 from sfumato.registry.client import RegistryClient
 from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.models.versions import model_version
 from sfumato.runtime.settings import BusSettings
 from sfumato.runtime.supervisor import serving
 from sfumato.runtime.tasks import Task
-from sfumato.runtime.versions import model_version
 from sfumato.vista import weights
 from tests.deploy.charts import JOINT, rendered
 from tests.deploy.pods import PORTS, Pods, certified

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 
 from orchestrator.jetstream import JetStreamTransport
+
 from sfumato.runtime import telemetry
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.settings import BusSettings, Settings, TelemetrySettings

@@ -20,9 +20,9 @@ from safetensors.torch import save
 from services.trainer.tasks import HANDLERS, StoredCheckpoint
 from sfumato.errors import InvalidInput
 from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.models.versions import model_version
 from sfumato.runtime.processes import free_ports
 from sfumato.runtime.tasks import Manifest, Task, perform
-from sfumato.runtime.versions import model_version
 from tests.unit.bus_system import System, running
 from tests.unit.diffusion import tiny
 

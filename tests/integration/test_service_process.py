@@ -19,14 +19,14 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from nats.aio.msg import Msg
-
 from orchestrator.jetstream import JetStreamTransport
+
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.bus import CONSUMER, Bus, stream_of
-from sfumato.runtime.nats_server import NatsServer
+from sfumato.runtime.bus.nats_server import NatsServer
+from sfumato.runtime.models.versions import model_version
 from sfumato.runtime.settings import BusSettings
 from sfumato.runtime.tasks import Manifest
-from sfumato.runtime.versions import model_version
 from sfumato.v1 import common_pb2, generator_pb2, generator_pb2_grpc
 from sfumato.vista import weights
 from tests.integration.collector import Collector, collecting

@@ -22,8 +22,8 @@ from sfumato.errors import InvalidInput, Unavailable
 from sfumato.runtime import vlm
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.images import encode_png
+from sfumato.runtime.models.versions import model_version
 from sfumato.runtime.tasks import Manifest, Task, perform
-from sfumato.runtime.versions import model_version
 from sfumato.types import Image
 from sfumato.vista.phrases import plain_prompt
 from sfumato.vista.training.questions import refinement, yes_or_no

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.jetstream import JetStreamTransport
+
 from sfumato.runtime.artifacts import ArtifactStore
-from sfumato.runtime.nats_server import NatsServer
+from sfumato.runtime.bus.nats_server import NatsServer
 from sfumato.runtime.settings import BusSettings
 
 ROOT = Path(__file__).parents[2]
@@ -53,7 +54,7 @@ class System:
     def worker(self, service: str = "echo", handlers: str = HANDLERS, url: str = "") -> subprocess.Popen[bytes]:
         """Start a worker process; at another server than the system's own, where one is given."""
         environment = self.environment() | ({"SFUMATO_BUS_URL": url} if url else {})
-        line = [sys.executable, "-m", "sfumato.runtime.worker", "--service", service, "--handlers", handlers]
+        line = [sys.executable, "-m", "sfumato.runtime.bus.worker", "--service", service, "--handlers", handlers]
         with (self.folder / "workers.log").open("ab") as log:
             process = subprocess.Popen(line, env=environment, stdout=log, stderr=log, cwd=ROOT)
         self.workers.append(process)

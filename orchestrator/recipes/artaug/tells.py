@@ -90,7 +90,9 @@ def _outcome_words(state: State) -> Iterator[str]:
 
 
 GROUND: Tells[State, Sample] = Tells(sums={"regions": lambda sample: len(sample.regions), "rejected": lambda sample: bool(sample.rejected)})
-SCORE: Tells[State, Sample] = Tells(means={"aesthetic_before": _scored("before"), "aesthetic_after": _scored("after")}, note=_aesthetic_note)
+SCORE: Tells[State, Sample] = Tells(
+    means={"aesthetic_before": _scored("before"), "aesthetic_after": _scored("after")}, note=_aesthetic_note
+)
 SIMILARITY: Tells[State, Sample] = Tells(means={"image_cosine": lambda sample: sample.cosine})
 FILTER: Tells[State, Sample] = Tells(
     metrics=_kept, note=lambda metrics, state: f"{metrics['kept']} of {len(state.samples)} kept ({metrics['kept_share']:.0%})"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from orchestrator.recipes.artaug.judging import MOST, MOST_LOOKED
 from orchestrator.recipes.artaug.spec import ArtAugSpec
 from orchestrator.recipes.work import STEP, Cost, Memory, Work, generator_memory, grounding_memory, kept_numbers, scoring_memory
-from sfumato.runtime.sizes import Blocks, ModelSize
+from sfumato.runtime.models.sizes import Blocks, ModelSize
 
 RANKS = (4, 8, 16)
 """The ranks that "auto" chooses among."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from services.inference.http.errors import Refused
-from sfumato.runtime.ending import ended
+from sfumato.runtime.cancel import cancel_all
 
 Answer = TypeVar("Answer")
 
@@ -71,7 +71,7 @@ class Answers(Generic[Answer]):
             kept.waiting -= 1
             if not kept.waiting and not kept.work.done():
                 self._drop(name, kept)
-                await ended([kept.work])
+                await cancel_all([kept.work])
 
     def _ended(self, name: tuple[str, str], kept: _Kept[Answer]) -> None:
         if kept.work.cancelled() or kept.work.exception() is not None:

@@ -14,7 +14,7 @@ from starlette.responses import StreamingResponse
 
 from services.inference.http.errors import body, told
 from services.inference.http.studio import Finished, Preview
-from sfumato.runtime.ending import ended
+from sfumato.runtime.cancel import cancel_all
 
 Result = TypeVar("Result")
 
@@ -37,7 +37,7 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -
             raise ClientDisconnect
         return working.result()
     finally:
-        await ended([working, leaving])
+        await cancel_all([working, leaving])
 
 
 async def streamed(
@@ -70,7 +70,7 @@ async def streamed(
         if isinstance(first, Exception):
             raise first
     except BaseException:
-        await ended([task])
+        await cancel_all([task])
         raise
 
     async def told_events() -> AsyncIterator[bytes]:
@@ -88,12 +88,12 @@ async def streamed(
                     if getting.done():
                         event = getting.result()
                         continue
-                    await ended([getting])
+                    await cancel_all([getting])
                     if leaving.done():
                         return
                     yield b": painting\n\n"
         finally:
-            await ended([task, leaving])
+            await cancel_all([task, leaving])
 
     fixed = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(told_events(), media_type="text/event-stream", headers={**fixed, **headers(first.version)})

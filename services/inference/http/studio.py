@@ -18,14 +18,14 @@ from services.inference.http.schemas import MAX_SEED, Painting
 from sfumato.diffusion.limits import ModelLimits
 from sfumato.diffusion.previews import Previews
 from sfumato.errors import Busy, InvalidInput, NotFound, Unavailable
-from sfumato.runtime.ending import ended
+from sfumato.runtime.cancel import cancel_all
 from sfumato.runtime.images import decode_image, decode_mask, resize
 from sfumato.types import GenerateRequest, Image, Region, Start
 
 if TYPE_CHECKING:
     from services.inference.catalog import Catalog, Lease
     from services.inference.engine import InferenceEngine, Painted, Wish
-    from sfumato.runtime.nudenet import Detector
+    from sfumato.runtime.models.nudenet import NudityDetector
 
 INLINE = 1 << 17
 """Bytes of pictures that are made files of in less time than a thread takes to begin."""
@@ -69,7 +69,7 @@ class Studio:
     catalog: Catalog
     max_pictures: int = 10
     max_adapter_scale: float = 2.0
-    detector: Detector | None = None
+    detector: NudityDetector | None = None
 
     async def paint(self, fields: Painting, edit: Edit | None = None, show: Callable[[Preview], object] | None = None) -> Finished:
         """Paint what is asked for by exactly one version of the model; ``show`` is told the pictures in work, in this event loop.
@@ -128,7 +128,7 @@ class Studio:
             await asyncio.gather(*encoding)  # so that a preview never comes after its picture
             return painted
         finally:
-            await ended([*tasks, *encoding])
+            await cancel_all([*tasks, *encoding])
 
     def _previews(
         self,
@@ -192,7 +192,7 @@ class Studio:
         return [replace(first, request=replace(first.request, seed=seed + index)) for index in range(fields.pictures)]
 
 
-async def look_at(images: Sequence[Image], detector: Detector | None) -> None:
+async def look_at(images: Sequence[Image], detector: NudityDetector | None) -> None:
     """Hold back pictures that are not to be given out, all of a request's where one is not; without a detector none is.
 
     Raises:

@@ -17,8 +17,8 @@ OPEN = "/grpc.health.v1.Health/"
 """Asked by those who start and stop the service, who have no token."""
 
 # grpc's types know the handlers of synchronous servers only.
-Handler: TypeAlias = Any
-Context: TypeAlias = Any
+RpcHandler: TypeAlias = Any
+RpcContext: TypeAlias = Any
 
 
 class Boundary(grpc.aio.ServerInterceptor):
@@ -29,8 +29,8 @@ class Boundary(grpc.aio.ServerInterceptor):
         self._expected = f"Bearer {token}".encode() if token else b""
 
     async def intercept_service(
-        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]], handler_call_details: grpc.HandlerCallDetails
-    ) -> Handler:
+        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[RpcHandler]], handler_call_details: grpc.HandlerCallDetails
+    ) -> RpcHandler:
         """The method's handler within the boundary."""
         handler = await continuation(handler_call_details)
         if handler is None or str(handler_call_details.method).startswith(OPEN):
@@ -56,7 +56,7 @@ def check(request: Message) -> None:
         raise BrokenRules([Violation(_path(violation.proto.field), violation.proto.message or "is not valid") for violation in found])
 
 
-def _within(handler: Handler) -> Handler:
+def _within(handler: RpcHandler) -> RpcHandler:
     """The handler, its requests parsed and checked here, its errors translated here."""
     parse, serialize = handler.request_deserializer, handler.response_serializer
     behaviour = _behaviour(handler)
@@ -64,7 +64,7 @@ def _within(handler: Handler) -> Handler:
     def read(data: Any) -> Any:
         return _read_each(parse, data) if handler.request_streaming else _read(parse, data)
 
-    async def stream(data: Any, context: Context) -> AsyncIterator[Any]:
+    async def stream(data: Any, context: RpcContext) -> AsyncIterator[Any]:
         try:
             async for answer in behaviour(read(data), context):
                 yield answer
@@ -73,7 +73,7 @@ def _within(handler: Handler) -> Handler:
         except Exception as error:
             await _refuse(context, refusal(error))
 
-    async def single(data: Any, context: Context) -> Any:
+    async def single(data: Any, context: RpcContext) -> Any:
         try:
             return await behaviour(read(data), context)
         except grpc.aio.AbortError:
@@ -99,20 +99,20 @@ async def _read_each(parse: Callable[[bytes], Message], pieces: AsyncIterator[by
         yield _read(parse, data)
 
 
-def _refusing(handler: Handler, told: Refusal) -> Handler:
+def _refusing(handler: RpcHandler, told: Refusal) -> RpcHandler:
     """A handler of the same kind that refuses every call."""
 
-    async def single(request: Any, context: Context) -> Any:
+    async def single(request: Any, context: RpcContext) -> Any:
         await _refuse(context, told)
 
-    async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+    async def stream(request: Any, context: RpcContext) -> AsyncIterator[Any]:
         await _refuse(context, told)
         yield
 
     return _maker(handler)(stream if handler.response_streaming else single, None, None)
 
 
-def _maker(handler: Handler) -> Callable[..., Handler]:
+def _maker(handler: RpcHandler) -> Callable[..., RpcHandler]:
     """What makes a handler of the same kind."""
     kinds = {
         (False, False): grpc.unary_unary_rpc_method_handler,
@@ -123,12 +123,12 @@ def _maker(handler: Handler) -> Callable[..., Handler]:
     return kinds[bool(handler.request_streaming), bool(handler.response_streaming)]
 
 
-def _behaviour(handler: Handler) -> Callable[..., Any]:
+def _behaviour(handler: RpcHandler) -> Callable[..., Any]:
     """What the handler does, whatever its kind."""
     return handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
 
 
-async def _refuse(context: Context, told: Refusal) -> NoReturn:
+async def _refuse(context: RpcContext, told: Refusal) -> NoReturn:
     await context.abort(told.code, told.message, told.metadata)
     raise AssertionError("abort returned")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from sfumato.errors import BrokenWeights, InvalidInput, NotFound
 from sfumato.lora.adapter import Adapter, stack
-from sfumato.runtime.adapters import Fused, decode_adapter
 from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.models.adapters import Fused, decode_adapter
 from sfumato.runtime.serving.images import read_artifact
 from sfumato.v1 import common_pb2
 

@@ -13,7 +13,7 @@ import grpc.aio
 from opentelemetry.trace import Span, SpanKind, StatusCode
 
 from sfumato.runtime import telemetry
-from sfumato.runtime.serving.boundary import OPEN, Context, Handler
+from sfumato.runtime.serving.boundary import OPEN, RpcContext, RpcHandler
 
 OURS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
 """Codes that are the service's fault and not the caller's (OpenTelemetry's conventions for gRPC)."""
@@ -24,8 +24,8 @@ class Observed(grpc.aio.ServerInterceptor):
     """Around the boundary, so that what the boundary refuses is seen as well; looks at health are not."""
 
     async def intercept_service(
-        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]], handler_call_details: grpc.HandlerCallDetails
-    ) -> Handler:
+        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[RpcHandler]], handler_call_details: grpc.HandlerCallDetails
+    ) -> RpcHandler:
         """The method's handler, observed."""
         handler = await continuation(handler_call_details)
         method = str(handler_call_details.method)
@@ -34,11 +34,11 @@ class Observed(grpc.aio.ServerInterceptor):
         kind = f"{'stream' if handler.request_streaming else 'unary'}_{'stream' if handler.response_streaming else 'unary'}"
         behaviour = getattr(handler, kind)
 
-        async def single(request: Any, context: Context) -> Any:
+        async def single(request: Any, context: RpcContext) -> Any:
             with _call(method, context):
                 return await behaviour(request, context)
 
-        async def stream(request: Any, context: Context) -> None:
+        async def stream(request: Any, context: RpcContext) -> None:
             # Written, not yielded: a call that is broken off ends here and now, and not where a forgotten generator is swept away.
             with _call(method, context):
                 async with aclosing(behaviour(request, context)) as answers:
@@ -52,7 +52,7 @@ class Observed(grpc.aio.ServerInterceptor):
 
 
 @contextmanager
-def _call(method: str, context: Context) -> Iterator[None]:
+def _call(method: str, context: RpcContext) -> Iterator[None]:
     service, _, verb = method.lstrip("/").partition("/")
     headers = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
     names = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": verb}

@@ -20,17 +20,17 @@ from sfumato.errors import InvalidInput, SfumatoError, Unavailable
 from sfumato.runtime import logs
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.bus import Bus
+from sfumato.runtime.bus.worker import Worker
 from sfumato.runtime.probes import PROBES
 from sfumato.runtime.serving.artifacts import NAME as ARTIFACTS
 from sfumato.runtime.serving.artifacts import mount
 from sfumato.runtime.serving.boundary import Boundary
 from sfumato.runtime.serving.credentials import credentials
-from sfumato.runtime.serving.lane import Lane
+from sfumato.runtime.serving.engine_queue import EngineQueue
 from sfumato.runtime.serving.observed import Observed
 from sfumato.runtime.settings import BusSettings, ServingSettings, Settings, TelemetrySettings
 from sfumato.runtime.tasks import Handler
 from sfumato.runtime.telemetry import observing
-from sfumato.runtime.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Service:
 
     name: str
     register: Callable[[grpc.aio.Server], None]
-    lane: Lane[Any]
+    engine_queue: EngineQueue[Any]
     handlers: Mapping[str, Handler] = field(default_factory=dict)
     beside: AbstractAsyncContextManager[object] | None = None
 
@@ -119,7 +119,7 @@ class Server:
     async def load(self) -> None:
         """Load the engines, one after another; each service is SERVING when its own is there. Raises what loading raises."""
         for service in self._services:
-            await service.lane.open()
+            await service.engine_queue.open()
             if service.beside is not None:
                 await self._beside.enter_async_context(service.beside)
             await self._health.set(service.name, SERVING)
@@ -130,11 +130,11 @@ class Server:
         """Take no more calls, give those that are here the settings' grace to end, and cancel what is left."""
         PROBES.ready = False
         for service in self._services:
-            service.lane.close()
+            service.engine_queue.close()
         await self._health.enter_graceful_shutdown()
         await asyncio.gather(self._server.stop(self._settings.grace), self._beside.aclose())
         for service in self._services:
-            service.lane.end()
+            service.engine_queue.end()
 
 
 def run(services: Callable[[ServingSettings], Sequence[Service]], address: str) -> None:
@@ -193,7 +193,7 @@ async def _serve(offered: Sequence[Service], settings: ServingSettings, address:
         beating.cancel()
     for job in working:
         job.result()
-    return any(service.lane.busy for service in offered)
+    return any(service.engine_queue.busy for service in offered)
 
 
 def _on_bus() -> bool:
@@ -217,4 +217,4 @@ async def _work(service: Service, queue: str, artifacts: ArtifactStore, stop: as
             return
         connecting.result()
         log.info("Taking tasks of %s.", queue)
-        await Worker(bus, queue, service.queues[queue], artifacts, turn=service.lane.turn).run(stop)
+        await Worker(bus, queue, service.queues[queue], artifacts, call=service.engine_queue.call_unbounded).run(stop)

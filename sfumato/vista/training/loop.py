@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import random
 import time
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sfumato.errors import Diverged, InvalidInput
+from sfumato.runtime.files import replacing
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,9 +195,8 @@ def _save(path: Path, model: nn.Module, average: nn.Module, optimizers: list[tor
     for i, optimizer in enumerate(optimizers):
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{index}.{k}": v for k, v in state.items() if isinstance(v, Tensor)}
-    temporary = path.with_suffix(".tmp")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={"done": str(done), "total": str(total or 0)})
-    os.replace(temporary, path)
+    with replacing(path) as part:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, part, metadata={"done": str(done), "total": str(total or 0)})
 
 
 def _restore(path: Path, model: nn.Module, average: nn.Module, optimizers: list[torch.optim.Optimizer]) -> tuple[int, int | None]:

@@ -24,9 +24,9 @@ from sfumato.lora.adapter import Adapter
 from sfumato.registry.bases import base_modules
 from sfumato.registry.client import RegistryClient
 from sfumato.registry.records import Base, Part
-from sfumato.runtime.adapters import encode_adapter
+from sfumato.runtime.models.adapters import encode_adapter
+from sfumato.runtime.models.versions import model_version
 from sfumato.runtime.settings import ClientSettings
-from sfumato.runtime.versions import model_version
 from sfumato.vista import weights
 from tests.integration.programs import ROOT, SECONDS, program
 

@@ -20,9 +20,9 @@ from sfumato.errors import Conflict, InvalidInput, MissingWeights, NotFound, Una
 from sfumato.lora import adapter as algebra
 from sfumato.lora.adapter import Adapter
 from sfumato.registry.client import RegistryClient
-from sfumato.runtime.adapters import decode_adapter, encode_adapter
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.images import encode_png
+from sfumato.runtime.models.adapters import decode_adapter, encode_adapter
 from sfumato.runtime.system import Member, System, process_started
 from sfumato.runtime.tasks import Output, Task, canonical
 from tests.unit.orchestrator import rehearsal

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from orchestrator.finishing import finish
 from typer.testing import CliRunner
 
-from orchestrator.finishing import finish
 from orchestrator.runs import Records
 from sfumato.cli.main import app
 from sfumato.errors import Faults, NotFound, SfumatoError, Unavailable, WrongState

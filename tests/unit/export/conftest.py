@@ -24,9 +24,9 @@ from sfumato.lora.adapter import Adapter
 from sfumato.lora.fuse import Fuser
 from sfumato.registry.bases import base_modules
 from sfumato.registry.records import Base, Edge, Lineage, Node, Part, version_id
-from sfumato.runtime.adapters import encode_adapter
 from sfumato.runtime.artifacts import ArtifactStore
-from sfumato.runtime.versions import model_version
+from sfumato.runtime.models.adapters import encode_adapter
+from sfumato.runtime.models.versions import model_version
 from sfumato.types import GenerateRequest, Image
 from sfumato.vista import weights
 

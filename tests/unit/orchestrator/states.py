@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from orchestrator.spec import Fuse, Prompts, PromptSets, RunSpec, Train
+from orchestrator.spec import HeldOut as HeldOutSpec
 
 from orchestrator.recipes.artaug import HeldOut, Iteration, Model, Painted, Plan, Sample, State, Trial
 from orchestrator.recipes.artaug.state import KEPT, Candidate, Training
-from orchestrator.spec import Fuse, Prompts, PromptSets, RunSpec, Train
-from orchestrator.spec import HeldOut as HeldOutSpec
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.images import encode_png
 from sfumato.types import Region

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from orchestrator.transport import LocalService, LocalTransport
 
 from orchestrator.engine import Each, Engine, Gather, Loop, Progress, Waiting
-from orchestrator.transport import LocalService, LocalTransport
 from sfumato.errors import InvalidInput, Unavailable
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.tasks import Manifest, Output, Task, perform

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
+from orchestrator.estimate import FORWARD, KEPT, STEP, Work, count_work, memory
 from torch._subclasses import FakeTensorMode
 
-from orchestrator.estimate import FORWARD, KEPT, STEP, Work, count_work, memory
 from services.generator.engine import GeneratorSettings
 from sfumato.diffusion.budget import PeakBytes
 from sfumato.runtime.artifacts import ArtifactStore
-from sfumato.runtime.sizes import KNOWN, Blocks, measured
+from sfumato.runtime.models.sizes import KNOWN, Blocks, measured
 from sfumato.vista.weights import ROOT
 from tests.unit.orchestrator.rehearsal import plan_of, rehearse, write_spec
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from nats.errors import TimeoutError as NatsTimeout
-
-from orchestrator.engine import Each, Engine, Gather, Progress
 from orchestrator.jetstream import JetStreamTransport
 from orchestrator.transport import LocalService, LocalTransport, Transport
+
+from orchestrator.engine import Each, Engine, Gather, Progress
 from sfumato.errors import InvalidInput, PoisonTask, Unavailable
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.bus import ADVISORIES, CONSUMER, DEAD, Bus, DeadLetter, dead_subject, encoded, stream_of, task_subject

@@ -10,13 +10,13 @@ from typing import Any
 
 import grpc
 from google.protobuf.message import Message
+from orchestrator.driver import DriverSettings
 
 from orchestrator.app import NAME
 from orchestrator.control import Control
-from orchestrator.driver import DriverSettings
 from orchestrator.servicer import OrchestratorServicer
-from sfumato.runtime.nats_server import NatsServer
-from sfumato.runtime.serving.lane import Lane
+from sfumato.runtime.bus.nats_server import NatsServer
+from sfumato.runtime.serving.engine_queue import EngineQueue
 from sfumato.runtime.serving.server import Service
 from sfumato.runtime.settings import BusSettings, ServingSettings, Settings
 from sfumato.v1 import orchestrator_pb2 as contract
@@ -76,7 +76,7 @@ def test_hostile_requests_are_answered_or_refused_by_a_field_they_have(tmp_path:
         def service(serving: ServingSettings) -> list[Service]:
             control = Control(settings, bus, DriverSettings(runs=1), serving)
             register = partial(add_OrchestratorServiceServicer_to_server, OrchestratorServicer(control))
-            return [Service(NAME, register, Lane(object), beside=control)]
+            return [Service(NAME, register, EngineQueue(object), beside=control)]
 
         with served(service) as channel:
             stub = OrchestratorServiceStub(channel)

@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-from orchestrator.engine import Each, Engine, Gather, Progress
 from orchestrator.events import Event, Teller
 from orchestrator.finishing import finish
+
+from orchestrator.engine import Each, Engine, Gather, Progress
 from orchestrator.recipes import artaug
 from orchestrator.recipes.artaug import State
 from orchestrator.recipes.artaug.state import KEPT, SET_ASIDE, SetAside, set_aside

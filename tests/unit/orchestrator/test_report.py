@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from orchestrator.report import charts, pictures, report_files
 
 from orchestrator.recipes.artaug import State
 from orchestrator.recipes.artaug.state import KEPT
-from orchestrator.report import charts, pictures, report_files
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.images import encode_png
 from tests.unit.orchestrator import states

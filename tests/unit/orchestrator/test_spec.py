@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-
 from orchestrator.spec import load_spec, read_prompt_sets, run_id
+
 from sfumato.errors import InvalidInput
 
 CONFIGS = Path(__file__).parents[3] / "configs"

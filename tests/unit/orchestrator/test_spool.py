@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from orchestrator.spec import held
+from orchestrator.spool import BLOCK, Spool, batched, spooled
 
 from orchestrator.recipes.artaug import Plan, Sample
 from orchestrator.recipes.artaug.state import Fresh, start
-from orchestrator.spec import held
-from orchestrator.spool import BLOCK, Spool, batched, spooled
 from tests.unit.orchestrator import states
 
 WORDS = "\u2028 \u00e9 \"quoted\"\n"

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from orchestrator.summary import preference, summarise
 
 from orchestrator.recipes.artaug import HeldOut, State
 from orchestrator.recipes.artaug.state import RULES
-from orchestrator.summary import preference, summarise
 from tests.unit.orchestrator import states
 
 

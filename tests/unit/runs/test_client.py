@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sfumato.runtime.serving.lane import Lane
 
 from sfumato.errors import Faults, InvalidInput, NotFound, Unavailable, WrongState
 from sfumato.runs import messages
@@ -20,7 +21,6 @@ from sfumato.runs.client import RunClient
 from sfumato.runs.records import Answer, Ended, Event, Outcome, Picture, Question, RunState, RunStatus
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.processes import free_ports
-from sfumato.runtime.serving.lane import Lane
 from sfumato.runtime.serving.server import Service
 from sfumato.runtime.settings import ServingSettings
 from sfumato.types import Region

@@ -31,7 +31,7 @@ from sfumato.errors import (
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.client import calling, channel, download, upload
 from sfumato.runtime.serving.artifacts import CHUNK, ArtifactServicer
-from sfumato.runtime.serving.lane import Lane
+from sfumato.runtime.serving.engine_queue import EngineQueue
 from sfumato.runtime.serving.server import Server, Service
 from sfumato.runtime.settings import ClientSettings, ServingSettings
 from sfumato.v1 import scoring_pb2, scoring_pb2_grpc
@@ -58,13 +58,13 @@ class Scoring(scoring_pb2_grpc.ScoringServiceServicer):
 def serving(store: ArtifactStore, **settings: Any) -> Iterator[tuple[str, Scoring]]:
     """The address of a server of the store and of a service that refuses everything."""
     ready, over, addresses, scoring = threading.Event(), threading.Event(), list[str](), Scoring()
-    lane = Lane(lambda: None)
+    queue = EngineQueue(lambda: None)
 
     async def serve() -> None:
         def register(server: Any) -> None:
             scoring_pb2_grpc.add_ScoringServiceServicer_to_server(scoring, server)
 
-        service = Service("sfumato.v1.ScoringService", register, lane)
+        service = Service("sfumato.v1.ScoringService", register, queue)
         server = Server([service], ServingSettings(grace=1.0, **settings), artifacts=store)
         addresses.append(f"localhost:{await server.start()}")
         ready.set()

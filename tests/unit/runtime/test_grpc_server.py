@@ -24,7 +24,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from sfumato.errors import AnswerRejected, BrokenWeights, Busy, Conflict, InvalidInput, MissingWeights, NotFound, SfumatoError, Unavailable
 from sfumato.runtime import telemetry
-from sfumato.runtime.serving.lane import Caller, CallerGone, Lane
+from sfumato.runtime.serving.engine_queue import Caller, CallerGone, EngineQueue
 from sfumato.runtime.serving.server import Server, Service
 from sfumato.runtime.serving.status import DETAILS
 from sfumato.runtime.settings import ServingSettings
@@ -47,29 +47,29 @@ Reflection: Any = reflection_pb2_grpc.ServerReflectionStub
 
 @dataclass
 class Engine:
-    """Answers a score with what the test has it do, in the lane's thread."""
+    """Answers a score with what the test has it do, in the engine's thread."""
 
     score: Callable[[Caller], float] = lambda caller: 1.0
     began: list[str] = field(default_factory=list)
 
 
 class Scoring(scoring_pb2_grpc.ScoringServiceServicer):
-    def __init__(self, lane: Lane[Engine]) -> None:
-        self.lane = lane
+    def __init__(self, queue: EngineQueue[Engine]) -> None:
+        self.queue = queue
 
     async def Score(self, request: scoring_pb2.ScoreRequest, context: Any) -> scoring_pb2.ScoreResponse:
         def work(engine: Engine, caller: Caller) -> float:
             engine.began.append(request.items[0].prompt)
             return engine.score(caller)
 
-        return scoring_pb2.ScoreResponse(scores=[scoring_pb2.Scores(values={"it": await self.lane.call(work)})])
+        return scoring_pb2.ScoreResponse(scores=[scoring_pb2.Scores(values={"it": await self.queue.call(work)})])
 
 
 class Generator(generator_pb2_grpc.GeneratorServiceServicer):
     """Paints nothing, in three steps."""
 
-    def __init__(self, lane: Lane[Engine]) -> None:
-        self.lane = lane
+    def __init__(self, queue: EngineQueue[Engine]) -> None:
+        self.queue = queue
 
     async def GenerateStream(self, request: generator_pb2.GenerateStreamRequest, context: Any) -> AsyncIterator[Any]:
         def work(engine: Engine, caller: Caller) -> generator_pb2.GenerateStreamResponse:
@@ -82,7 +82,7 @@ class Generator(generator_pb2_grpc.GeneratorServiceServicer):
             engine.score(caller)
             return generator_pb2.GenerateStreamResponse(pictures=generator_pb2.Pictures())
 
-        async for event in self.lane.stream(work):
+        async for event in self.queue.stream(work):
             yield event
 
 
@@ -101,7 +101,7 @@ class Running:
 
 @asynccontextmanager
 async def running(engine: Engine | None = None, load: Callable[[], object] = lambda: None, **settings: Any) -> AsyncIterator[Running]:
-    """A server of both services, one lane each, its engines loading or loaded."""
+    """A server of both services, one queue each, its engines loading or loaded."""
     engine = engine or Engine()
 
     def loaded() -> Engine:
@@ -109,7 +109,7 @@ async def running(engine: Engine | None = None, load: Callable[[], object] = lam
         return engine
 
     chosen = ServingSettings(**{"waiting": 4, "grace": 5.0} | settings)
-    scoring, generator = (Lane(loaded, waiting=chosen.waiting) for _ in range(2))
+    scoring, generator = (EngineQueue(loaded, waiting=chosen.waiting) for _ in range(2))
     add_scoring = scoring_pb2_grpc.add_ScoringServiceServicer_to_server
     add_generator = generator_pb2_grpc.add_GeneratorServiceServicer_to_server
     services = [
@@ -416,22 +416,22 @@ def test_the_line_is_bounded_and_calls_go_one_at_a_time_in_their_order() -> None
     in_loop(test)
 
 
-def test_a_turn_is_taken_in_line_with_calls_and_without_their_limit() -> None:
+def test_unbounded_calls_keep_the_order_of_calls_and_ignore_their_limit() -> None:
     async def test() -> None:
-        lane, order = Lane(lambda: Engine(), waiting=0), []
-        await lane.open()
+        queue, order = EngineQueue(lambda: Engine(), waiting=0), []
+        await queue.open()
         with telemetry.bound(task="t"):
-            turns = [lane.turn(lambda engine, caller, i=i: order.append((i, structlog.contextvars.get_contextvars()))) for i in range(5)]
-            jobs = [asyncio.create_task(turn) for turn in turns]
+            works = [lambda engine, caller, i=i: order.append((i, structlog.contextvars.get_contextvars())) for i in range(5)]
+            jobs = [asyncio.create_task(queue.call_unbounded(work)) for work in works]
         await asyncio.sleep(0)
         with pytest.raises(Busy):
-            await lane.call(lambda engine, caller: None)
+            await queue.call(lambda engine, caller: None)
         await asyncio.gather(*jobs)
-        await lane.call(lambda engine, caller: order.append((5, {})))
-        assert order == [(i, {"task": "t"}) for i in range(5)] + [(5, {})] and not lane.busy
-        lane.end()
+        await queue.call(lambda engine, caller: order.append((5, {})))
+        assert order == [(i, {"task": "t"}) for i in range(5)] + [(5, {})] and not queue.busy
+        queue.end()
         with pytest.raises(Unavailable):
-            await lane.turn(lambda engine, caller: None)
+            await queue.call_unbounded(lambda engine, caller: None)
 
     in_loop(test)
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sfumato.runtime.journal import Journal
+from sfumato.runtime.journal import RunJournal
 
 
 def test_lines_are_on_disk_as_soon_as_they_are_written(tmp_path: Path) -> None:
-    with Journal(tmp_path / "metrics.jsonl") as journal:
+    with RunJournal(tmp_path / "metrics.jsonl") as journal:
         journal.write(1, "train", done=2, total=2)
         [line] = (tmp_path / "metrics.jsonl").read_text().splitlines()
     event = json.loads(line)
@@ -21,17 +21,17 @@ def test_lines_are_on_disk_as_soon_as_they_are_written(tmp_path: Path) -> None:
 def test_a_second_session_goes_on_where_the_first_ended(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     for stage in ("generate", "train"):
-        with Journal(path) as journal:
+        with RunJournal(path) as journal:
             journal.write(1, stage)
     assert [event["stage"] for event in journal.events()] == ["generate", "train"]
 
 
 def test_a_line_cut_by_a_crash_is_passed_over_and_spoils_no_other(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    with Journal(path) as journal:
+    with RunJournal(path) as journal:
         journal.write(1, "generate")
     path.write_text(path.read_text() + '{"time": 1.0, "iterat')
-    with Journal(path) as journal:
+    with RunJournal(path) as journal:
         journal.write(1, "train")
     assert [event["stage"] for event in journal.events()] == ["generate", "train"]
 
@@ -41,6 +41,6 @@ def test_seconds_are_summed_by_iteration(tmp_path_factory, spent: list[tuple[int
     path = tmp_path_factory.mktemp("journal") / "metrics.jsonl"
     lines = [{"time": 0.0, "iteration": iteration, "stage": "x", "seconds": seconds} for iteration, seconds in spent]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert Journal(path).seconds() == {
+    assert RunJournal(path).seconds() == {
         iteration: sum(seconds for of, seconds in spent if of == iteration) for iteration in {of for of, _ in spent}
     }

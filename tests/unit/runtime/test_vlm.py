@@ -11,13 +11,13 @@ from services.grounding.profiles import PROFILES
 from sfumato.cli.companion import BackgroundVlm
 from sfumato.cli.vlm import served_model
 from sfumato.errors import InvalidInput, MissingWeights
-from sfumato.runtime.vlm import ServedModel, command, environment, serving
+from sfumato.runtime.vlm import VlmModel, command, environment, serving
 
 HUB = "Qwen/Qwen2.5-VL-7B-Instruct"
 REAL = sorted(set(PROFILES) - {"vista"})
 
 
-def flags(model: ServedModel, flavour: str) -> dict[str, str]:
+def flags(model: VlmModel, flavour: str) -> dict[str, str]:
     """The flags of a command line; those without a value are empty."""
     line = command(model, flavour, "127.0.0.1", 8123)
     assert line[1:3] == ["-m", "vllm.entrypoints.openai.api_server"]

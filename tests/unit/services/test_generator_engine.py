@@ -16,8 +16,8 @@ from sfumato.errors import BrokenWeights, InvalidInput, MissingWeights
 from sfumato.lora.adapter import Adapter
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.images import encode_png
+from sfumato.runtime.models.versions import model_version
 from sfumato.runtime.tasks import Task
-from sfumato.runtime.versions import model_version
 from sfumato.types import GenerateRequest, Region
 from tests.unit.diffusion import tiny
 

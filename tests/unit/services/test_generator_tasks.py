@@ -10,8 +10,8 @@ from services.generator.tasks import HANDLERS
 from sfumato.errors import InvalidInput
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.images import decode_image, encode_png
+from sfumato.runtime.models.versions import model_version
 from sfumato.runtime.tasks import Task
-from sfumato.runtime.versions import model_version
 from tests.unit.diffusion import tiny
 
 PARAMS: dict[str, Any] = {"adapter": "", "width": 32, "height": 32, "steps": 2, "guidance": 1.0}

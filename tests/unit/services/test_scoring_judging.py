@@ -11,7 +11,7 @@ from services.scoring.tasks import HANDLERS
 from sfumato.errors import MissingWeights
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.images import encode_png
-from sfumato.runtime.references import JUDGE, scorers_version
+from sfumato.runtime.models.references import JUDGE, scorers_version
 from sfumato.runtime.settings import Settings
 from sfumato.runtime.tasks import Task, perform
 from sfumato.types import Region

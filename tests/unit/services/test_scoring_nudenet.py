@@ -14,9 +14,9 @@ from services.scoring.engine import ScoringEngine
 from services.scoring.loading import load_scorers
 from services.scoring.nudenet import NudeNetScorer
 from sfumato.errors import BrokenWeights
-from sfumato.runtime import nudenet as module
 from sfumato.runtime.images import read_image
-from sfumato.runtime.nudenet import THRESHOLD, UNSAFE, is_unsafe
+from sfumato.runtime.models import nudenet as module
+from sfumato.runtime.models.nudenet import THRESHOLD, UNSAFE, is_unsafe
 from sfumato.types import Image
 from sfumato.vista.world import render, sample_scene
 

@@ -13,7 +13,7 @@ from services.scoring.tasks import HANDLERS
 from sfumato.errors import InvalidInput, MissingWeights
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.images import encode_png
-from sfumato.runtime.references import scorers_version
+from sfumato.runtime.models.references import scorers_version
 from sfumato.runtime.settings import Settings
 from sfumato.runtime.tasks import Task
 from sfumato.vista import weights

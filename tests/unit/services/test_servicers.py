@@ -31,13 +31,13 @@ from services.trainer.group import Alone
 from services.trainer.joint import JointSettings, JointTraining, Picture
 from services.trainer.servicer import TrainerServicer
 from sfumato.lora.adapter import Adapter
-from sfumato.runtime.adapters import decode_adapter, encode_adapter
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.images import decode_image, encode_png
-from sfumato.runtime.serving.lane import Lane
+from sfumato.runtime.models.adapters import decode_adapter, encode_adapter
+from sfumato.runtime.models.versions import model_version
+from sfumato.runtime.serving.engine_queue import EngineQueue
 from sfumato.runtime.serving.server import Service
 from sfumato.runtime.tasks import Task
-from sfumato.runtime.versions import model_version
 from sfumato.types import GenerateRequest, Region, Start
 from sfumato.v1 import common_pb2, generator_pb2, generator_pb2_grpc, grounding_pb2, grounding_pb2_grpc, trainer_pb2, trainer_pb2_grpc
 from tests.unit.diffusion import tiny
@@ -69,7 +69,7 @@ def painted_by(engine: GeneratorEngine) -> generator_warm.ServedModel:
 
 @pytest.fixture(scope="module")
 def generator(store: ArtifactStore) -> Iterator[generator_pb2_grpc.GeneratorServiceStub]:
-    lane = Lane(lambda: painted_by(GeneratorEngine(tiny.flux())))
+    lane = EngineQueue(lambda: painted_by(GeneratorEngine(tiny.flux())))
     register = partial(generator_pb2_grpc.add_GeneratorServiceServicer_to_server, GeneratorServicer(lane, store))
     with served(lambda _: [Service("sfumato.v1.GeneratorService", register, lane)]) as channel:
         yield generator_pb2_grpc.GeneratorServiceStub(channel)
@@ -83,7 +83,7 @@ def pipeline() -> FluxPipeline:
 @pytest.fixture(scope="module")
 def trainer(store: ArtifactStore, pipeline: FluxPipeline) -> Iterator[trainer_pb2_grpc.TrainerServiceStub]:
     model = trainer_warm.WarmModel(pipeline)
-    lane = Lane(lambda: trainer_warm.ServedModel(lambda: model, BASE))
+    lane = EngineQueue(lambda: trainer_warm.ServedModel(lambda: model, BASE))
     register = partial(trainer_pb2_grpc.add_TrainerServiceServicer_to_server, TrainerServicer(lane, store))
     with served(lambda _: [Service("sfumato.v1.TrainerService", register, lane)]) as channel:
         yield trainer_pb2_grpc.TrainerServiceStub(channel)
@@ -91,7 +91,7 @@ def trainer(store: ArtifactStore, pipeline: FluxPipeline) -> Iterator[trainer_pb
 
 @pytest.fixture
 def grounding(store: ArtifactStore, vlm: ScriptedVlm) -> Iterator[grounding_pb2_grpc.GroundingServiceStub]:
-    lane = Lane(lambda: GroundingEngine(HttpBackend(vlm.url, "served"), VISTA))
+    lane = EngineQueue(lambda: GroundingEngine(HttpBackend(vlm.url, "served"), VISTA))
     register = partial(grounding_pb2_grpc.add_GroundingServiceServicer_to_server, GroundingServicer(lane, store))
     with served(lambda _: [Service("sfumato.v1.GroundingService", register, lane)]) as channel:
         yield grounding_pb2_grpc.GroundingServiceStub(channel)
@@ -307,7 +307,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_calls_and_tasks_with_different_adapters_take_turns_on_one_generator(store: ArtifactStore, folder: Path) -> None:
     one, other = (store.put(encode_adapter(random_adapter(seed))) for seed in (1, 2))
-    lane = Lane(lambda: generator_warm.serve(folder, "float32", GeneratorSettings()))
+    lane = EngineQueue(lambda: generator_warm.serve(folder, "float32", GeneratorSettings()))
     register = partial(generator_pb2_grpc.add_GeneratorServiceServicer_to_server, GeneratorServicer(lane, store))
     painting = generator_pb2.Painting(prompt="a red house", seeds=[7], steps=2)
 
@@ -344,7 +344,7 @@ def test_calls_and_tasks_with_different_adapters_take_turns_on_one_generator(sto
 
 def test_calls_and_tasks_with_different_adapters_take_turns_on_one_trainer(store: ArtifactStore, folder: Path) -> None:
     theta = store.put(encode_adapter(random_adapter(1)))
-    lane = Lane(lambda: trainer_warm.serve(folder, "float32"))
+    lane = EngineQueue(lambda: trainer_warm.serve(folder, "float32"))
     register = partial(trainer_pb2_grpc.add_TrainerServiceServicer_to_server, TrainerServicer(lane, store))
     tuned = common_pb2.ModelRef(adapters=[common_pb2.AdapterRef(artifact=theta)])
     request, pair = training(store, model=tuned)

@@ -32,11 +32,11 @@ from services.scoring.servicer import ScoringServicer
 from services.trainer import warm as trainer_warm
 from services.trainer.servicer import TrainerServicer
 from sfumato.lora.adapter import Adapter
-from sfumato.runtime.adapters import encode_adapter
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.images import encode_png
+from sfumato.runtime.models.adapters import encode_adapter
 from sfumato.runtime.serving.artifacts import NAME, ArtifactServicer
-from sfumato.runtime.serving.lane import Lane
+from sfumato.runtime.serving.engine_queue import EngineQueue
 from sfumato.runtime.serving.server import Service
 from sfumato.v1 import (
     artifacts_pb2,
@@ -104,34 +104,34 @@ class Target:
 
 
 def scoring(store: ArtifactStore) -> Service:
-    lane = Lane(lambda: ScoringEngine([Brightness()]))
+    lane = EngineQueue(lambda: ScoringEngine([Brightness()]))
     register = partial(scoring_pb2_grpc.add_ScoringServiceServicer_to_server, ScoringServicer(lane, store))
     return Service("sfumato.v1.ScoringService", register, lane)
 
 
 def grounding(store: ArtifactStore) -> Service:
-    lane = Lane(lambda: GroundingEngine(Echo(), VISTA))
+    lane = EngineQueue(lambda: GroundingEngine(Echo(), VISTA))
     register = partial(grounding_pb2_grpc.add_GroundingServiceServicer_to_server, GroundingServicer(lane, store))
     return Service("sfumato.v1.GroundingService", register, lane)
 
 
 def generator(store: ArtifactStore) -> Service:
     engine = GeneratorEngine(tiny.flux())
-    lane = Lane(lambda: generator_warm.ServedModel(lambda: engine, BASE, engine.limits, engine.settings))
+    lane = EngineQueue(lambda: generator_warm.ServedModel(lambda: engine, BASE, engine.limits, engine.settings))
     register = partial(generator_pb2_grpc.add_GeneratorServiceServicer_to_server, GeneratorServicer(lane, store))
     return Service("sfumato.v1.GeneratorService", register, lane)
 
 
 def trainer(store: ArtifactStore) -> Service:
     model = trainer_warm.WarmModel(tiny.flux())
-    lane = Lane(lambda: trainer_warm.ServedModel(lambda: model, BASE))
+    lane = EngineQueue(lambda: trainer_warm.ServedModel(lambda: model, BASE))
     register = partial(trainer_pb2_grpc.add_TrainerServiceServicer_to_server, TrainerServicer(lane, store))
     return Service("sfumato.v1.TrainerService", register, lane)
 
 
 def artifacts(store: ArtifactStore) -> Service:
     register = partial(artifacts_pb2_grpc.add_ArtifactServiceServicer_to_server, ArtifactServicer(store, 2**20))
-    return Service(NAME, register, Lane(lambda: None))
+    return Service(NAME, register, EngineQueue(lambda: None))
 
 
 def digest(data: bytes, store: ArtifactStore | None = None) -> str:

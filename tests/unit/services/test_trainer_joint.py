@@ -23,7 +23,7 @@ from services.trainer.joint import DRAWS, JointSettings, JointTraining, Picture,
 from sfumato.diffusion.families import FluxFamily
 from sfumato.errors import BrokenWeights, Diverged, InvalidInput, SfumatoError
 from sfumato.lora.adapter import delta
-from sfumato.runtime.adapters import encode_adapter
+from sfumato.runtime.models.adapters import encode_adapter
 from tests.unit.diffusion import tiny
 
 SHORT = JointSettings(rank=2, learning_rate=5e-3, steps=5, pictures=4, together=2, seed=7)

@@ -17,8 +17,8 @@ from services.trainer.engine import Pair, TrainedPair, TrainSettings, train_pair
 from services.trainer.warm import model_of
 from sfumato.errors import BrokenWeights
 from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.models.versions import model_version
 from sfumato.runtime.tasks import Task
-from sfumato.runtime.versions import model_version
 from tests.unit.diffusion import tiny
 
 PARAMS: dict[str, Any] = {"rank": 2, "batch": 2, "steps_before": 5, "steps_after": 7, "width": 32, "height": 32, "adapter": ""}

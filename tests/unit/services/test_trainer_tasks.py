@@ -12,10 +12,10 @@ from safetensors.torch import save
 from services.trainer.tasks import HANDLERS
 from sfumato.errors import InvalidInput
 from sfumato.lora.adapter import Adapter, combine, delta
-from sfumato.runtime.adapters import decode_adapter, encode_adapter
 from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.models.adapters import decode_adapter, encode_adapter
+from sfumato.runtime.models.versions import model_version
 from sfumato.runtime.tasks import Output, Task
-from sfumato.runtime.versions import model_version
 from tests.unit.diffusion import tiny
 
 SETTINGS: dict[str, Any] = {"rank": 2, "batch": 2, "steps_before": 3, "steps_after": 3, "learning_rate": 5e-3, "width": 32, "height": 32}

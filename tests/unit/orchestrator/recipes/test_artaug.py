@@ -4,10 +4,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from orchestrator.spec import Filter, PromptSets, RunSpec, run_id
 
 from orchestrator.recipes.artaug import measuring, pairs, tuning
 from orchestrator.recipes.artaug.state import KEPT, NO_GAIN, RULES, TOO_FEW, Candidate, Model, Painted, Plan, Sample, State, Trial, start
-from orchestrator.spec import Filter, PromptSets, RunSpec, run_id
 from sfumato.runtime.tasks import Json, Manifest, Task
 
 MODELS = {name: Model(name, f"/{name}") for name in ("generator", "understanding", "scorers")}

@@ -26,8 +26,8 @@ from sfumato.lora.fuse import Fuser
 from sfumato.registry.bases import base_modules
 from sfumato.registry.client import RegistryClient
 from sfumato.registry.records import Base, Part, Version
-from sfumato.runtime.adapters import encode_adapter
-from sfumato.runtime.versions import model_version
+from sfumato.runtime.models.adapters import encode_adapter
+from sfumato.runtime.models.versions import model_version
 from sfumato.types import GenerateRequest, Image
 from sfumato.vista import weights
 

@@ -12,8 +12,8 @@ import pytest
 from services.inference.http.errors import Refused
 from services.inference.http.schemas import EditRequest, GenerationRequest
 from services.inference.http.studio import look_at
-from sfumato.runtime import nudenet
 from sfumato.runtime.images import decode_mask, encode_png, read_image
+from sfumato.runtime.models import nudenet
 from sfumato.types import Image
 
 
@@ -26,7 +26,7 @@ def portrait() -> Image:
 
 def test_a_picture_in_which_the_detector_finds_what_is_listed_is_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """The real detector, with the face that it does see taken for the thing to be held back."""
-    detector, sky = nudenet.Detector.load(), np.full((64, 64, 3), (120, 170, 230), np.uint8)
+    detector, sky = nudenet.NudityDetector.load(), np.full((64, 64, 3), (120, 170, 230), np.uint8)
     asyncio.run(look_at([sky, portrait()], detector))
     monkeypatch.setattr(nudenet, "UNSAFE", frozenset({"FACE_FEMALE"}))
     asyncio.run(look_at([sky], detector))

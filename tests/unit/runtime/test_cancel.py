@@ -2,7 +2,7 @@
 
 import asyncio
 
-from sfumato.runtime.ending import ended
+from sfumato.runtime.cancel import cancel_all
 
 
 def test_a_task_that_swallows_a_cancellation_ends_all_the_same() -> None:
@@ -20,7 +20,7 @@ def test_a_task_that_swallows_a_cancellation_ends_all_the_same() -> None:
     async def both() -> list[bool]:
         tasks = [asyncio.create_task(stubborn()), asyncio.create_task(broken())]
         await asyncio.sleep(0)
-        await ended(tasks)
+        await cancel_all(tasks)
         return [task.done() for task in tasks] + [tasks[0].cancelled(), isinstance(tasks[1].exception(), ValueError)]
 
     assert asyncio.run(both()) == [True, True, True, True]

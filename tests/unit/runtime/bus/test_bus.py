@@ -10,8 +10,8 @@ from nats.js.errors import APIError
 
 from sfumato.errors import InvalidInput
 from sfumato.runtime.bus import ADVISORIES, CONSUMER, DEAD, EVENTS, LARGEST_TASK, Bus, encoded, present, stream_of, task_subject
-from sfumato.runtime.nats_server import NatsServer
-from sfumato.runtime.puller import Puller
+from sfumato.runtime.bus.nats_server import NatsServer
+from sfumato.runtime.bus.puller import Puller
 from sfumato.runtime.settings import BusSettings
 from sfumato.runtime.tasks import Task
 

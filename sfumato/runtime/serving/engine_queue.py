@@ -34,7 +34,7 @@ class Caller:
             raise CallerGone
 
     def tell(self, update: Any) -> None:
-        """Pass an update to the caller (see `Lane.stream`)."""
+        """Pass an update to the caller (see `EngineQueue.stream`)."""
         self._tell(update)
 
     def leave(self) -> None:
@@ -42,7 +42,7 @@ class Caller:
         self._gone.set()
 
 
-class Lane(Generic[Engine]):
+class EngineQueue(Generic[Engine]):
     """Calls go to the engine one at a time, in the order in which they came, all in the same thread.
 
     A call whose caller goes away while it waits is never begun; one that is at work learns it from its `Caller`, and the engine is
@@ -106,9 +106,9 @@ class Lane(Generic[Engine]):
         """
         if self._engine is not None and self._inside > self._waiting:
             raise Busy(f"{self._waiting} calls are waiting for this service already.", hint="Try again later, or ask another replica.")
-        return await self.turn(work, tell)
+        return await self.call_unbounded(work, tell)
 
-    async def turn(self, work: Callable[[Engine, Caller], Result], tell: Callable[[Any], object] = lambda update: None) -> Result:
+    async def call_unbounded(self, work: Callable[[Engine, Caller], Result], tell: Callable[[Any], object] = lambda update: None) -> Result:
         """As `call`, however many are waiting: for one who takes work as fast as it is done, such as the worker on the bus.
 
         Raises:

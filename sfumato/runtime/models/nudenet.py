@@ -24,14 +24,14 @@ THRESHOLD = 0.6
 BATCH = 8
 
 
-class Detector:
+class NudityDetector:
     """The detector whose model is in the ``nudenet`` wheel, on one thread of the CPU so that it repeats itself."""
 
     def __init__(self, detector: Any) -> None:
         self.detector = detector
 
     @classmethod
-    def load(cls) -> Detector:
+    def load(cls) -> NudityDetector:
         """Load it.
 
         Raises:

@@ -12,9 +12,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from sfumato.errors import InvalidInput, MissingWeights, SfumatoError
-from sfumato.runtime.hub import cached, is_hub_name, located
+from sfumato.runtime.models.hub import cached, is_hub_name, located
+from sfumato.runtime.models.versions import model_version
 from sfumato.runtime.settings import Settings
-from sfumato.runtime.versions import model_version
 from sfumato.vista import weights
 
 VISTA = "vista"

@@ -1,4 +1,4 @@
-"""A worker inside a service's process: on the engine's lane, between calls, with the words of whoever sent the task."""
+"""A worker inside a service's process: on the engine's queue, between calls, with the words of whoever sent the task."""
 
 import asyncio
 import threading
@@ -8,11 +8,11 @@ from pathlib import Path
 from sfumato.runtime import telemetry
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.bus import CONSUMER, Bus, encoded, stream_of, task_subject
-from sfumato.runtime.nats_server import NatsServer
-from sfumato.runtime.serving.lane import Lane
+from sfumato.runtime.bus.nats_server import NatsServer
+from sfumato.runtime.bus.worker import Worker
+from sfumato.runtime.serving.engine_queue import EngineQueue
 from sfumato.runtime.settings import BusSettings
 from sfumato.runtime.tasks import Manifest, Output, Task, find
-from sfumato.runtime.worker import Worker
 
 
 def _where(task: Task, _: ArtifactStore) -> Output:
@@ -41,14 +41,14 @@ async def _done(task: Task, artifacts: ArtifactStore) -> Manifest:
     return manifest
 
 
-def test_tasks_are_done_on_the_lane_that_calls_use_with_the_words_of_whoever_sent_them(tmp_path: Path) -> None:
+def test_tasks_are_done_in_the_engine_thread_that_calls_use_with_the_words_of_whoever_sent_them(tmp_path: Path) -> None:
     artifacts, release = ArtifactStore(str(tmp_path / "artifacts")), threading.Event()
 
     async def check(bus: Bus) -> None:
-        lane, stop = Lane(lambda: "engine"), asyncio.Event()
-        await lane.open()
-        working = asyncio.create_task(Worker(bus, "echo", {"echo.where": _where}, artifacts, turn=lane.turn).run(stop))
-        call = asyncio.create_task(lane.call(lambda engine, _: release.wait(30)))
+        queue, stop = EngineQueue(lambda: "engine"), asyncio.Event()
+        await queue.open()
+        working = asyncio.create_task(Worker(bus, "echo", {"echo.where": _where}, artifacts, call=queue.call_unbounded).run(stop))
+        call = asyncio.create_task(queue.call(lambda engine, _: release.wait(30)))
         with telemetry.bound(run="run-1", stage="paint"):
             task = await _submit(bus, 1)
         while not (await bus.js.consumer_info(stream_of("echo"), CONSUMER)).num_ack_pending:
@@ -60,7 +60,7 @@ def test_tasks_are_done_on_the_lane_that_calls_use_with_the_words_of_whoever_sen
         assert thread.startswith("engine_") and "run=run-1" in words and "stage=paint" in words
         stop.set()
         assert await working
-        lane.end()
+        queue.end()
 
     _with_bus(tmp_path, check)
 
@@ -69,15 +69,15 @@ def test_what_the_engine_does_not_take_any_more_is_given_back_at_once(tmp_path: 
     artifacts = ArtifactStore(str(tmp_path / "artifacts"))
 
     async def check(bus: Bus) -> None:
-        lane, stop = Lane(lambda: "engine"), asyncio.Event()
-        await lane.open()
-        lane.close()  # as when the service is being ended
-        working = asyncio.create_task(Worker(bus, "echo", {"echo.where": _where}, artifacts, turn=lane.turn).run(stop))
+        queue, stop = EngineQueue(lambda: "engine"), asyncio.Event()
+        await queue.open()
+        queue.close()  # as when the service is being ended
+        working = asyncio.create_task(Worker(bus, "echo", {"echo.where": _where}, artifacts, call=queue.call_unbounded).run(stop))
         task = await _submit(bus, 1)
         await asyncio.sleep(0.3)
         stop.set()
         assert await working
-        lane.end()
+        queue.end()
         ours = asyncio.Event()
         other = asyncio.create_task(Worker(bus, "echo", {"echo.where": _where}, artifacts).run(ours))
         assert (await _done(task, artifacts)).values[0] == "engine"

@@ -1,6 +1,6 @@
 """A service's worker on the bus: takes tasks, does them one at a time, says how they ended.
 
-    python -m sfumato.runtime.worker --service scoring --handlers services.scoring.tasks
+    python -m sfumato.runtime.bus.worker --service scoring --handlers services.scoring.tasks
 
 The order is what makes any moment a good one to die in: artifact, manifest, result message, acknowledgement. A task whose
 manifest is there is not done again, only announced again. A task that fails too often is set aside by the worker that saw it fail
@@ -32,11 +32,11 @@ from sfumato.errors import InvalidInput, SfumatoError, Unavailable
 from sfumato.runtime import telemetry
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.bus import CONSUMER, Bus, DeadLetter, Result, checked_service, stream_of
+from sfumato.runtime.bus.puller import Puller
 from sfumato.runtime.failures import Failure, is_final, is_passing
-from sfumato.runtime.puller import Puller
+from sfumato.runtime.models.versions import libraries
 from sfumato.runtime.settings import BusSettings, Settings, TelemetrySettings
 from sfumato.runtime.tasks import Handler, Task, perform
-from sfumato.runtime.versions import libraries
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ LONGEST_DELAY = 30.0
 T = TypeVar("T")
 
 
-class Turn(Protocol):
+class EngineCall(Protocol):
     """Has work done in the engine's thread when its turn has come, and returns what it returns (as `serving.lane.Lane.turn`)."""
 
     def __call__(self, work: Callable[..., T]) -> Awaitable[T]:
@@ -81,7 +81,7 @@ class Worker:
     """Does one service's tasks in the engine's thread, so that the bus always hears from it."""
 
     def __init__(
-        self, bus: Bus, service: str, handlers: Mapping[str, Handler], artifacts: ArtifactStore, turn: Turn | None = None
+        self, bus: Bus, service: str, handlers: Mapping[str, Handler], artifacts: ArtifactStore, call: EngineCall | None = None
     ) -> None:
         """Prepare one.
 
@@ -90,13 +90,13 @@ class Worker:
             service: whose tasks it takes.
             handlers: what does them, by kind.
             artifacts: where their results go.
-            turn: the engine's thread, where others use it too; a thread of its own where absent.
+            call: the engine's thread, where others use it too; a thread of its own where absent.
 
         Raises:
             InvalidInput: the service's name cannot be one.
         """
         self._bus, self._service, self._handlers, self._artifacts = bus, checked_service(service), handlers, artifacts
-        self._turn: Turn = turn or _OwnThread().turn
+        self._call: EngineCall = call or _OwnThread().call
         self._versions = libraries()
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._held: dict[str, Msg] = {}
@@ -161,7 +161,7 @@ class Worker:
         for message in messages:
             self._held[message.reply] = message
         try:
-            outcomes = await self._turn(lambda *_: [self._one(message) for message in messages])
+            outcomes = await self._call(lambda *_: [self._one(message) for message in messages])
         except Unavailable as error:
             log.info("tasks are given back: %s", error)
             outcomes = [_Outcome(message) for message in messages]
@@ -263,8 +263,8 @@ class _OwnThread:
         self._orders: SimpleQueue[Callable[[], None]] = SimpleQueue()
         threading.Thread(target=self._obey, name="engine", daemon=True).start()
 
-    async def turn(self, work: Callable[..., T]) -> T:
-        """A `Turn`: what it is given is done in order. The work never raises."""
+    async def call(self, work: Callable[..., T]) -> T:
+        """A `EngineCall`: what it is given is done in order. The work never raises."""
         loop = asyncio.get_running_loop()
         finished: asyncio.Future[T] = loop.create_future()
 
@@ -326,7 +326,7 @@ async def serve(service: str, handlers: Mapping[str, Handler], artifacts: Artifa
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line of a worker process; its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m sfumato.runtime.worker", description="A worker of one service, by itself.")
+    parser = argparse.ArgumentParser(prog="python -m sfumato.runtime.bus.worker", description="A worker of one service, by itself.")
     parser.add_argument("--service", required=True, help="whose tasks to take")
     parser.add_argument("--handlers", required=True, metavar="MODULE", help="the module with the service's HANDLERS")
     options = parser.parse_args(arguments)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sfumato.errors import InvalidInput, MissingWeights
-from sfumato.runtime.references import (
+from sfumato.runtime.models.references import (
     checked_folder,
     checked_scorers,
     model_folder,
@@ -15,8 +15,8 @@ from sfumato.runtime.references import (
     scorers_version,
     vista_root,
 )
+from sfumato.runtime.models.versions import model_version
 from sfumato.runtime.settings import Settings
-from sfumato.runtime.versions import model_version
 from sfumato.vista import weights
 
 HERE, SERVICE = Settings(model_folders=True), Settings(model_folders=False)

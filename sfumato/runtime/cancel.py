@@ -10,7 +10,7 @@ AGAIN = 0.2
 """Seconds after which a task that has not ended is cancelled again."""
 
 
-async def ended(tasks: Iterable[asyncio.Task[Any]]) -> None:
+async def cancel_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancel tasks and wait until all have ended, whatever they raise.
 
     Once is not enough: `asyncio.wait_for` swallows a cancellation that comes in the moment in which what it waits for is done

@@ -15,7 +15,7 @@ from typing import Any
 _SET_PARENT_DEATH_SIGNAL = 1  # prctl(2)
 _LIBC = ctypes.CDLL(None)  # looked up here, for a child between fork and exec must not
 # Linux ends a child with the thread that started it, so one thread starts all of them, and ends with the process.
-_STARTER = ThreadPoolExecutor(1, thread_name_prefix="children")
+_STARTER = ThreadPoolExecutor(1, thread_name_prefix="child-processes")
 
 
 def start(line: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sfumato.errors import InvalidInput, MissingWeights
-from sfumato.runtime.hub import cached, is_hub_name, located
+from sfumato.runtime.models.hub import cached, is_hub_name, located
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -72,7 +72,7 @@ def test_weights_that_nobody_reads_are_not_asked_for() -> None:
     """The patterns on the listing of a repository that has everything twice, as FLUX.1-dev and Stable Diffusion have."""
     from huggingface_hub.utils import filter_repo_objects
 
-    from sfumato.runtime.hub import UNWANTED, WANTED
+    from sfumato.runtime.models.hub import UNWANTED, WANTED
 
     needed = ["model_index.json", "vae/diffusion_pytorch_model.safetensors", "tokenizer_2/spiece.model", "vae/config.json"]
     scorer = ["config.json", "model.safetensors", "merges.txt", "preprocessor_config.json"]

@@ -10,7 +10,7 @@ Key = ParamSpec("Key")
 Model = TypeVar("Model")
 
 
-class Warm(Generic[Key, Model]):
+class LastLoaded(Generic[Key, Model]):
     """A loader's last model: the same arguments give the same object, others load theirs in its place, never beside it.
 
     As a decorator of the loader. All who use it do so in one thread, or in one lane.

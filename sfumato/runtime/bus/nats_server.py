@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from sfumato.errors import InvalidInput, Unavailable
-from sfumato.runtime import children
+from sfumato.runtime import child_processes
 
 HOST = "127.0.0.1"
 POLL = 0.05
@@ -107,7 +107,7 @@ class NatsServer:
         for left in self.folder.glob("nats-server_*.ports"):  # of one that was killed; a process may get its number
             left.unlink()
         with self.log.open("ab") as output:
-            self.process = children.start(
+            self.process = child_processes.start(
                 [binary(), "--config", str(config)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,

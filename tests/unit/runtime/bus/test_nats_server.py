@@ -7,7 +7,7 @@ import pytest
 
 from sfumato.errors import InvalidInput, Unavailable
 from sfumato.runtime.bus import Bus, stream_of, task_subject
-from sfumato.runtime.nats_server import NatsServer
+from sfumato.runtime.bus.nats_server import NatsServer
 from sfumato.runtime.settings import BusSettings
 
 

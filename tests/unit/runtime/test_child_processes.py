@@ -10,9 +10,9 @@ import pytest
 # A thread starts the child and ends: the child stays for as long as the process does.
 SLEEP = """
 import sys, threading
-from sfumato.runtime import children
+from sfumato.runtime import child_processes
 started = []
-thread = threading.Thread(target=lambda: started.append(children.start(["sleep", "600"], start_new_session=True)))
+thread = threading.Thread(target=lambda: started.append(child_processes.start(["sleep", "600"], start_new_session=True)))
 thread.start()
 thread.join()
 print(started[0].pid, flush=True)
@@ -21,7 +21,7 @@ sys.stdin.read()
 NATS = """
 import sys
 from pathlib import Path
-from sfumato.runtime.nats_server import NatsServer
+from sfumato.runtime.bus.nats_server import NatsServer
 server = NatsServer(Path(sys.argv[1]))
 server.start()
 print(server.process.pid, flush=True)
