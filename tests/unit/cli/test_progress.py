@@ -80,7 +80,7 @@ def _shown(folder: Path, *, terminal: bool = False) -> tuple[str, list[dict[str,
     store = ArtifactStore(str(folder / "artifacts"))
     console = Console(file=out, force_terminal=terminal, width=200)
     with (
-        Journal(folder / "metrics.jsonl") as journal,
+        RunJournal(folder / "metrics.jsonl") as journal,
         JournalWriter(journal) as writer,
         RunProgress(console, folder, store.get) as progress,
     ):
