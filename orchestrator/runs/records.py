@@ -116,14 +116,16 @@ class Records:
             return stands.outcome
         return outcome
 
-    def reopen(self, name: str) -> None:
+    def reopen(self, name: str, *, finished: bool = False) -> None:
         """Delete the outcome of a run that failed or was cancelled, so that it continues; without effect on one that has not ended.
+
+        ``finished``: allow it for a finished run as well, whose files are to be written again.
 
         Raises:
             WrongState: it is finished.
         """
         stands = self.outcome(name)
-        if stands is not None and stands.outcome.state == "finished":
+        if stands is not None and stands.outcome.state == "finished" and not finished:
             raise WrongState(f"The run {name} is finished.", hint="Its files: sfumato runs show ID --files FOLDER")
         self._artifacts.delete_key(_key(name, OUTCOME))
 

@@ -57,6 +57,19 @@ def submission(text: str, inputs: Mapping[str, Sequence[str]], settings: Setting
     return _submission(parsed(text), inputs, settings, fetch=False)
 
 
+def check_weights(record: Record, settings: Settings) -> None:
+    """Check that the weights on this machine, where a model may be a folder, are those that a run began with.
+
+    Raises:
+        InvalidInput: they changed.
+        MissingWeights, BrokenWeights: a model is not here and cannot be fetched, or its files are damaged.
+    """
+    models = find_models(record.recipe.models(record.plan().spec), settings.model_copy(update={"model_folders": True}))
+    changed = [part for part, model in models.items() if part not in record.models or model.version != record.models[part].version]
+    if changed:
+        raise InvalidInput("resume", f"the weights of {', '.join(changed)} changed since the run began.", hint="Start a new run.")
+
+
 def run_id(recipe: AnyRecipe, spec: RunSpec, inputs: Mapping[str, Sequence[str]], models: Mapping[str, Model]) -> str:
     """The spec's name and a hash of everything that the result depends on: the same run again continues where it stopped."""
     places = [path for path, _ in references(recipe.spec)]

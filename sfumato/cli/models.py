@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from orchestrator.recipes.artaug import Plan
+    from orchestrator.runs.records import Record
     from services.registry.engine import Registry
     from sfumato.registry.models import Models
     from sfumato.registry.records import Lineage, Version
@@ -79,27 +79,24 @@ def register(
             typer.echo(f"{entry['id'][:12]}  {entry['note']}  {' '.join(entry['aliases'])}".rstrip())
 
 
-def _finished(run: str, settings: Settings, artifacts: ArtifactStore) -> Plan:
-    """The plan of a finished run, whoever drove it: an orchestrator keeps its record in the artifact store, not in a folder."""
-    from orchestrator.spec import PromptSets, RunSpec
+def _finished(run: str, settings: Settings, artifacts: ArtifactStore) -> Record:
+    """The record of a finished run.
 
-    from orchestrator.recipes.artaug import Model, Plan
-    from orchestrator.runs import Records
-    from sfumato.cli.planning import RECORD, find_run, read_record
+    Raises:
+        InvalidInput: there is no such run, or it is not finished.
+    """
+    from orchestrator.runs.records import Records
     from sfumato.errors import InvalidInput, NotFound
 
-    if Path(run).name == run and not (settings.runs / run / RECORD).is_file():
-        records = Records(artifacts)
-        with suppress(NotFound):
-            plan, ended = records.record(run)[0].plan(), records.outcome(run)
-            if ended is None or ended.outcome.state != "finished":
-                raise InvalidInput("run", f"{run} is not finished.", hint=f"See how it stands: sfumato runs show {run}")
-            return plan
-    record = read_record(find_run(run, settings))
-    if not record.finished:
-        raise InvalidInput("run", f"{run} is not finished.", hint=f"Let it go on: sfumato run --resume {run}")
-    sets = PromptSets(**{name: tuple(prompts) for name, prompts in record.prompts.items()})
-    return Plan(RunSpec.model_validate(record.spec), sets, {part: Model(**model) for part, model in record.models.items()})
+    records = Records(artifacts, settings.runs)
+    try:
+        record, ended = records.record(run)[0], records.outcome(run)
+    except NotFound as error:
+        hint = "Its id is the name of its folder there."
+        raise InvalidInput("run", f"there is no run {run!r} in {settings.runs}.", hint=hint) from error
+    if ended is None or ended.outcome.state != "finished":
+        raise InvalidInput("run", f"{run} is not finished.", hint=f"Let it continue: sfumato run --resume {run}")
+    return record
 
 
 @app.command(name="ls")

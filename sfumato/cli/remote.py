@@ -14,6 +14,7 @@ from sfumato.errors import SfumatoError, Unavailable
 from sfumato.runs.client import RunClient
 from sfumato.runs.messages import status_to
 from sfumato.runs.records import RunState, RunStatus
+from sfumato.runtime.files import write_whole
 from sfumato.runtime.settings import Settings
 from sfumato.runtime.system import find_system
 
@@ -41,18 +42,6 @@ def connect(server: str, settings: Settings) -> RunClient:
     if not found:
         raise Unavailable("No orchestrator is named, and none runs here.", hint=NO_SERVER)
     return RunClient(found)
-
-
-def submit(client: RunClient, spec: Path) -> RunStatus:
-    """Submit a spec's file with the prompts in the files that it names; the status of its run.
-
-    Raises:
-        InvalidInput: a file cannot be read.
-        Faults: the orchestrator refuses the spec or its prompts.
-    """
-    from orchestrator.runs.specs import submittable
-
-    return client.submit(*submittable(spec))[0]
 
 
 def follow(client: RunClient, name: str, settings: Settings) -> Path:
@@ -103,9 +92,7 @@ def save(client: RunClient, path: Path, digest: str) -> None:
     """Fetch a file of a run, completely or not at all; a file that is there already is not fetched again."""
     if path.name in ("", ".", "..") or path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest:
         return
-    part = path.with_name(f"{path.name}.tmp")
-    part.write_bytes(client.fetch(digest))
-    part.replace(path)
+    write_whole(path, client.fetch(digest))
 
 
 def as_json(status: RunStatus) -> dict[str, Any]:
