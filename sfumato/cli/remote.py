@@ -44,18 +44,6 @@ def connect(server: str, settings: Settings) -> RunClient:
     return RunClient(found)
 
 
-def submit(client: RunClient, spec: Path) -> RunStatus:
-    """Submit a spec's file with the prompts in the files that it names; the status of its run.
-
-    Raises:
-        InvalidInput: a file cannot be read.
-        Faults: the orchestrator refuses the spec or its prompts.
-    """
-    from orchestrator.runs.specs import submittable
-
-    return client.submit(*submittable(spec))[0]
-
-
 def follow(client: RunClient, name: str, settings: Settings) -> Path:
     """Show the progress of a run until it is finished, and fetch its files into its folder among the runs; that folder.
 

@@ -21,7 +21,7 @@ from sfumato.cli.progress import RunProgress
 from sfumato.runs.records import Event, Picture
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.images import encode_png, read_image
-from sfumato.runtime.journal import Journal
+from sfumato.runtime.journal import RunJournal
 from tests.unit.orchestrator import states
 
 STAGES = {(part.name, stage.name): stage for part in RECIPE.stages if isinstance(part, Loop | Phase) for stage in part.stages}
@@ -80,7 +80,7 @@ def _shown(folder: Path, *, terminal: bool = False) -> tuple[str, list[dict[str,
     store = ArtifactStore(str(folder / "artifacts"))
     console = Console(file=out, force_terminal=terminal, width=200)
     with (
-        Journal(folder / "metrics.jsonl") as journal,
+        RunJournal(folder / "metrics.jsonl") as journal,
         JournalWriter(journal) as writer,
         RunProgress(console, folder, store.get) as progress,
     ):
@@ -146,7 +146,7 @@ def test_a_terminal_sees_bars_and_an_eta(tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_a_run_that_breaks_off_says_so_in_its_journal(tmp_path: Path, error: type[BaseException]) -> None:
     store = ArtifactStore(str(tmp_path / "artifacts"))
-    with Journal(tmp_path / "metrics.jsonl") as journal:
+    with RunJournal(tmp_path / "metrics.jsonl") as journal:
         with pytest.raises(error), JournalWriter(journal) as writer:
             writer.write(_told(store)[0])
             raise error
