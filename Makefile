@@ -45,8 +45,8 @@ contracts: setup  ## who may import whom
 chaos: setup  ## a run of the whole system among sixty faults
 	$(BIN)/pytest tests/chaos --faults 60
 
-browser: setup
-	@command -v chromium || command -v chromium-browser || command -v google-chrome || $(BIN)/playwright install chromium
+browser: setup  ## find a Chromium for the browser tests, or install one
+	@$(BIN)/python -m deploy.browser
 
 unit: setup browser
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder

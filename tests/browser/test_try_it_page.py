@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
+from deploy import browser
 from tests.integration.inference.serving import ROOT, SECONDS, Serving, registry_with_a_version, serving
 
 SCREENSHOT = ROOT / "build" / "try-it.png"
@@ -24,11 +24,12 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
 
 @pytest.fixture(scope="module")
 def page(served: Serving) -> Iterator[Page]:
-    """The system's Chromium where there is one, else Playwright's own (`playwright install chromium`)."""
+    """The Chromium that `make browser` finds."""
+    chromium = browser.installed()
+    assert chromium is not None, browser.ADVICE
     with sync_playwright() as playwright:
-        chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        opened = browser.new_page(viewport={"width": 900, "height": 860})
+        started = playwright.chromium.launch(executable_path=chromium, args=list(browser.ARGUMENTS))
+        opened = started.new_page(viewport={"width": 900, "height": 860})
         opened.set_default_timeout(MILLISECONDS)
         trouble: list[str] = []
         opened.on("pageerror", lambda error: trouble.append(str(error)))
@@ -37,7 +38,7 @@ def page(served: Serving) -> Iterator[Page]:
         opened.goto(served.url)
         opened.wait_for_selector("body[data-ready=yes]")
         yield opened
-        browser.close()
+        started.close()
     assert trouble == []
 
 
