@@ -7,14 +7,14 @@ import os
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-from tenacity import Retrying, retry_if_exception_type, wait_exponential
 
 from sfumato.cli.companion import BackgroundVlm
 from sfumato.cli.machine import worker_environment
 from sfumato.errors import SfumatoError, Unavailable
+from sfumato.runtime.backoff import restarting
 from sfumato.runtime.bus.nats_server import NatsServer
 from sfumato.runtime.processes import HOST, free_ports, process_started
 from sfumato.runtime.settings import ServingSettings, Settings
@@ -78,29 +78,22 @@ class Deployment:
                 self.nats.check()
             except Unavailable as error:
                 say("bus", f"{error.message.splitlines()[0]} It is started again.")
-                waiting = wait_exponential(multiplier=0.5, max=30)
-                for attempt in Retrying(wait=waiting, retry=retry_if_exception_type(Unavailable)):
+                async for attempt in restarting(lambda error: isinstance(error, Unavailable), partial(say, "bus")):
                     with attempt:
                         self.nats.start()
                 say("bus", "it is up again")
 
     async def _keep_vlm(self, make: Callable[[], BackgroundVlm], say: Say) -> None:
-        pause = 1.0
-        while True:
-            vlm = make()
-            vlm.start()
-            try:
-                while True:
-                    await asyncio.sleep(LOOK)
-                    vlm.check()
-            except SfumatoError as error:
-                if not self._up:
-                    raise
-                say("vlm", f"{error}; it is started again in {pause:.0f} s")
-            finally:
-                await asyncio.to_thread(vlm.stop)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, 60.0)
+        async for attempt in restarting(lambda error: self._up and isinstance(error, SfumatoError), partial(say, "vlm")):
+            with attempt:
+                vlm = make()
+                vlm.start()
+                try:
+                    while True:
+                        await asyncio.sleep(LOOK)
+                        vlm.check()
+                finally:
+                    await asyncio.to_thread(vlm.stop)
 
 
 def deployment(settings: Settings, workers: int, in_process: bool, any_ports: bool) -> Deployment:

@@ -9,15 +9,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sfumato.errors import Conflict, NotFound, Unavailable
+from sfumato.runtime.cancel import cancel_all
 
 if TYPE_CHECKING:
     from sfumato.cli.deployment import Deployment
@@ -114,7 +115,7 @@ async def _run(planned: Deployment, runs: Path, view: View, as_json: bool) -> in
         asyncio.get_running_loop().add_signal_handler(number, told_to_stop)
     async with AsyncExitStack() as stack:
         keepers = [asyncio.create_task(keeper) for keeper in planned.begin(stack, view.say)]
-        stack.push_async_callback(_cancelled, keepers)
+        stack.push_async_callback(cancel_all, keepers)
         stack.push_async_callback(supervisor.stop)
         for group in planned.groups:
             view.say("starting", ", ".join(program.name for program in group))
@@ -144,13 +145,7 @@ async def _done(work: Awaitable[object], stop: asyncio.Event, keepers: list[asyn
                 task.result()
         return working.done()
     finally:
-        await _cancelled([working, stopping])
-
-
-async def _cancelled(tasks: Sequence[asyncio.Future[Any]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_all([working, stopping])
 
 
 @contextmanager

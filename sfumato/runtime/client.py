@@ -12,38 +12,16 @@ import grpc
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
 from google.rpc.status_pb2 import Status
 
-from sfumato.errors import (
-    AnswerRejected,
-    BrokenWeights,
-    Busy,
-    Conflict,
-    Faults,
-    InvalidInput,
-    MissingWeights,
-    NotFound,
-    SfumatoError,
-    Unavailable,
-    WrongState,
-)
+from sfumato.errors import AnswerRejected, BrokenWeights, Busy, Faults, InvalidInput, SfumatoError, Unavailable
 from sfumato.runtime.renewing import RenewingChannel
 from sfumato.runtime.serving.artifacts import CHUNK
-from sfumato.runtime.serving.status import DETAILS
+from sfumato.runtime.serving.status import DETAILS, REASONS
 from sfumato.runtime.settings import ClientSettings
 from sfumato.runtime.telemetry import outgoing
 from sfumato.v1.artifacts_pb2 import GetRequest, PutRequest, StatRequest
 from sfumato.v1.artifacts_pb2_grpc import ArtifactServiceStub
 
 TLS = "tls://"
-KINDS: dict[str, type[SfumatoError]] = {
-    "NOT_FOUND": NotFound,
-    "CONFLICT": Conflict,
-    "BUSY": Busy,
-    "UNAVAILABLE": Unavailable,
-    "WRONG_STATE": WrongState,
-    "MISSING_WEIGHTS": MissingWeights,
-    "BROKEN_WEIGHTS": BrokenWeights,
-}
-"""A refusal's reason -> the error that was raised in the service; those with more than words are made in `error_of`."""
 START_IT = "Is it running, and is this its address? `sfumato up` starts all services."
 
 
@@ -92,8 +70,8 @@ def error_of(error: grpc.RpcError, address: str = "") -> SfumatoError:
     reason, violations = _details(error)
     if violations:
         return Faults([(violation.field, violation.description) for violation in violations])
-    if reason in KINDS:
-        return KINDS[reason](told)
+    if reason in REASONS:
+        return REASONS[reason](told)
     if reason == "ANSWER_REJECTED":
         return AnswerRejected(told, raw="")
     where = f"The service at {address}" if address else "The service"

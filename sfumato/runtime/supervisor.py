@@ -17,10 +17,10 @@ from typing import Any, BinaryIO
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential
 
 from sfumato.errors import Unavailable
 from sfumato.runtime import child_processes
+from sfumato.runtime.backoff import restarting
 from sfumato.runtime.client import channel
 
 LONGEST_LINE = 2**16
@@ -101,15 +101,11 @@ class Supervisor:
 
     async def _keep(self, kept: _ProgramState) -> None:
         """Start a program as often as it ends; less and less often where it does not live long."""
-        name = kept.program.name
-
-        def wait_told(state: RetryCallState) -> None:
-            why, pause = state.outcome.exception() if state.outcome else None, state.next_action.sleep if state.next_action else 0
-            self._tell(name, f"{why}; it is started again in {pause:.1f} s".encode())
-
         while not self._stopping:
-            waiting = wait_exponential(multiplier=0.5, max=30)
-            async for attempt in AsyncRetrying(wait=waiting, retry=retry_if_exception_type(_ProcessEnded), before_sleep=wait_told):
+            attempts = restarting(
+                lambda error: isinstance(error, _ProcessEnded), lambda words: self._tell(kept.program.name, words.encode())
+            )
+            async for attempt in attempts:
                 with attempt:
                     await self._live(kept)
 

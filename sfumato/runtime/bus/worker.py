@@ -31,6 +31,7 @@ from opentelemetry.trace import Span, SpanKind, StatusCode
 from sfumato.errors import InvalidInput, SfumatoError, Unavailable
 from sfumato.runtime import telemetry
 from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.backoff import pause
 from sfumato.runtime.bus import CONSUMER, Bus, DeadLetter, Result, checked_service, stream_of
 from sfumato.runtime.bus.puller import Puller
 from sfumato.runtime.failures import Failure, is_final, is_passing
@@ -209,7 +210,7 @@ class Worker:
                 return await self._say(message.term())
         except (NatsError, ValueError) as error:
             log.warning("a failure could not be kept: %s", error)
-        await self._say(message.nak(delay=min(settings.retry_delay * 2 ** (delivery - 1), LONGEST_DELAY)))
+        await self._say(message.nak(delay=pause(delivery, settings.retry_delay, LONGEST_DELAY)))
 
     async def _say(self, word: Coroutine[object, object, None]) -> None:
         """Say something to the server that it can do without."""

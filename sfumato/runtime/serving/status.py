@@ -1,4 +1,4 @@
-"""Which error is which gRPC status, with google.rpc's details: the one place where that is said."""
+"""The table of errors and gRPC statuses, both ways, with google.rpc's details. The service uses it to refuse, the client to raise."""
 
 from __future__ import annotations
 
@@ -29,6 +29,13 @@ from sfumato.errors import (
 
 log = logging.getLogger(__name__)
 
+
+
+def _reason(name: str) -> str:
+    """The name of an error's class in google.rpc's spelling: InvalidInput is INVALID_INPUT."""
+    return "".join(f"_{c}" if c.isupper() else c for c in name).strip("_").upper()
+
+
 DETAILS = "grpc-status-details-bin"
 DOMAIN = "sfumato"
 CODES: dict[type[SfumatoError], grpc.StatusCode] = {
@@ -41,6 +48,8 @@ CODES: dict[type[SfumatoError], grpc.StatusCode] = {
     MissingWeights: grpc.StatusCode.FAILED_PRECONDITION,
     BrokenWeights: grpc.StatusCode.DATA_LOSS,
 }
+REASONS = {_reason(kind.__name__): kind for kind in CODES if kind is not InvalidInput}
+"""The reason in a refusal's details -> the error that was raised in the service. InvalidInput is made of its field violations."""
 RETRY = Duration(seconds=1)
 """After which a caller may try again what found the service busy or loading."""
 LONGEST, MOST = 1000, 8
@@ -115,9 +124,8 @@ def cut(text: str, most: int = LONGEST) -> str:
     return data.decode() if len(data) <= most else data[: most - 3].decode("utf-8", "ignore") + "..."
 
 
-def _info(reason: str) -> ErrorInfo:
-    """The error's class in google.rpc's spelling: InvalidInput is INVALID_INPUT."""
-    return ErrorInfo(reason="".join(f"_{c}" if c.isupper() else c for c in reason).strip("_").upper(), domain=DOMAIN)
+def _info(name: str) -> ErrorInfo:
+    return ErrorInfo(reason=_reason(name), domain=DOMAIN)
 
 
 def _bad_request(violations: Sequence[Violation], room: int = LONGEST, most: int = MOST) -> BadRequest:
