@@ -20,6 +20,8 @@ from sfumato.runtime.images import resize
 from sfumato.types import Image, Region
 
 MIN_SIDE, MAX_SIDE = 8, 8192
+SAMPLED = 0.7
+"""Temperature of attempts after the greedy one."""
 
 Answer = TypeVar("Answer")
 Item = TypeVar("Item")

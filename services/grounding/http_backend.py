@@ -13,15 +13,13 @@ from typing import Any
 import httpx
 from tenacity import Retrying, before_sleep_log, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_exponential, wait_fixed
 
-from services.grounding.engine import Query
+from services.grounding.engine import SAMPLED, Query
 from sfumato.errors import InvalidInput, Unavailable
 from sfumato.runtime.images import encode_png
 from sfumato.types import Image
 
 log = logging.getLogger(__name__)
 
-SAMPLED = 0.7
-"""Temperature of attempts after the greedy one."""
 TIMEOUT = 300.0
 """Seconds a question may take: a large model writes a long answer for a minute or two."""
 PROBE = 5.0

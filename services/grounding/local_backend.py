@@ -17,10 +17,8 @@ from PIL import Image as Pillow
 from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, LogitsProcessor, LogitsProcessorList
 
-from services.grounding.engine import Query
+from services.grounding.engine import SAMPLED, Query
 from sfumato.errors import BrokenWeights, MissingWeights
-
-SAMPLED = 0.7
 
 
 class LocalBackend:

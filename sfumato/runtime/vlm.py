@@ -28,8 +28,8 @@ from typing import NamedTuple
 
 from sfumato.errors import InvalidInput, MissingWeights, Unavailable
 from sfumato.runtime import child_processes
+from sfumato.runtime.processes import HOST
 
-HOST = "127.0.0.1"
 POLL = 0.25
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 STOPPING = 10.0

@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 
 from sfumato.errors import InvalidInput, Unavailable
 from sfumato.runtime import child_processes
+from sfumato.runtime.processes import HOST
 
-HOST = "127.0.0.1"
 POLL = 0.05
 """Seconds between looks whether it is healthy."""
 LAST_WORDS = 2_000
