@@ -50,7 +50,7 @@ def test_another_process_finds_what_was_stored_in_the_same_folder(tmp_path: Path
 
 def test_a_stranger_without_the_token_is_told_so_at_once(tmp_path: Path) -> None:
     with NatsServer(tmp_path, token='se"cret') as server:
-        with pytest.raises(Unavailable, match="does not let us in"):
+        with pytest.raises(Unavailable, match="refuses the credentials"):
             asyncio.run(_stored(server, token="wrong", patience=60.0))
         asyncio.run(_enter(server))
     assert (tmp_path / "nats-server.conf").stat().st_mode & 0o077 == 0
