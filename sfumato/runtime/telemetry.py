@@ -50,7 +50,7 @@ samples = Counter("sfumato_samples", "Samples in tasks that were done.", ["kind"
 
 
 def outgoing() -> dict[str, str]:
-    """Headers that carry the present trace and the bound words to whoever gets them; ASCII, nothing where there is neither."""
+    """Headers with the current trace and context fields, in ASCII; empty if there are none."""
     carrier: dict[str, str] = {}
     _TRACE.inject(carrier)
     words = structlog.contextvars.get_contextvars()
