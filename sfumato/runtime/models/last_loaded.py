@@ -1,4 +1,4 @@
-"""What a process keeps loaded: one model, for whoever in it asks."""
+"""A process keeps one model loaded per loader."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ Model = TypeVar("Model")
 
 
 class LastLoaded(Generic[Key, Model]):
-    """A loader's last model: the same arguments give the same object, others load theirs in its place, never beside it.
+    """A decorator of a loader that keeps its last model: the same arguments return the same object, other arguments first release it.
 
-    As a decorator of the loader. All who use it do so in one thread, or in one lane.
+    Not thread-safe: call it in one thread or through one `EngineQueue`.
     """
 
     def __init__(self, load: Callable[Key, Model]) -> None:
@@ -21,11 +21,11 @@ class LastLoaded(Generic[Key, Model]):
         self._loaded: tuple[object, Model] | None = None
 
     def __call__(self, *args: Key.args, **kwargs: Key.kwargs) -> Model:
-        """The model of these arguments. Raises what loading raises; nothing is loaded then."""
+        """The model of these arguments. Raises what the loader raises; then no model is kept."""
         key = (args, tuple(sorted(kwargs.items())))
         if self._loaded is None or self._loaded[0] != key:
             if self._loaded is not None:
                 self._loaded = None
-                gc.collect()  # modules and their hooks know each other: only this frees them now
+                gc.collect()  # modules and their hooks form reference cycles
             self._loaded = (key, self._load(*args, **kwargs))
         return self._loaded[1]

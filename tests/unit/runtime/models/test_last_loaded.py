@@ -1,4 +1,4 @@
-"""One model is kept, and never two of them."""
+"""One model is kept, never two."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from sfumato.runtime.models.last_loaded import LastLoaded
 
 
 class Model:
-    """Knows itself, as modules with hooks do."""
+    """Refers to itself, as modules with hooks do."""
 
     def __init__(self) -> None:
         self.hook = self
 
 
-def test_the_last_model_stays_and_another_is_loaded_when_it_is_gone() -> None:
+def test_the_last_model_stays_and_is_released_before_another_is_loaded() -> None:
     alive: list[weakref.ref[Model]] = []
 
     @LastLoaded
