@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from services.trainer.engine import Pair, TrainSettings, train_pairs
+from services.trainer.engine import train_pairs
+from services.trainer.pairs import Pair, TrainSettings
 from sfumato.diffusion.families import family_of
 from sfumato.diffusion.loading import load_pipeline
 from sfumato.vista.weights import locate

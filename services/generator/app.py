@@ -9,9 +9,9 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from services.generator.engine import GeneratorSettings
+from services.generator.served import ServedGenerator, serve
 from services.generator.servicer import GeneratorServicer
 from services.generator.tasks import HANDLERS
-from services.generator.warm import ServedModel, serve
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.hub import located
 from sfumato.runtime.serving.lane import Lane
@@ -40,7 +40,7 @@ def services(serving: ServingSettings) -> Sequence[Service]:
     """The generator's service on its engine."""
     settings, painting = Settings(), PaintingSettings()
 
-    def load() -> ServedModel:
+    def load() -> ServedGenerator:
         folder = located(painting.model) if painting.model else weights.locate("generator", settings.weights or weights.ROOT)
         return serve(folder, painting.precision, GeneratorSettings(max_batch=painting.max_batch))
 

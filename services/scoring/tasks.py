@@ -11,10 +11,10 @@ from services.scoring.loading import Scorers, check_metrics
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.device import pick_device
 from sfumato.runtime.images import decode_image
+from sfumato.runtime.last_loaded import LastLoaded
 from sfumato.runtime.references import checked_scorers
 from sfumato.runtime.settings import Settings
 from sfumato.runtime.tasks import Output, Task
-from sfumato.runtime.warm import Warm
 
 
 def score(task: Task, artifacts: ArtifactStore) -> Output:
@@ -52,6 +52,6 @@ def _engine(task: Task, metrics: Sequence[str]) -> ScoringEngine:
     return engine_of(checked_scorers(task.model_reference, models, task.model, Settings()), models, metrics)
 
 
-@Warm
+@LastLoaded
 def _scorers(root: Path, models: tuple[tuple[str, str], ...]) -> Scorers:
     return Scorers(root, dict(models), pick_device())

@@ -7,9 +7,10 @@ from functools import partial
 
 from pydantic_settings import SettingsConfigDict
 
+from services.trainer.objectives.joint import JOINT
+from services.trainer.served import ServedTrainer, serve
 from services.trainer.servicer import TrainerServicer
-from services.trainer.tasks import HANDLERS, JOINT
-from services.trainer.warm import ServedModel, serve
+from services.trainer.tasks import HANDLERS
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.hub import located
 from sfumato.runtime.serving.lane import Lane
@@ -38,13 +39,13 @@ def services(serving: ServingSettings) -> Sequence[Service]:
     """The trainer's service on its model."""
     settings, base = Settings(), BaseModelSettings()
 
-    def load() -> ServedModel:
+    def load() -> ServedTrainer:
         folder = located(base.model) if base.model else weights.locate("generator", settings.weights or weights.ROOT)
         return serve(folder, base.precision)
 
     lane = Lane(load, waiting=serving.waiting)
     servicer = TrainerServicer(lane, ArtifactStore(settings.artifacts_url))
-    handlers = {kind: handler for kind, handler in HANDLERS.items() if base.joint or kind != JOINT}
+    handlers = {kind: handler for kind, handler in HANDLERS.items() if base.joint or kind != JOINT.task}
     return [Service("sfumato.v1.TrainerService", partial(add_TrainerServiceServicer_to_server, servicer), lane, handlers)]
 
 

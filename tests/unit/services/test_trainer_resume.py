@@ -13,8 +13,10 @@ import torch
 from safetensors.torch import load, save
 
 from services.trainer import tasks
-from services.trainer.engine import Pair, TrainedPair, TrainSettings, train_pairs
-from services.trainer.warm import model_of
+from services.trainer.engine import train_pairs
+from services.trainer.objectives.objective import TrainedAdapter
+from services.trainer.pairs import Pair, TrainSettings
+from services.trainer.served import model_of
 from sfumato.errors import BrokenWeights
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.tasks import Task
@@ -80,7 +82,7 @@ def test_every_moment_of_a_training_can_be_gone_on_from() -> None:
     whole = train_pairs(pipeline, pairs, settings, checkpoint)
     for data in checkpoint.saved[::3]:
         for result, expected in zip(train_pairs(pipeline, pairs, settings, Memory(data)), whole, strict=True):
-            assert isinstance(result, TrainedPair) and isinstance(expected, TrainedPair)
+            assert isinstance(result, TrainedAdapter) and isinstance(expected, TrainedAdapter)
             assert (result.losses, result.probes, result.rank) == (expected.losses, expected.probes, expected.rank)
             for name, factors in expected.adapter.factors.items():
                 assert all(torch.equal(a, b) for a, b in zip(factors, result.adapter.factors[name], strict=True))

@@ -7,7 +7,7 @@ import weakref
 import pytest
 
 from sfumato.errors import MissingWeights
-from sfumato.runtime.warm import Warm
+from sfumato.runtime.last_loaded import LastLoaded
 
 
 class Model:
@@ -20,7 +20,7 @@ class Model:
 def test_the_last_model_stays_and_another_is_loaded_when_it_is_gone() -> None:
     alive: list[weakref.ref[Model]] = []
 
-    @Warm
+    @LastLoaded
     def load(name: str) -> Model:
         assert all(model() is None for model in alive)
         if name == "none":
