@@ -14,7 +14,11 @@ from diffusers.hooks import HookRegistry
 from torch import nn
 
 from sfumato.diffusion.budget import RowBudget
-from sfumato.diffusion.families import Family, FluxFamily, SD3Family, SDFamily, SDXLFamily, family_of
+from sfumato.diffusion.families import Family, family_of
+from sfumato.diffusion.families.flux import FluxFamily
+from sfumato.diffusion.families.sd import SDFamily
+from sfumato.diffusion.families.sd3 import SD3Family
+from sfumato.diffusion.families.sdxl import SDXLFamily
 from sfumato.diffusion.regional import HOOK, Branches, plan_branches, regional_average
 from sfumato.diffusion.sampling import paint
 from sfumato.errors import InvalidInput
@@ -177,8 +181,8 @@ def test_lora_keys_bind_in_diffusers(subject: Subject) -> None:
     assert any(name.endswith("to_q") for name in chosen)
     tensors = {}
     for name, module in chosen.items():
-        tensors[f"{family.lora_prefix}.{name}.lora_A.weight"] = torch.ones(1, module.in_features)
-        tensors[f"{family.lora_prefix}.{name}.lora_B.weight"] = torch.ones(module.out_features, 1)
+        tensors[f"{family.denoiser_part}.{name}.lora_A.weight"] = torch.ones(1, module.in_features)
+        tensors[f"{family.denoiser_part}.{name}.lora_B.weight"] = torch.ones(module.out_features, 1)
     pipeline.load_lora_weights(tensors, adapter_name="test")
     assert {name for name, module in family.denoiser.named_modules() if "test" in getattr(module, "lora_A", {})} == set(chosen)
 
