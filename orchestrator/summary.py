@@ -16,6 +16,7 @@ from typing import Any
 from orchestrator.recipes.artaug import HeldOut, Iteration, Plan, Sample, State, Trial
 from orchestrator.recipes.artaug.state import KEPT, RULES, Scores, set_aside
 from orchestrator.spec import RunSpec
+from sfumato.scoring.preference import win_probability
 
 Number = float | None
 
@@ -193,11 +194,6 @@ def _comparison(spec: RunSpec, state: State, marks: Mapping[str, Mapping[str, Nu
 # --- arithmetic ---
 
 
-def preference(a: float, b: float) -> float:
-    """The probability that the picture scored ``a`` is preferred to the one scored ``b`` (PickScore, equation 1)."""
-    return 0.5 * (1 + math.tanh((a - b) / 2))
-
-
 def mean(values: Iterable[float]) -> Number:
     """The mean, None of nothing or of what is not finite."""
     values = array("d", values)
@@ -216,7 +212,7 @@ def _mean_of(heldout: HeldOut | None, metric: str) -> Number:
 def _share(heldout: HeldOut | None, other: HeldOut | None, metric: str) -> Number:
     """The mean probability, in %, that a picture is preferred to the other model's of the same prompt and seed."""
     pairs = _both(heldout, other, metric)
-    share = mean(preference(a, b) for a, b in pairs)
+    share = mean(win_probability(a, b) for a, b in pairs)
     return None if share is None else 100 * share
 
 

@@ -14,11 +14,11 @@ from services.generator.servicer import GeneratorServicer
 from services.generator.tasks import HANDLERS
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.hub import located
+from sfumato.runtime.references import VISTA, model_folder
 from sfumato.runtime.serving.lane import Lane
 from sfumato.runtime.serving.server import Service, run
 from sfumato.runtime.settings import FiledSettings, ServingSettings, Settings
 from sfumato.v1.generator_pb2_grpc import add_GeneratorServiceServicer_to_server
-from sfumato.vista import weights
 
 ADDRESS = "127.0.0.1:7101"
 
@@ -41,7 +41,7 @@ def services(serving: ServingSettings) -> Sequence[Service]:
     settings, painting = Settings(), PaintingSettings()
 
     def load() -> ServedGenerator:
-        folder = located(painting.model) if painting.model else weights.locate("generator", settings.weights or weights.ROOT)
+        folder = located(painting.model) if painting.model else model_folder(VISTA, "generator", settings)
         return serve(folder, painting.precision, GeneratorSettings(max_batch=painting.max_batch))
 
     lane = Lane(load, waiting=serving.waiting)

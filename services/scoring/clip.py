@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import CLIPModel
 
 from services.scoring.metric import Batch, Metric
-from sfumato.vista.scorers import AESTHETIC_HIGH, AESTHETIC_LOW, AestheticPredictor, unit
+from sfumato.scoring.networks import AESTHETIC_HIGH, AESTHETIC_LOW, AestheticPredictor, unit
 
 
 class ClipEncoder:

@@ -22,7 +22,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from services.scoring.mps import CrossModel
 from sfumato.errors import BrokenWeights, InvalidInput
-from sfumato.vista.scorers import AestheticPredictor
+from sfumato.scoring.networks import AestheticPredictor
 
 State: TypeAlias = dict[str, Tensor]
 

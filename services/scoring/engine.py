@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -108,10 +107,3 @@ def check_prompt(prompt: str) -> None:
         raise InvalidInput("prompt", "it is empty.", hint="Say what the picture should show.")
     if len(prompt) > MAX_PROMPT:
         raise InvalidInput("prompt", f"it has {len(prompt)} characters; the limit is {MAX_PROMPT}.")
-
-
-def win_probability(a: float, b: float) -> float:
-    """How probable it is that the picture with score ``a`` is preferred to the one with score ``b``: a softmax of the two
-    (PickScore, Kirstain et al. 2023, equation 1). For ``pickscore`` and ``mps``, whose scores are logits.
-    """
-    return 0.5 * (1 + math.tanh((a - b) / 2))

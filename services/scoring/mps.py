@@ -1,7 +1,7 @@
 """MPS (Zhang et al. 2024): a CLIP that looks at the picture with the prompt's words, under a condition.
 
 `PublishedPreference` is the network as its authors published it (Kwai-Kolors/MPS), with the names of its state dict;
-Vista's own, smaller and with a soft mask, is `sfumato.vista.scorers.MultiPreference`.
+Vista's own, smaller and with a soft mask, is `sfumato.scoring.networks.MultiPreference`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from transformers import CLIPModel
 
 from services.scoring.clip import ClipEncoder
 from services.scoring.metric import Batch, Metric
-from sfumato.vista.scorers import MultiPreference, unit
+from sfumato.scoring.networks import MultiPreference, unit
 
 HEAD_WIDTH = 64
 GROWTH = 4

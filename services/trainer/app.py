@@ -13,11 +13,11 @@ from services.trainer.servicer import TrainerServicer
 from services.trainer.tasks import HANDLERS
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.hub import located
+from sfumato.runtime.references import VISTA, model_folder
 from sfumato.runtime.serving.lane import Lane
 from sfumato.runtime.serving.server import Service, run
 from sfumato.runtime.settings import FiledSettings, ServingSettings, Settings
 from sfumato.v1.trainer_pb2_grpc import add_TrainerServiceServicer_to_server
-from sfumato.vista import weights
 
 ADDRESS = "127.0.0.1:7104"
 
@@ -40,7 +40,7 @@ def services(serving: ServingSettings) -> Sequence[Service]:
     settings, base = Settings(), BaseModelSettings()
 
     def load() -> ServedTrainer:
-        folder = located(base.model) if base.model else weights.locate("generator", settings.weights or weights.ROOT)
+        folder = located(base.model) if base.model else model_folder(VISTA, "generator", settings)
         return serve(folder, base.precision)
 
     lane = Lane(load, waiting=serving.waiting)

@@ -13,7 +13,8 @@ from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
-from sfumato.diffusion.families.catalog import FAMILIES, described, supported
+from sfumato.diffusion.families import family_class
+from sfumato.diffusion.families.catalog import FAMILIES, supported
 from sfumato.errors import BrokenWeights, MissingWeights
 
 
@@ -31,7 +32,7 @@ def load_pipeline(path: Path, *, dtype: torch.dtype = torch.float32, device: str
     try:
         _check_files(Path(path))
         with _quiet():
-            kind = described(name).pipeline_type()
+            kind = family_class(name).pipeline_type()
             pipeline = kind.from_pretrained(path, dtype=dtype, local_files_only=True, use_safetensors=True, **absent)
     except BrokenWeights:
         raise

@@ -22,7 +22,8 @@ from diffusers.utils import logging as diffusers_logging
 from peft import PeftModel
 from torch import Tensor, nn
 
-from sfumato.diffusion.families.catalog import DENOISERS, FAMILIES, described, supported
+from sfumato.diffusion.families import family_class
+from sfumato.diffusion.families.catalog import DENOISERS, FAMILIES, supported
 from sfumato.errors import BrokenWeights, MissingWeights
 from sfumato.lora.adapter import Adapter
 
@@ -62,7 +63,7 @@ def skeleton(folder: Path) -> DiffusionPipeline:
         if entries["_class_name"] not in FAMILIES:
             hint = f"Supported: {supported()}."
             raise BrokenWeights(f"{folder} holds a {entries['_class_name']}, which is not supported.", hint=hint)
-        kind = described(entries["_class_name"]).pipeline_type()
+        kind = family_class(entries["_class_name"]).pipeline_type()
         part = next(name for name in DENOISERS if name in entries)
         config = json.loads((Path(folder) / part / "config.json").read_text(encoding="utf-8"))
         return _empty(kind, getattr(diffusers, entries[part][1]), config)

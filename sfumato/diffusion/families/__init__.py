@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from sfumato.diffusion.families.catalog import described_of
+from sfumato.diffusion.families.catalog import described, described_of
 from sfumato.diffusion.families.family import Family as Family
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+
+
+def family_class(pipeline_class: str) -> type[Family]:
+    """The family of a pipeline class of this name.
+
+    Raises:
+        InvalidInput: no family knows it.
+    """
+    return cast(type[Family], described(pipeline_class))
 
 
 def family_of(pipeline: DiffusionPipeline) -> Family:

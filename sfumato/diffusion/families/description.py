@@ -31,13 +31,6 @@ class Description:
     published: ClassVar[Mapping[str, ModelSize]] = {}
 
     @classmethod
-    def pipeline_type(cls) -> Any:
-        """The pipeline class itself; imports diffusers."""
-        import diffusers
-
-        return getattr(diffusers, cls.pipeline_class)
-
-    @classmethod
     def blocks(cls, config: Mapping[str, Any], vae_scale: int) -> tuple[Blocks, ...]:
         """The denoiser's blocks.
 

@@ -47,6 +47,13 @@ class Family(Description, ABC):
     objective: Objective
     """What the denoiser was trained to predict."""
 
+    @classmethod
+    def pipeline_type(cls) -> Any:
+        """The class of the family's pipelines."""
+        import diffusers
+
+        return getattr(diffusers, cls.pipeline_class)
+
     def __init__(self, pipeline: DiffusionPipeline) -> None:
         # Typed loosely: diffusers declares what pipelines share on each class.
         self.pipeline: Any = pipeline
