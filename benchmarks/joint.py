@@ -20,7 +20,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from services.trainer.checkpoint import Step
+from services.trainer.checkpoint import FitStep
 from services.trainer.distributed import Processes
 from services.trainer.group import Alone, Group, workers
 from services.trainer.objectives import joint
@@ -40,7 +40,7 @@ def seconds_a_step(training: JointTraining, group: Group) -> list[float]:
     """Of every step after the first ones."""
     moments = [time.perf_counter()]
 
-    def tell(_: Step) -> None:
+    def tell(_: FitStep) -> None:
         moments.append(time.perf_counter())
 
     training.run(group, on_step=tell)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from services.scoring.clip import CosineScorer
-from services.scoring.metric import Batch, Metric, Scorer
+from services.scoring.metric import Metric, Scorer, ScoringBatch
 from sfumato.errors import InvalidInput
 from sfumato.types import Image
 
@@ -45,7 +45,7 @@ class ScoringEngine:
         results: list[dict[str, float]] = [{} for _ in images]
         for start in range(0, len(images), self._batch):
             rows = range(start, min(start + self._batch, len(images)))
-            batch = Batch([images[i] for i in rows], [prompts[i] for i in rows])
+            batch = ScoringBatch([images[i] for i in rows], [prompts[i] for i in rows])
             for name in chosen:
                 values = self._scorers[name].score(batch)
                 for row, value in zip(rows, values, strict=True):
@@ -66,7 +66,7 @@ class ScoringEngine:
             raise InvalidInput("images", f"{len(first)} to compare with {len(second)}.", hint="Give as many of the one as of the other.")
         values: list[float] = []
         for start in range(0, len(first), self._batch):
-            pair = [Batch(images[start : start + self._batch], ()) for images in (first, second)]
+            pair = [ScoringBatch(images[start : start + self._batch], ()) for images in (first, second)]
             check_images([image for batch in pair for image in batch.images])
             a, b = (scorer.encoder.images(batch) for batch in pair)
             values += (a * b).sum(-1).tolist()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import CLIPModel
 
 from services.scoring.clip import ClipEncoder
-from services.scoring.metric import Batch, Metric
+from services.scoring.metric import Metric, ScoringBatch
 from sfumato.scoring.networks import MultiPreference, unit
 
 HEAD_WIDTH = 64
@@ -31,7 +31,7 @@ class MpsScorer:
         scale = encoder.model.logit_scale.exp().item()
         self.metric = Metric(name, -scale, scale, True, version)
 
-    def score(self, batch: Batch) -> list[float]:
+    def score(self, batch: ScoringBatch) -> list[float]:
         """See `Scorer.score`."""
         text, condition = (self.encoder.tokens(texts, self.padding) for texts in (batch.prompts, [self.condition]))
         return self.model(self.encoder.pixels(batch)[None], text, condition)[0].tolist()

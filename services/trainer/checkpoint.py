@@ -37,7 +37,7 @@ class Checkpoint(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class FitStep:
     """One step of a fit: which fit, its steps done and in all, the pairs it still trains and their mean loss in it."""
 
     fit: str
@@ -47,7 +47,7 @@ class Step:
     loss: float
 
 
-OnStep: TypeAlias = Callable[[Step], object] | None
+OnStep: TypeAlias = Callable[[FitStep], object] | None
 """Is called with every step; an exception it raises ends the training."""
 
 
@@ -68,7 +68,7 @@ class LoadedCheckpoint:
             self._keep.save(data)
 
 
-class Journal:
+class FitJournal:
     """The fits of one training by name, finished or in work, each as the tensors it can be continued from.
 
     Fits follow one another in an order that their results alone decide, so a training that begins again and finds its
@@ -95,7 +95,7 @@ class Journal:
         """Where the fit stood, or None if it never began."""
         return self._fits.get(fit)
 
-    def tell(self, step: Step) -> None:
+    def tell(self, step: FitStep) -> None:
         """A step of a fit was made; raises what who is told raises."""
         if self._on_step is not None:
             self._on_step(step)

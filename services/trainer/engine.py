@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from services.trainer.checkpoint import Checkpoint, Journal, OnStep
+from services.trainer.checkpoint import Checkpoint, FitJournal, OnStep
 from services.trainer.objectives.catalog import pair_objective
 from services.trainer.objectives.objective import TrainedAdapter
-from services.trainer.pairs import Pair, PairTraining, TrainSettings
+from services.trainer.pairs import PairTraining, TrainingPair, TrainSettings
 from sfumato.diffusion.families import family_of
 from sfumato.errors import Diverged
 
@@ -33,7 +33,7 @@ def train_pair(
         InvalidInput: as `train_pairs`.
     """
     size = family_of(pipeline).limits.default_size
-    pair = Pair(prompt, before, after, seed, width or size, height or size)
+    pair = TrainingPair(prompt, before, after, seed, width or size, height or size)
     result = train_pairs(pipeline, [pair], settings)[0]
     if isinstance(result, Diverged):
         raise result
@@ -42,7 +42,7 @@ def train_pair(
 
 def train_pairs(
     pipeline: DiffusionPipeline,
-    pairs: Sequence[Pair],
+    pairs: Sequence[TrainingPair],
     settings: TrainSettings,
     checkpoint: Checkpoint | None = None,
     on_step: OnStep = None,
@@ -59,4 +59,4 @@ def train_pairs(
             of range.
         BrokenWeights: the checkpoint is damaged.
     """
-    return PairTraining(pair_objective(settings.objective), pipeline, pairs, settings).run(Journal(checkpoint, on_step))
+    return PairTraining(pair_objective(settings.objective), pipeline, pairs, settings).run(FitJournal(checkpoint, on_step))

@@ -11,7 +11,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor, nn
 
-from services.trainer.checkpoint import FitState, Journal, Step
+from services.trainer.checkpoint import FitJournal, FitState, FitStep
 from services.trainer.convergence import PROBES, ProbeLosses
 from services.trainer.loss import FitContext, Loss, LossRows, denoising_loss
 from services.trainer.optimizer import Optimizer
@@ -102,7 +102,7 @@ class Fit:
         self._generators = [torch.Generator().manual_seed(each.seed + 1) for each in inputs]
         self._use(PackedLora.fresh(denoiser, context.family.lora_targets, rank, [each.seed for each in inputs], frozen_base))
 
-    def run(self, journal: Journal, name: str) -> None:
+    def run(self, journal: FitJournal, name: str) -> None:
         """All steps, or those that are left of a fit the journal knows."""
         known = journal.recall(name)
         if known is not None:
@@ -116,7 +116,7 @@ class Fit:
                 self._probe()
             journal.note(name, self._state)
             losses = [self.losses[index][-1] for index in self.alive]
-            journal.tell(Step(name, self._done, self._steps, len(losses), sum(losses) / max(1, len(losses))))
+            journal.tell(FitStep(name, self._done, self._steps, len(losses), sum(losses) / max(1, len(losses))))
         self._drop({k: FitOutcome.WEIGHTS_NOT_FINITE for k, finite in zip(self.alive, self.phi.finite(), strict=True) if not finite})
         journal.finish(name, self._state(optimizer=False))
 

@@ -64,7 +64,7 @@ def prediction_error(context: FitContext, clean: Tensor, rows: LossRows) -> Tens
         clean: latents ``[rows, ...]`` in the noise's precision.
         rows: noise, levels and texts.
     """
-    family, noising = context.family, context.family.objective
+    family, noising = context.family, context.family.parameterization
     levels = noising.levels(rows.quantiles).to(rows.noise.device)
     noised = noising.noised(clean, rows.noise, levels)
     answer = family.predict(noised, levels, rows.conditions, context.width, context.height, context.guidance)

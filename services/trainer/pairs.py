@@ -12,13 +12,13 @@ from typing import Any, Literal
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from services.trainer.checkpoint import Checkpoint, Journal, LoadedCheckpoint, OnStep
+from services.trainer.checkpoint import Checkpoint, FitJournal, LoadedCheckpoint, OnStep
 from services.trainer.convergence import RANKS, ProbeLosses
 from services.trainer.fit import Fit, FitInput, FitOutcome, frozen
 from services.trainer.group import Group
 from services.trainer.loss import FitContext, Loss, denoising_loss
 from services.trainer.memory import pack_size
-from services.trainer.objectives.objective import Sample, TrainedAdapter, check_sample
+from services.trainer.objectives.objective import TrainedAdapter, TrainingSample, check_sample
 from sfumato.diffusion.families import Family, family_of
 from sfumato.errors import Diverged, InvalidInput
 from sfumato.lora.packed import PackedLora
@@ -54,7 +54,7 @@ class TrainSettings:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Pair:
+class TrainingPair:
     """A kept pair: final latents of X and X' in the family's layout, painted from ``prompt`` at ``width x height`` pixels."""
 
     prompt: str
@@ -85,17 +85,19 @@ class PairObjective:
     pictures: tuple[str, ...] = ("before", "after")
 
     def training(
-        self, pipeline: DiffusionPipeline, samples: Sequence[Sample], params: Mapping[str, Any], width: int, height: int
+        self, pipeline: DiffusionPipeline, samples: Sequence[TrainingSample], params: Mapping[str, Any], width: int, height: int
     ) -> PairTraining:
         """See `Objective.training`; ``params`` are the fields of `TrainSettings`."""
-        pairs = [Pair(s.prompt, s.latents["before"], s.latents["after"], s.seed, width, height) for s in samples]
+        pairs = [TrainingPair(s.prompt, s.latents["before"], s.latents["after"], s.seed, width, height) for s in samples]
         return PairTraining(self, pipeline, pairs, TrainSettings(**params))
 
 
 class PairTraining:
     """A checked training of pairs of one size; the pipeline's weights are not written."""
 
-    def __init__(self, objective: PairObjective, pipeline: DiffusionPipeline, pairs: Sequence[Pair], settings: TrainSettings) -> None:
+    def __init__(
+        self, objective: PairObjective, pipeline: DiffusionPipeline, pairs: Sequence[TrainingPair], settings: TrainSettings
+    ) -> None:
         """Check.
 
         Raises:
@@ -110,10 +112,10 @@ class PairTraining:
     def adapters(
         self, group: Group, checkpoint: bytes | None = None, keep: Checkpoint | None = None, on_step: OnStep = None
     ) -> list[TrainedAdapter | Diverged]:
-        """See `Training.adapters`; every process of the group computes all of it."""
-        return self.run(Journal(LoadedCheckpoint(checkpoint, keep), on_step))
+        """See `PreparedTraining.adapters`; every process of the group computes all of it."""
+        return self.run(FitJournal(LoadedCheckpoint(checkpoint, keep), on_step))
 
-    def run(self, journal: Journal) -> list[TrainedAdapter | Diverged]:
+    def run(self, journal: FitJournal) -> list[TrainedAdapter | Diverged]:
         """One result for each pair, in their order; a pair that diverges does not affect the others."""
         context, settings = self._context, self._settings
         with frozen(self._family.denoiser):
@@ -130,7 +132,7 @@ class PairTraining:
                 results += self._train_pack(fits[start : start + size], journal, f"from {start}")
         return results
 
-    def _train_pack(self, pack: Sequence[PairFits], journal: Journal, name: str) -> list[TrainedAdapter | Diverged]:
+    def _train_pack(self, pack: Sequence[PairFits], journal: FitJournal, name: str) -> list[TrainedAdapter | Diverged]:
         """All fits of some pairs at the smallest rank that converges: pairs that do not converge are fitted again at the next rank."""
         settings, (first_plan, *later_plans) = self._settings, self._objective.plan(self._settings)
         results: dict[int, TrainedAdapter | Diverged] = {}
@@ -158,7 +160,7 @@ class PairTraining:
         numbers: Sequence[int],
         plan: FitPlan,
         rank: int,
-        journal: Journal,
+        journal: FitJournal,
         name: str,
         results: dict[int, TrainedAdapter | Diverged],
         base: PackedLora | None = None,
@@ -177,7 +179,7 @@ class PairTraining:
 class PairFits:
     """One pair, the inputs of its fits, and the record of the fits made."""
 
-    def __init__(self, pair: Pair, conditions: Mapping[str, Tensor], family: Family) -> None:
+    def __init__(self, pair: TrainingPair, conditions: Mapping[str, Tensor], family: Family) -> None:
         device = next(family.denoiser.parameters()).device
         self.pair, self._conditions = pair, conditions
         self._latents = {"before": pair.before.to(device), "after": pair.after.to(device)}
@@ -195,11 +197,11 @@ class PairFits:
         self.probes.append(probes)
 
 
-def _diverged(pair: Pair, outcome: FitOutcome) -> Diverged:
+def _diverged(pair: TrainingPair, outcome: FitOutcome) -> Diverged:
     return Diverged(outcome.reason(pair.seed), hint="Lower the learning rate.")
 
 
-def _check(pairs: Sequence[Pair], settings: TrainSettings, family: Family) -> None:
+def _check(pairs: Sequence[TrainingPair], settings: TrainSettings, family: Family) -> None:
     if not pairs:
         raise InvalidInput("pairs", "there are none.")
     if min(*settings.ranks, settings.batch, settings.steps_before, settings.steps_after) < 1:

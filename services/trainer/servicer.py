@@ -9,14 +9,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from services.trainer.checkpoint import Step
+from services.trainer.checkpoint import FitStep
 from services.trainer.engine import train_pairs
 from services.trainer.group import Alone
 from services.trainer.objectives.differential import DIFFERENTIAL
 from services.trainer.objectives.joint import JOINT, JointPicture, JointSettings, JointTraining
 from services.trainer.objectives.naive import NAIVE
 from services.trainer.objectives.objective import TrainedAdapter
-from services.trainer.pairs import Pair, TrainSettings
+from services.trainer.pairs import TrainingPair, TrainSettings
 from services.trainer.served import ServedTrainer, TrainedModel
 from sfumato.diffusion.families import family_of
 from sfumato.errors import Diverged, InvalidInput
@@ -42,7 +42,7 @@ class TrainerServicer(TrainerServiceServicer):
         """Train the pairs together; how far it is while it goes on, and the adapters last."""
 
         def work(served: ServedTrainer, caller: Caller) -> trainer_pb2.TrainResponse:
-            def on_step(step: Step) -> None:
+            def on_step(step: FitStep) -> None:
                 caller.check()
                 told = trainer_pb2.TrainProgress(fit=step.fit, done=step.done, total=step.total, pairs=step.pairs, loss=step.loss)
                 caller.tell(trainer_pb2.TrainResponse(progress=told))
@@ -62,12 +62,12 @@ class TrainerServicer(TrainerServiceServicer):
             return [_joint(model, pairs, request, on_step)]
         return train_pairs(model.pipeline, pairs, settings_of(request), on_step=on_step)
 
-    def _pairs(self, model: TrainedModel, request: trainer_pb2.TrainRequest) -> list[Pair]:
+    def _pairs(self, model: TrainedModel, request: trainer_pb2.TrainRequest) -> list[TrainingPair]:
         size = family_of(model.pipeline).limits.default_size
         width = request.width if request.HasField("width") else size
         height = request.height if request.HasField("height") else size
         return [
-            Pair(
+            TrainingPair(
                 pair.prompt,
                 self._latents(pair.before, f"pairs[{index}].before"),
                 self._latents(pair.after, f"pairs[{index}].after"),
@@ -95,7 +95,9 @@ class TrainerServicer(TrainerServiceServicer):
         return trainer_pb2.TrainResult(pairs=pairs)
 
 
-def _joint(model: TrainedModel, pairs: Sequence[Pair], request: trainer_pb2.TrainRequest, on_step: Any) -> TrainedAdapter | Diverged:
+def _joint(
+    model: TrainedModel, pairs: Sequence[TrainingPair], request: trainer_pb2.TrainRequest, on_step: Any
+) -> TrainedAdapter | Diverged:
     """One adapter for all pairs, where `train_pairs` trains one for each."""
     if request.WhichOneof("rank") != "fixed_rank":
         raise InvalidInput("rank", "joint training needs a fixed one.", hint="Convergence is tested on single pairs.")

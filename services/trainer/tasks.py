@@ -13,10 +13,10 @@ from diffusers import FluxPipeline  # pyright: ignore[reportPrivateImportUsage]
 from safetensors.torch import load
 from torch import Tensor
 
-from services.trainer.checkpoint import Step
+from services.trainer.checkpoint import FitStep
 from services.trainer.group import Alone, Group, all_well
 from services.trainer.objectives.catalog import OBJECTIVES, objective_of
-from services.trainer.objectives.objective import Sample, Training
+from services.trainer.objectives.objective import PreparedTraining, TrainingSample
 from services.trainer.served import TrainedModel, model_of
 from sfumato.errors import Diverged, InvalidInput
 from sfumato.lora import adapter as algebra
@@ -69,13 +69,13 @@ def train(task: Task, artifacts: ArtifactStore, group: Group = ALONE) -> Output:
     return Output(values, files)
 
 
-def _training(task: Task, artifacts: ArtifactStore) -> Training:
+def _training(task: Task, artifacts: ArtifactStore) -> PreparedTraining:
     params = dict(task.params)
     objective = objective_of(task.kind, params.get("objective"))
     width, height, digest = params.pop("width"), params.pop("height"), params.pop("adapter")
     model = _model(task, params.pop("precision", "float32"), digest, artifacts)
     samples = [
-        Sample(item["prompt"], {name: _latents(item[name], artifacts) for name in objective.pictures}, item.get("seed", 0))
+        TrainingSample(item["prompt"], {name: _latents(item[name], artifacts) for name in objective.pictures}, item.get("seed", 0))
         for item in task.items
     ]
     return objective.training(model.pipeline, samples, params, width, height)
@@ -89,7 +89,7 @@ class _ProgressLog:
         self._first = (0, 0.0)
         self._due = time.monotonic() + LOG_INTERVAL
 
-    def __call__(self, step: Step) -> None:
+    def __call__(self, step: FitStep) -> None:
         now = time.monotonic()
         if step.fit != self._fit:
             self._fit, self._first = step.fit, (step.done, now)

@@ -19,11 +19,11 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from services.trainer.checkpoint import Checkpoint, FitState, Journal, LoadedCheckpoint, OnStep, Step
+from services.trainer.checkpoint import Checkpoint, FitJournal, FitState, FitStep, LoadedCheckpoint, OnStep
 from services.trainer.fit import EXPLODED, PATIENCE, frozen
 from services.trainer.group import Group, flat, shaped, summed
 from services.trainer.loss import FitContext, LossRows, denoising_loss
-from services.trainer.objectives.objective import Sample, TrainedAdapter, check_sample
+from services.trainer.objectives.objective import TrainedAdapter, TrainingSample, check_sample
 from services.trainer.optimizer import Optimizer
 from sfumato.diffusion.families import Family, family_of
 from sfumato.errors import Diverged, InvalidInput, SfumatoError
@@ -69,7 +69,7 @@ class JointObjective:
     pictures: tuple[str, ...] = ("latents",)
 
     def training(
-        self, pipeline: DiffusionPipeline, samples: Sequence[Sample], params: Mapping[str, Any], width: int, height: int
+        self, pipeline: DiffusionPipeline, samples: Sequence[TrainingSample], params: Mapping[str, Any], width: int, height: int
     ) -> JointTraining:
         """See `Objective.training`; ``params`` are the fields of `JointSettings`."""
         pictures = [JointPicture(sample.prompt, sample.latents["latents"]) for sample in samples]
@@ -108,7 +108,7 @@ class JointTraining:
     def adapters(
         self, group: Group, checkpoint: bytes | None = None, keep: Checkpoint | None = None, on_step: OnStep = None
     ) -> list[TrainedAdapter | Diverged]:
-        """See `Training.adapters`: one result."""
+        """See `PreparedTraining.adapters`: one result."""
         try:
             return [self.run(group, checkpoint, keep, on_step)]
         except Diverged as error:
@@ -129,11 +129,11 @@ class JointTraining:
             SfumatoError: the processes came to different adapters.
             Unavailable: a process of the group is gone.
         """
-        journal = Journal(LoadedCheckpoint(checkpoint, keep), on_step)
+        journal = FitJournal(LoadedCheckpoint(checkpoint, keep), on_step)
         with frozen(self._family.denoiser):
             return self._run(group, journal)
 
-    def _run(self, group: Group, journal: Journal) -> TrainedAdapter:
+    def _run(self, group: Group, journal: FitJournal) -> TrainedAdapter:
         settings, known = self._settings, journal.recall(FIT)
         phi = PackedLora.fresh(self._family.denoiser, self._family.lora_targets, settings.rank, [settings.seed])
         losses: list[float] = []
@@ -159,7 +159,7 @@ class JointTraining:
             check(losses)
             optimizer.step(gradients)
             journal.note(FIT, state)
-            journal.tell(Step(FIT, step + 1, settings.steps, len(self._pictures), losses[-1]))
+            journal.tell(FitStep(FIT, step + 1, settings.steps, len(self._pictures), losses[-1]))
         if not all(phi.finite()):
             raise Diverged("Joint training diverged: its last step left the finite numbers.", hint="Lower the learning rate.")
         _agree(group, factors)

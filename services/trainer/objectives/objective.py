@@ -19,7 +19,7 @@ from sfumato.lora.adapter import Adapter
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Sample:
+class TrainingSample:
     """One item of a task: its prompt, the final latents by the names of `Objective.pictures`, its seed (0 where it has none)."""
 
     prompt: str
@@ -40,7 +40,7 @@ class TrainedAdapter:
     probes: tuple[ProbeLosses, ...] = ()
 
 
-class Training(Protocol):
+class PreparedTraining(Protocol):
     """A training whose input is checked and prepared."""
 
     def adapters(
@@ -80,8 +80,8 @@ class Objective(Protocol):
         ...
 
     def training(
-        self, pipeline: DiffusionPipeline, samples: Sequence[Sample], params: Mapping[str, Any], width: int, height: int
-    ) -> Training:
+        self, pipeline: DiffusionPipeline, samples: Sequence[TrainingSample], params: Mapping[str, Any], width: int, height: int
+    ) -> PreparedTraining:
         """Check and prepare. The pipeline's weights are not written, neither now nor later.
 
         Args:

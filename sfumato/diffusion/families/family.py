@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from torch import Tensor, nn
 
-    from sfumato.diffusion.objective import Objective
+    from sfumato.diffusion.parameterization import Parameterization
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -44,7 +44,7 @@ class Family(Description, ABC):
 
     limits: ModelLimits
     """What may be asked of the model, and its defaults."""
-    objective: Objective
+    parameterization: Parameterization
     """What the denoiser was trained to predict."""
 
     @classmethod
@@ -58,7 +58,7 @@ class Family(Description, ABC):
         # Typed loosely: diffusers declares what pipelines share on each class.
         self.pipeline: Any = pipeline
         self.limits = self._limits()
-        self.objective = self._objective()
+        self.parameterization = self._parameterization()
 
     @property
     def denoiser(self) -> nn.Module:
@@ -74,11 +74,11 @@ class Family(Description, ABC):
     def _limits(self) -> ModelLimits:
         """See `limits`; from the model's own files."""
 
-    def _objective(self) -> Objective:
-        """See `objective`; told by the scheduler."""
-        from sfumato.diffusion.objective import objective_of
+    def _parameterization(self) -> Parameterization:
+        """See `parameterization`; told by the scheduler."""
+        from sfumato.diffusion.parameterization import parameterization_of
 
-        return objective_of(self.pipeline.scheduler)
+        return parameterization_of(self.pipeline.scheduler)
 
     @abstractmethod
     def count_tokens(self, prompt: str) -> int:
@@ -157,8 +157,8 @@ class Family(Description, ABC):
         """The denoiser's answer ``[rows, ...]`` to ``noised`` latents ``[rows, ...]``, with gradient.
 
         Args:
-            noised: from ``objective.noised``.
-            levels: ``[rows]``, from ``objective.levels``.
+            noised: from ``parameterization.noised``.
+            levels: ``[rows]``, from ``parameterization.levels``.
             conditions: rows of what `encode` gives.
             width: of the pictures, in pixels.
             height: likewise.

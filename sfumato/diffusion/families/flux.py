@@ -17,7 +17,7 @@ from sfumato.types import Box, Image
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sfumato.diffusion.objective import FlowMatching
+    from sfumato.diffusion.parameterization import FlowMatching
 
 T5_TOKENS = 512
 FLUX1_WIDTH = 3072  # the only one that the kohya converter of diffusers takes
@@ -125,8 +125,8 @@ class FluxFamily(Family):
         """FLUX.1's width only."""
         return config["num_attention_heads"] * config["attention_head_dim"] == FLUX1_WIDTH
 
-    def _objective(self) -> FlowMatching:
-        from sfumato.diffusion.objective import FlowMatching
+    def _parameterization(self) -> FlowMatching:
+        from sfumato.diffusion.parameterization import FlowMatching
 
         return FlowMatching()
 

@@ -14,7 +14,7 @@ from sfumato.types import Image
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sfumato.diffusion.objective import FlowMatching
+    from sfumato.diffusion.parameterization import FlowMatching
 
 # As the pipeline has it by default.
 T5_TOKENS = 256
@@ -61,8 +61,8 @@ class SD3Family(Family):
         width = config["num_attention_heads"] * config["attention_head_dim"]
         return (Blocks(config["num_layers"], width, config["patch_size"] * vae_scale, T5_TOKENS + CLIP_TOKENS),)
 
-    def _objective(self) -> FlowMatching:
-        from sfumato.diffusion.objective import FlowMatching
+    def _parameterization(self) -> FlowMatching:
+        from sfumato.diffusion.parameterization import FlowMatching
 
         return FlowMatching()
 

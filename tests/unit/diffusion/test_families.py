@@ -147,7 +147,7 @@ def test_predict_is_the_denoisers_answer_with_gradient(subject: Subject) -> None
     family, kind = subject.double, subject.kind
     cells = torch.randn(2, 4, 10, 6, generator=torch.Generator().manual_seed(1)).double()
     latents = type(family.pipeline)._pack_latents(cells, 2, 4, 10, 6) if isinstance(family, FluxFamily) else cells
-    levels = family.objective.levels(torch.tensor([0.3, 0.8]))
+    levels = family.parameterization.levels(torch.tensor([0.3, 0.8]))
     noised = latents.clone().requires_grad_()
     found = family.predict(noised, levels, family.encode([PROMPT, "a red house"]), 24, 40, 1.0)
     for row, prompt in enumerate([PROMPT, "a red house"]):

@@ -13,7 +13,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from services.trainer.engine import train_pairs
 from services.trainer.objectives.objective import TrainedAdapter
-from services.trainer.pairs import Pair, TrainSettings
+from services.trainer.pairs import TrainingPair, TrainSettings
 from sfumato.diffusion.budget import RowBudget
 from sfumato.diffusion.families import family_of
 from sfumato.diffusion.families.catalog import FAMILIES
@@ -139,7 +139,7 @@ def test_it_trains_exports_and_is_sized(saved: Path, tmp_path: Path) -> None:
     model = load_pipeline(saved)
     before, after = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(2)).unbind()
     settings = TrainSettings(rank=2, batch=2, steps_before=3, steps_after=3, learning_rate=5e-3)
-    (result,) = train_pairs(model, [Pair("a red house", before, after, 1, 32, 32)], settings)
+    (result,) = train_pairs(model, [TrainingPair("a red house", before, after, 1, 32, 32)], settings)
     assert isinstance(result, TrainedAdapter) and len(result.losses) == 6
     assert layouts_of(model) == [Layout.DIFFUSERS, Layout.PEFT]
     for layout in layouts_of(model):

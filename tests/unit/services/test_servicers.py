@@ -29,7 +29,7 @@ from services.trainer import tasks as trainer_tasks
 from services.trainer.engine import train_pairs
 from services.trainer.group import Alone
 from services.trainer.objectives.joint import JointPicture, JointSettings, JointTraining
-from services.trainer.pairs import Pair, TrainSettings
+from services.trainer.pairs import TrainingPair, TrainSettings
 from services.trainer.servicer import TrainerServicer
 from sfumato.lora.adapter import Adapter
 from sfumato.runtime.adapters import decode_adapter, encode_adapter
@@ -53,9 +53,7 @@ PAINTING = generator_pb2.Painting(
     regions=[common_pb2.Region(prompt="a lake", box=common_pb2.Box(x2=16, y2=32))],
     regional_steps=0.5,
 )
-REQUESTS = [
-    GenerateRequest("a red house", seed, 32, 32, 2, 1.0, (Region("a lake", (0, 0, 16, 32)),), 0.5) for seed in PAINTING.seeds
-]
+REQUESTS = [GenerateRequest("a red house", seed, 32, 32, 2, 1.0, (Region("a lake", (0, 0, 16, 32)),), 0.5) for seed in PAINTING.seeds]
 PICTURE = common_pb2.Image(data=encode_png(np.zeros((64, 64, 3), np.uint8)))
 
 
@@ -206,9 +204,7 @@ def test_what_the_generator_cannot_do_is_refused_by_its_field(
     assert said(fits_not) == (*invalid, ["model.adapters"])
 
 
-def test_advice_and_questions_go_to_the_model_and_come_back(
-    grounding: grounding_pb2_grpc.GroundingServiceStub, vlm: ScriptedVlm
-) -> None:
+def test_advice_and_questions_go_to_the_model_and_come_back(grounding: grounding_pb2_grpc.GroundingServiceStub, vlm: ScriptedVlm) -> None:
     vlm.script = ['[{"bbox": [0, 0, 32, 64], "aesthetical description": "a glowing lake"}]', "yes", "a full moon", "A", "A"]
     advice = grounding.Ground(grounding_pb2.GroundRequest(image=PICTURE, prompt="a lake"), timeout=SECONDS)
     assert [(r.prompt, (r.box.x1, r.box.y1, r.box.x2, r.box.y2)) for r in advice.regions] == [("a glowing lake", (0, 0, 32, 64))]
@@ -232,7 +228,7 @@ def test_what_the_model_will_not_say_and_bad_questions_are_refused(
     assert len(vlm.requests) == 2
 
 
-def training(store: ArtifactStore, **fields: Any) -> tuple[trainer_pb2.TrainRequest, Pair]:
+def training(store: ArtifactStore, **fields: Any) -> tuple[trainer_pb2.TrainRequest, TrainingPair]:
     torch.manual_seed(1)
     before, after = torch.randn(16, 16), torch.randn(16, 16)
     digests = [store.put(save({"latents": latents})) for latents in (before, after)]
@@ -244,7 +240,7 @@ def training(store: ArtifactStore, **fields: Any) -> tuple[trainer_pb2.TrainRequ
         "learning_rate": 5e-3,
         "batch": 2,
     }
-    return trainer_pb2.TrainRequest(**given | fields), Pair("a red house", before, after, 5, 32, 32)
+    return trainer_pb2.TrainRequest(**given | fields), TrainingPair("a red house", before, after, 5, 32, 32)
 
 
 def test_a_training_tells_its_steps_and_ends_in_the_engines_adapter(
@@ -277,9 +273,7 @@ def test_a_joint_training_ends_in_one_adapter_for_all_pairs(
     assert store.get(trained.adapter) == encode_adapter(expected.adapter)
 
 
-def test_trainings_that_cannot_work_are_refused_by_their_field(
-    trainer: trainer_pb2_grpc.TrainerServiceStub, store: ArtifactStore
-) -> None:
+def test_trainings_that_cannot_work_are_refused_by_their_field(trainer: trainer_pb2_grpc.TrainerServiceStub, store: ArtifactStore) -> None:
     def said(**fields: Any) -> tuple[grpc.StatusCode, str, list[str]]:
         return refused(lambda: list(trainer.Train(training(store, **fields)[0], timeout=SECONDS)))
 

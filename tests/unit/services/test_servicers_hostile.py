@@ -27,7 +27,7 @@ from services.grounding.engine import GroundingEngine, Query
 from services.grounding.profiles import VISTA
 from services.grounding.servicer import GroundingServicer
 from services.scoring.engine import ScoringEngine
-from services.scoring.metric import Batch, Metric
+from services.scoring.metric import Metric, ScoringBatch
 from services.scoring.servicer import ScoringServicer
 from services.trainer import served as trainer_served
 from services.trainer.servicer import TrainerServicer
@@ -79,7 +79,7 @@ class Brightness:
 
     metric = Metric("brightness", 0.0, 255.0, True, "1")
 
-    def score(self, batch: Batch) -> list[float]:
+    def score(self, batch: ScoringBatch) -> list[float]:
         return [float(image.mean()) for image in batch.images]
 
 

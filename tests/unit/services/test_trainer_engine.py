@@ -15,7 +15,7 @@ from services.trainer import fit
 from services.trainer.convergence import ProbeLosses
 from services.trainer.engine import train_pair, train_pairs
 from services.trainer.objectives.objective import TrainedAdapter
-from services.trainer.pairs import Pair, TrainSettings
+from services.trainer.pairs import TrainingPair, TrainSettings
 from sfumato.diffusion.families.flux import FluxFamily
 from sfumato.errors import Diverged, InvalidInput
 from sfumato.lora.adapter import delta
@@ -29,13 +29,13 @@ def pipeline() -> FluxPipeline:
     return tiny.flux()
 
 
-def pair(seed: int, prompt: str = "a red house") -> Pair:
+def pair(seed: int, prompt: str = "a red house") -> TrainingPair:
     generator = torch.Generator().manual_seed(1000 + seed)
     before = torch.randn(16, 16, generator=generator)
-    return Pair(prompt, before, before + 0.5 * torch.randn(16, 16, generator=generator), seed, 32, 32)
+    return TrainingPair(prompt, before, before + 0.5 * torch.randn(16, 16, generator=generator), seed, 32, 32)
 
 
-def train_alone(pipeline: FluxPipeline, one: Pair, settings: TrainSettings = SHORT) -> TrainedAdapter:
+def train_alone(pipeline: FluxPipeline, one: TrainingPair, settings: TrainSettings = SHORT) -> TrainedAdapter:
     return train_pair(pipeline, one.prompt, one.before, one.after, settings, one.seed)
 
 
@@ -50,7 +50,7 @@ def draws(seed: int, stream: int, settings: TrainSettings, steps: int) -> list[t
     return result
 
 
-def peft_reference(pipeline: FluxPipeline, wanted: Pair, settings: TrainSettings) -> tuple[dict[str, torch.Tensor], list[float]]:
+def peft_reference(pipeline: FluxPipeline, wanted: TrainingPair, settings: TrainSettings) -> tuple[dict[str, torch.Tensor], list[float]]:
     """Section 3.3 written out with PEFT adapters on a copy of the transformer."""
     assert isinstance(settings.rank, int)
     model = copy.deepcopy(pipeline.transformer)

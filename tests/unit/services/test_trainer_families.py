@@ -14,7 +14,7 @@ from services.trainer.engine import train_pairs
 from services.trainer.fit import FitInput, input_losses
 from services.trainer.loss import FitContext
 from services.trainer.objectives.objective import TrainedAdapter
-from services.trainer.pairs import Pair, TrainSettings
+from services.trainer.pairs import TrainingPair, TrainSettings
 from sfumato.diffusion.families import family_of
 from sfumato.lora.adapter import delta
 from sfumato.lora.packed import PackedLora
@@ -35,10 +35,10 @@ def pipeline(request: pytest.FixtureRequest) -> Any:
     return FAMILIES[request.param]()
 
 
-def pair(pipeline: Any, seed: int) -> Pair:
+def pair(pipeline: Any, seed: int) -> TrainingPair:
     shape = family_of(pipeline).mask((0, 0, 32, 32), 32, 32).shape
     before, after = torch.randn(2, *shape, generator=torch.Generator().manual_seed(seed)).unbind()
-    return Pair("a red house", before, before + 0.3 * after, seed, 32, 32)
+    return TrainingPair("a red house", before, before + 0.3 * after, seed, 32, 32)
 
 
 def fitting(pipeline: Any, prompts: list[str], dtype: torch.dtype = torch.float32) -> tuple[FitContext, list[FitInput]]:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig
 from torch import Tensor
 
-from services.trainer.checkpoint import Step
+from services.trainer.checkpoint import FitStep
 from services.trainer.group import Alone, all_well, summed, workers
 from services.trainer.objectives.joint import DRAWS, JointPicture, JointSettings, JointTraining, check
 from services.trainer.objectives.objective import TrainedAdapter
@@ -185,7 +185,7 @@ def test_as_many_share_a_step_as_a_power_of_two_divides_it() -> None:
 def test_a_training_that_was_interrupted_goes_on_from_its_checkpoint_and_ends_in_the_same_bytes(pipeline: FluxPipeline) -> None:
     whole, kept, steps = training(pipeline).run(Alone()), Memory(), []
 
-    def interrupt(step: Step) -> None:
+    def interrupt(step: FitStep) -> None:
         steps.append(step.done)
         if step.done == 3:
             raise KeyboardInterrupt
