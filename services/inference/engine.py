@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline
 
 from services.inference.extras import Extras
 from services.inference.meeting import Meeting
-from services.inference.painting import DENOISERS, Easel, Painted, Wish
+from services.inference.painting import Easel, Painted, Wish
 from services.inference.weights import Palette, Version, Weights
 from sfumato.diffusion.budget import RowBudget
 from sfumato.diffusion.families import family_of
@@ -83,7 +83,7 @@ class InferenceEngine:
         self.settings = settings or EngineSettings()
         self.pipeline = pipeline
         self._family = family_of(pipeline)
-        self._network = next(getattr(pipeline, name) for name in DENOISERS if hasattr(pipeline, name))
+        self._network = self._family.denoiser
         self._weights = Weights(self._network)
         self._meeting = Meeting(self._network, self._family.per_sample, self._forward)
         self._budget = RowBudget(self._family, self.settings.max_batch, self.settings.memory)
@@ -91,7 +91,7 @@ class InferenceEngine:
         self._extras = Extras(self.settings.extras)
         self._threads = ThreadPoolExecutor(self.settings.pictures, thread_name_prefix="painting")
         self._easels = threading.local()
-        self._autoencoding = threading.Lock() if self._changes_precision() else None
+        self._autoencoding = threading.Lock() if self._family.changes_autoencoder_precision else None
         self._tokenizing = threading.Lock()
         self._jobs: set[_Job] = set()
         self._seconds = 0.0  # of a picture, lately
@@ -247,11 +247,6 @@ class InferenceEngine:
     def _ended(self, job: _Job) -> None:
         self._jobs.discard(job)
         job.held.close()
-
-    def _changes_precision(self) -> bool:
-        """Whether the pipelines turn the autoencoder to float32 and back while they encode a picture."""
-        vae: Any = self.pipeline.components["vae"]
-        return isinstance(self.pipeline, StableDiffusionXLPipeline) and bool(vae.config.force_upcast) and vae.dtype != torch.float32
 
 
 def _on(loop: asyncio.AbstractEventLoop, told: Callable[..., Any]) -> Callable[..., None]:

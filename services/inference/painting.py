@@ -17,12 +17,11 @@ from services.inference.meeting import Meeting
 from services.inference.weights import Palette
 from sfumato.diffusion.budget import RowBudget
 from sfumato.diffusion.families import family_of
+from sfumato.diffusion.families.catalog import DENOISERS
 from sfumato.diffusion.previews import Previews
 from sfumato.diffusion.sampling import paint
 from sfumato.errors import Diverged
 from sfumato.types import GenerateRequest, Image
-
-DENOISERS = ("transformer", "unet")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

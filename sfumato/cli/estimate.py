@@ -20,6 +20,7 @@ from orchestrator.recipes.spec import RunSpec
 from orchestrator.recipes.work import FORWARD, TYPICAL_REGIONS, Memory, StageWork, Work, count_work
 from orchestrator.runs.specs import load_spec, with_prompts
 from orchestrator.runs.submission import check_prompts
+from sfumato.diffusion.families.catalog import FAMILIES, supported
 from sfumato.errors import InvalidInput, MissingWeights
 from sfumato.runtime.models.hub import cached, is_hub_name
 from sfumato.runtime.models.sizes import CONVERTED, KNOWN, ModelSize, measured
@@ -237,14 +238,12 @@ def _check_family(reference: str) -> None:
     folder = cached(reference) if here else None
     if folder is None:
         return
-    from sfumato.diffusion.families import FAMILIES, SUPPORTED
-
     index = folder / "model_index.json"
     if not index.is_file():
         raise MissingWeights(f"{folder} holds no diffusers pipeline.", hint="Give the folder that contains model_index.json.")
     name = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
-    if name not in {pipeline.__name__ for pipeline in FAMILIES}:
-        raise InvalidInput("model", f"{folder} holds a {name}, which is of no supported family.", hint=f"Supported: {SUPPORTED}.")
+    if name not in FAMILIES:
+        raise InvalidInput("model", f"{folder} holds a {name}, which is of no supported family.", hint=f"Supported: {supported()}.")
 
 
 def _as_json(outlook: Outlook) -> dict[str, Any]:

@@ -58,10 +58,11 @@ def run(
 
 def _remote(spec: Path | None, resume: str, server: str, settings: Settings) -> Path:
     """Have an orchestrator do it, and watch; the folder of its files."""
+    from orchestrator.runs.specs import submittable
     from sfumato.cli import remote
 
     with remote.connect(server, settings) as client:
-        run = client.resume(resume) if spec is None else remote.submit(client, spec)
+        run = client.resume(resume) if spec is None else client.submit(*submittable(spec))[0]
         return remote.follow(client, run.id, settings)
 
 

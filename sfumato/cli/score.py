@@ -43,7 +43,7 @@ def score(
     scores, versions = _scored_there(images, prompt, names, address) if address else _scored_here(images, prompt, names, model or [])
     preferred = {}
     if len(scores) == 2:
-        from services.scoring.engine import win_probability
+        from sfumato.scoring.preference import win_probability
 
         logits = [name for name in names if name.removeprefix("vista-") in ("pickscore", "mps")]
         preferred = {name: win_probability(scores[0][name], scores[1][name]) for name in logits}

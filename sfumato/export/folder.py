@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline, FluxPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline
 
 from sfumato.diffusion.families import family_of
 from sfumato.diffusion.limits import ModelLimits
@@ -27,7 +27,7 @@ from sfumato.export.bento import write_bento
 from sfumato.export.card import Licence, model_card
 from sfumato.lora.adapter import Adapter, combine
 from sfumato.lora.binding import denoiser_of
-from sfumato.lora.files import Layout, export
+from sfumato.lora.files import Layout, export, layouts_of
 from sfumato.lora.fuse import Fuser
 from sfumato.registry.models import Models
 from sfumato.registry.records import Version
@@ -35,8 +35,6 @@ from sfumato.runtime.models.adapters import decode_adapter
 from sfumato.runtime.models.references import VISTA
 from sfumato.runtime.models.versions import model_version
 
-KOHYA = (FluxPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline)
-"""Pipelines whose kohya layout diffusers reads, so that it can be proven."""
 EXAMPLE = """from diffusers import DiffusionPipeline
 pipeline = DiffusionPipeline.from_pretrained("model")
 asked = dict(height={side}, width={side}, num_inference_steps={steps}, guidance_scale={guidance}{more})
@@ -121,8 +119,7 @@ def _name(layout: Layout) -> str:
 
 def _write_layouts(adapter: Adapter, folder: Path, pipeline: DiffusionPipeline) -> dict[Layout, float]:
     """Every layout that the model has; the largest difference of an update after each was loaded back."""
-    layouts = [layout for layout in Layout if layout is not Layout.KOHYA or isinstance(pipeline, KOHYA)]
-    return {layout: export(adapter, folder / _name(layout), layout, pipeline) for layout in layouts}
+    return {layout: export(adapter, folder / _name(layout), layout, pipeline) for layout in layouts_of(pipeline)}
 
 
 def _write_model(pipeline: DiffusionPipeline, adapter: Adapter | None, folder: Path, dtype: torch.dtype) -> None:

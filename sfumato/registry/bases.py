@@ -6,9 +6,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from sfumato.diffusion.families.catalog import DENOISERS
 from sfumato.errors import BrokenWeights, MissingWeights
-
-DENOISERS = ("transformer", "unet")
 
 
 def base_modules(folder: Path) -> dict[str, list[int]]:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from sfumato.diffusion.families import FluxFamily
+from sfumato.diffusion.families.flux import FluxFamily
 from sfumato.lora.adapter import Adapter
 from sfumato.registry.bases import base_modules
 from sfumato.registry.client import RegistryClient

@@ -16,7 +16,7 @@ from torch import nn
 
 from services.registry.database import Database
 from services.registry.engine import Registry
-from sfumato.diffusion.families import FluxFamily
+from sfumato.diffusion.families.flux import FluxFamily
 from sfumato.diffusion.loading import load_pipeline
 from sfumato.export.card import Licence
 from sfumato.export.folder import Exported, export_version

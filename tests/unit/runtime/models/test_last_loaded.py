@@ -1,4 +1,4 @@
-"""One model is kept, never two."""
+"""One model is kept, and never two of them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from sfumato.runtime.models.last_loaded import LastLoaded
 
 
 class Model:
-    """Refers to itself, as modules with hooks do."""
+    """Knows itself, as modules with hooks do."""
 
     def __init__(self) -> None:
         self.hook = self
 
 
-def test_the_last_model_stays_and_is_released_before_another_is_loaded() -> None:
+def test_the_last_model_stays_and_another_is_loaded_when_it_is_gone() -> None:
     alive: list[weakref.ref[Model]] = []
 
     @LastLoaded

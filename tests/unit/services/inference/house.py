@@ -19,7 +19,7 @@ from services.inference.canary import CanaryRule
 from services.inference.catalog import Catalog, Served
 from services.inference.checking import Golden, GoldenCheck, Scores
 from services.inference.engine import EngineSettings, InferenceEngine, Wish
-from sfumato.diffusion.families import FluxFamily
+from sfumato.diffusion.families.flux import FluxFamily
 from sfumato.diffusion.loading import load_pipeline
 from sfumato.lora.adapter import Adapter
 from sfumato.lora.fuse import Fuser

@@ -1,4 +1,4 @@
-"""The objectives against the schedulers' own formulas, in float64."""
+"""The parameterizations against the schedulers' own formulas, in float64."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from sfumato.diffusion.objective import Epsilon, FlowMatching, VPrediction, objective_of
+from sfumato.diffusion.parameterization import Epsilon, FlowMatching, VPrediction, parameterization_of
 from sfumato.errors import InvalidInput
 
 ROWS = 6
@@ -31,47 +31,47 @@ def test_diffusion_adds_noise_and_aims_as_the_scheduler_does(shape: tuple[int, .
     kinds: list[tuple[Any, type]] = [("epsilon", Epsilon), ("v_prediction", VPrediction)]
     for kind, cls in kinds:
         scheduler: Any = DDIMScheduler(prediction_type=kind, rescale_betas_zero_snr=rescale, **DDPM)
-        objective = objective_of(scheduler)
-        assert type(objective) is cls
-        levels = objective.levels(UNIFORM)
+        parameterization = parameterization_of(scheduler)
+        assert type(parameterization) is cls
+        levels = parameterization.levels(UNIFORM)
         noised = scheduler.add_noise(latents, noise, levels)
-        torch.testing.assert_close(objective.noised(latents, noise, levels), noised, rtol=1e-12, atol=0)
+        torch.testing.assert_close(parameterization.noised(latents, noise, levels), noised, rtol=1e-12, atol=0)
         expected = noise if kind == "epsilon" else scheduler.get_velocity(latents, noise, levels)
-        torch.testing.assert_close(objective.target(latents, noise, levels), expected, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(parameterization.target(latents, noise, levels), expected, rtol=1e-10, atol=1e-12)
 
 
 def test_eulers_sigmas_are_the_same_levels() -> None:
     latents, noise = draw(4, 8, 8)
     scheduler: Any = EulerDiscreteScheduler(**DDPM)
-    objective = objective_of(scheduler)
-    levels = objective.levels(UNIFORM)
+    parameterization = parameterization_of(scheduler)
+    levels = parameterization.levels(UNIFORM)
     noisy = scheduler.add_noise(latents, noise, levels)
     for row, level in enumerate(levels):
         sigma = scheduler.sigmas[scheduler.index_for_timestep(level)].double()
         scaled = noisy[row] / (sigma**2 + 1).sqrt()
-        torch.testing.assert_close(objective.noised(latents, noise, levels)[row], scaled, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(parameterization.noised(latents, noise, levels)[row], scaled, rtol=1e-6, atol=1e-6)
 
 
 def test_timesteps_are_uniform_and_inside_the_schedule() -> None:
-    objective = objective_of(DDPMScheduler(num_train_timesteps=50))
-    levels = objective.levels((torch.arange(500) + 0.5) / 500)
+    parameterization = parameterization_of(DDPMScheduler(num_train_timesteps=50))
+    levels = parameterization.levels((torch.arange(500) + 0.5) / 500)
     assert levels.dtype == torch.int64
     assert torch.equal(levels.bincount(), torch.full((50,), 10))
-    assert objective.levels(torch.tensor([0.0, 1.0])).tolist() == [0, 49]
+    assert parameterization.levels(torch.tensor([0.0, 1.0])).tolist() == [0, 49]
 
 
 def test_flow_matching_adds_noise_as_the_scheduler_does() -> None:
     scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    objective = objective_of(scheduler)
-    assert isinstance(objective, FlowMatching)
+    parameterization = parameterization_of(scheduler)
+    assert isinstance(parameterization, FlowMatching)
     latents, noise = draw(4, 8, 8)
     timesteps = scheduler.timesteps[[0, 1, 300, 500, 998, 999]]
     expected = scheduler.scale_noise(latents, timesteps, noise)
-    torch.testing.assert_close(objective.noised(latents, noise, timesteps / 1000), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(parameterization.noised(latents, noise, timesteps / 1000), expected, rtol=1e-6, atol=1e-6)
     step = 1e-6  # the target is the derivative along the line
     level = torch.full((ROWS,), 0.3).double()
-    slope = (objective.noised(latents, noise, level + step) - objective.noised(latents, noise, level)) / step
-    torch.testing.assert_close(objective.target(latents, noise, level), slope, rtol=1e-6, atol=1e-6)
+    slope = (parameterization.noised(latents, noise, level + step) - parameterization.noised(latents, noise, level)) / step
+    torch.testing.assert_close(parameterization.target(latents, noise, level), slope, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(("mean", "deviation"), [(0.0, 1.0), (1.2, 0.5)])
@@ -85,6 +85,6 @@ def test_sigmas_are_logit_normal(mean: float, deviation: float) -> None:
 
 def test_other_predictions_and_schedules_are_refused() -> None:
     with pytest.raises(InvalidInput, match="'sample'.*epsilon"):
-        objective_of(DDPMScheduler(prediction_type="sample"))
+        parameterization_of(DDPMScheduler(prediction_type="sample"))
     with pytest.raises(InvalidInput, match="object"):
-        objective_of(object())
+        parameterization_of(object())

@@ -10,21 +10,23 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from services.trainer.checkpoint import Checkpoint, Journal, State, Step
-from services.trainer.fit import EXPLODED, PATIENCE, Problem, frozen, prediction_error
+from services.trainer.checkpoint import Checkpoint, FitJournal, FitState, FitStep, LoadedCheckpoint, OnStep
+from services.trainer.fit import EXPLODED, PATIENCE, frozen
 from services.trainer.group import Group, flat, shaped, summed
+from services.trainer.loss import FitContext, LossRows, denoising_loss
+from services.trainer.objectives.objective import TrainedAdapter, TrainingSample, check_sample
 from services.trainer.optimizer import Optimizer
 from sfumato.diffusion.families import Family, family_of
 from sfumato.errors import Diverged, InvalidInput, SfumatoError
-from sfumato.lora.adapter import Adapter
 from sfumato.lora.packed import PackedLora
 
 FIT = "joint"
@@ -32,8 +34,6 @@ FIT = "joint"
 DRAWS = 2**32
 # An epoch's order may be asked for by two steps at a time.
 ORDERS = 2
-
-OnStep = Callable[[Step], None] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,25 +52,39 @@ class JointSettings:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Picture:
+class JointPicture:
     """Final latents in the family's layout, painted from ``prompt``."""
 
     prompt: str
     latents: Tensor
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class TrainedSet:
-    """The adapter, and the mean loss of every step."""
+@dataclass(frozen=True, slots=True)
+class JointObjective:
+    """One adapter for all samples of a task; see `Objective`."""
 
-    adapter: Adapter
-    losses: tuple[float, ...]
+    name: str = FIT
+    # A kind of its own, and so a queue of its own: on a cluster several processes may do it (`services.trainer.distributed`).
+    task: str = "joint.train"
+    pictures: tuple[str, ...] = ("latents",)
+
+    def training(
+        self, pipeline: DiffusionPipeline, samples: Sequence[TrainingSample], params: Mapping[str, Any], width: int, height: int
+    ) -> JointTraining:
+        """See `Objective.training`; ``params`` are the fields of `JointSettings`."""
+        pictures = [JointPicture(sample.prompt, sample.latents["latents"]) for sample in samples]
+        return JointTraining(pipeline, pictures, JointSettings(**params), width, height)
+
+
+JOINT = JointObjective()
 
 
 class JointTraining:
     """A training that is ready to be run: everything is checked and at hand."""
 
-    def __init__(self, pipeline: DiffusionPipeline, pictures: Sequence[Picture], settings: JointSettings, width: int, height: int) -> None:
+    def __init__(
+        self, pipeline: DiffusionPipeline, pictures: Sequence[JointPicture], settings: JointSettings, width: int, height: int
+    ) -> None:
         """Check and encode. The pipeline's weights are not written, now or later.
 
         Args:
@@ -86,12 +100,21 @@ class JointTraining:
         family = family_of(pipeline)
         _check(pictures, settings, family, width, height)
         self._family, self._pictures, self._settings = family, pictures, settings
-        self._problem = Problem(family, width, height, settings.guidance, settings.together, settings.learning_rate)
+        self._context = FitContext(family, width, height, settings.guidance, settings.together, settings.learning_rate)
         # One by one, so that no text's numbers hang on its company; kept where there is room for many.
         self._texts = [{name: text.cpu() for name, text in family.encode([picture.prompt]).items()} for picture in pictures]
         self._order = lru_cache(ORDERS)(self._shuffled)
 
-    def run(self, group: Group, checkpoint: bytes | None = None, keep: Checkpoint | None = None, on_step: OnStep = None) -> TrainedSet:
+    def adapters(
+        self, group: Group, checkpoint: bytes | None = None, keep: Checkpoint | None = None, on_step: OnStep = None
+    ) -> list[TrainedAdapter | Diverged]:
+        """See `PreparedTraining.adapters`: one result."""
+        try:
+            return [self.run(group, checkpoint, keep, on_step)]
+        except Diverged as error:
+            return [error]
+
+    def run(self, group: Group, checkpoint: bytes | None = None, keep: Checkpoint | None = None, on_step: OnStep = None) -> TrainedAdapter:
         """Train; everybody in the group makes this call and has the adapter in the end.
 
         Args:
@@ -106,11 +129,11 @@ class JointTraining:
             SfumatoError: the processes came to different adapters.
             Unavailable: a process of the group is gone.
         """
-        journal = Journal(_From(checkpoint, keep), on_step)
+        journal = FitJournal(LoadedCheckpoint(checkpoint, keep), on_step)
         with frozen(self._family.denoiser):
             return self._run(group, journal)
 
-    def _run(self, group: Group, journal: Journal) -> TrainedSet:
+    def _run(self, group: Group, journal: FitJournal) -> TrainedAdapter:
         settings, known = self._settings, journal.recall(FIT)
         phi = PackedLora.fresh(self._family.denoiser, self._family.lora_targets, settings.rank, [settings.seed])
         losses: list[float] = []
@@ -121,7 +144,7 @@ class JointTraining:
         factors = phi.parameters()
         like = [*factors, torch.zeros(1)]
 
-        def state() -> State:
+        def state() -> FitState:
             return {"losses": torch.tensor(losses, dtype=torch.float64)} | phi.state() | optimizer.state()
 
         for step in range(len(losses), settings.steps):
@@ -136,12 +159,12 @@ class JointTraining:
             check(losses)
             optimizer.step(gradients)
             journal.note(FIT, state)
-            journal.tell(Step(FIT, step + 1, settings.steps, len(self._pictures), losses[-1]))
+            journal.tell(FitStep(FIT, step + 1, settings.steps, len(self._pictures), losses[-1]))
         if not all(phi.finite()):
             raise Diverged("Joint training diverged: its last step left the finite numbers.", hint="Lower the learning rate.")
         _agree(group, factors)
         said = {"objective": FIT, "seed": str(settings.seed), "pictures": str(len(self._pictures))}
-        return TrainedSet(phi.adapter(0, said), tuple(losses))
+        return TrainedAdapter(phi.adapter(0, said), settings.rank, tuple(losses))
 
     def _gradient(self, phi: PackedLora, step: int, part: int) -> Tensor:
         """One forward's part in the gradient of a step, flat, and its part in the loss as the last number."""
@@ -155,9 +178,8 @@ class JointTraining:
         conditions = {
             name: torch.cat([self._texts[index][name] for index in chosen]).to(factors[0].device) for name in self._texts[chosen[0]]
         }
-        with phi.attached():
-            error = prediction_error(self._problem, clean, conditions, self._quantiles(step)[list(slots)], noise)
-            loss = error.square().flatten(1).mean(1).sum() / settings.pictures
+        rows = LossRows((clean,), conditions, self._quantiles(step)[list(slots)], noise)
+        loss = denoising_loss(self._context, rows, phi).flatten(1).mean(1).sum() / settings.pictures
         return flat([*torch.autograd.grad(loss, factors), loss.detach()])
 
     def _chosen(self, step: int, slot: int) -> int:
@@ -180,23 +202,6 @@ class JointTraining:
         return torch.Generator().manual_seed((self._settings.seed * DRAWS + draw) % 2**63)
 
 
-class _From:
-    """A checkpoint that was read already, by the leader for everybody, and that the leader alone writes."""
-
-    def __init__(self, data: bytes | None, keep: Checkpoint | None) -> None:
-        self._data, self._keep = data, keep
-        self.interval = math.inf if keep is None else keep.interval
-
-    def load(self) -> bytes | None:
-        """See `Checkpoint`."""
-        return self._data
-
-    def save(self, data: bytes) -> None:
-        """See `Checkpoint`."""
-        if self._keep is not None:
-            self._keep.save(data)
-
-
 def check(losses: Sequence[float]) -> None:
     """Go on only while the loss is one; everybody has the same losses, and ends at the same step.
 
@@ -217,7 +222,7 @@ def _agree(group: Group, factors: Sequence[Tensor]) -> None:
         raise SfumatoError("The processes came to different adapters.", hint="Train on machines of one kind.")
 
 
-def _check(pictures: Sequence[Picture], settings: JointSettings, family: Family, width: int, height: int) -> None:
+def _check(pictures: Sequence[JointPicture], settings: JointSettings, family: Family, width: int, height: int) -> None:
     if not pictures:
         raise InvalidInput("pictures", "there are none.")
     if min(settings.rank, settings.steps, settings.pictures, settings.together) < 1:
@@ -228,12 +233,5 @@ def _check(pictures: Sequence[Picture], settings: JointSettings, family: Family,
         raise InvalidInput("steps", "steps times pictures are too many.")
     if not 0 < settings.learning_rate < 1:
         raise InvalidInput("learning_rate", f"{settings.learning_rate:g} is not between 0 and 1.")
-    shape = family.mask((0, 0, width, height), width, height).shape
     for index, picture in enumerate(pictures):
-        tokens, most = family.count_tokens(picture.prompt), family.limits.prompt_tokens
-        if tokens > most:
-            raise InvalidInput(f"pictures[{index}].prompt", f"has {tokens} tokens, the model reads {most}.", hint="Shorten it.")
-        if picture.latents.shape != shape:
-            raise InvalidInput(f"pictures[{index}].latents", f"is {tuple(picture.latents.shape)}, the size asks {tuple(shape)}.")
-        if not bool(torch.isfinite(picture.latents).all()):
-            raise InvalidInput(f"pictures[{index}].latents", "holds numbers that are not finite.")
+        check_sample(f"pictures[{index}]", picture.prompt, {"latents": picture.latents}, family, width, height)

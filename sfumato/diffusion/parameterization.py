@@ -17,7 +17,7 @@ from sfumato.errors import InvalidInput
 EDGE = 1e-6
 
 
-class Objective(Protocol):
+class Parameterization(Protocol):
     """How a model sees noise. ``levels`` are what its ``predict`` takes: sigmas in (0, 1), or whole training timesteps."""
 
     def levels(self, uniform: Tensor) -> Tensor:
@@ -114,8 +114,8 @@ class VPrediction(Epsilon):
         return signal * noised - spread * prediction
 
 
-def objective_of(scheduler: Any) -> FlowMatching | Epsilon:
-    """The objective the scheduler's model was trained on.
+def parameterization_of(scheduler: Any) -> FlowMatching | Epsilon:
+    """The parameterization that the scheduler's model was trained on.
 
     Raises:
         InvalidInput: a scheduler that is neither flow matching nor predicts noise or velocity.

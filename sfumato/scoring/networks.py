@@ -1,7 +1,4 @@
-"""The networks of the scorers that transformers does not have: the LAION aesthetic head and the MPS cross-attention.
-
-A stage of a run loads these, so nothing here knows the world.
-"""
+"""The networks of the scorers that transformers does not have: the LAION aesthetic head and the MPS cross-attention."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The generator's one engine in a process: calls and tasks paint on the same, with one copy of the weights."""
+"""The engine that a generator process keeps loaded; gRPC calls and tasks paint with the same copy of the weights."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from sfumato.runtime.models.versions import model_version
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ServedModel:
-    """What a service paints with: the engine, loaded again where a task for another model took its place; its base's version."""
+class ServedGenerator:
+    """What a service paints with: ``engine()`` returns the engine, loaded again if a task replaced it; ``base`` is its version."""
 
     engine: Callable[[], GeneratorEngine]
     base: str
@@ -23,9 +23,9 @@ class ServedModel:
     settings: GeneratorSettings
 
 
-def serve(folder: Path, precision: str, settings: GeneratorSettings) -> ServedModel:
+def serve(folder: Path, precision: str, settings: GeneratorSettings) -> ServedGenerator:
     """The model in a folder, loaded, for a service's lane. Raises: as `engine_of`."""
-    return ServedModel(lambda: engine_of(folder, precision), model_version(folder), engine_of(folder, precision).limits, settings)
+    return ServedGenerator(lambda: engine_of(folder, precision), model_version(folder), engine_of(folder, precision).limits, settings)
 
 
 def engine_of(folder: Path, precision: str) -> GeneratorEngine:

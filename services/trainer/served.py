@@ -1,4 +1,4 @@
-"""The trainer's one model in a process: calls and tasks train on the same, with one copy of the weights."""
+"""The model that a trainer process keeps loaded; gRPC calls and tasks train on the same copy of the weights."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from sfumato.runtime.models.last_loaded import LastLoaded
 from sfumato.runtime.models.versions import model_version
 
 
-class WarmModel:
-    """A pipeline, and what puts earlier iterations' adapters into its weights and takes them out again."""
+class TrainedModel:
+    """A pipeline, and the fuser that writes adapters of earlier iterations into its weights."""
 
     def __init__(self, pipeline: DiffusionPipeline) -> None:
         self.pipeline = pipeline
@@ -25,20 +25,20 @@ class WarmModel:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ServedModel:
-    """What a service trains adapters for: the model, loaded again where a task for another took its place; its base's version."""
+class ServedTrainer:
+    """What a service trains on: ``model()`` returns the model, loaded again if a task replaced it; ``base`` is its version."""
 
-    model: Callable[[], WarmModel]
+    model: Callable[[], TrainedModel]
     base: str
 
 
-def serve(folder: Path, precision: str) -> ServedModel:
+def serve(folder: Path, precision: str) -> ServedTrainer:
     """The model in a folder, loaded, for a service's lane. Raises: as `model_of`."""
     model_of(folder, precision)
-    return ServedModel(lambda: model_of(folder, precision), model_version(folder))
+    return ServedTrainer(lambda: model_of(folder, precision), model_version(folder))
 
 
-def model_of(folder: Path, precision: str) -> WarmModel:
+def model_of(folder: Path, precision: str) -> TrainedModel:
     """The process's model.
 
     Raises:
@@ -49,5 +49,5 @@ def model_of(folder: Path, precision: str) -> WarmModel:
 
 
 @LastLoaded
-def _loaded(folder: Path, precision: str) -> WarmModel:
-    return WarmModel(load_pipeline(folder, dtype=precision_named(precision), device=pick_device()))
+def _loaded(folder: Path, precision: str) -> TrainedModel:
+    return TrainedModel(load_pipeline(folder, dtype=precision_named(precision), device=pick_device()))
