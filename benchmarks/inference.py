@@ -32,8 +32,8 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from services.inference.engine import InferenceEngine, Wish  # noqa: E402 - found beside this file, wherever it is started from
-from services.inference.weights import Palette  # noqa: E402
+from services.inference.painting.engine import InferenceEngine, Wish  # noqa: E402 - found beside this file, wherever it is started from
+from services.inference.painting.weights import Palette  # noqa: E402
 from sfumato.diffusion.families import FluxFamily  # noqa: E402
 from sfumato.diffusion.loading import load_pipeline  # noqa: E402
 from sfumato.lora.adapter import Adapter  # noqa: E402

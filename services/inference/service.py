@@ -16,8 +16,8 @@ import bentoml
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.inference.http.app import Front, make_app
-from services.inference.opening import opened
 from services.inference.settings import InferenceSettings
+from services.inference.wiring import opened
 from sfumato.errors import SfumatoError
 from sfumato.runtime import logs
 from sfumato.runtime.settings import TelemetrySettings
@@ -49,7 +49,7 @@ class Door:
     name="inference",
     workers=1,  # one process holds one network; more replicas are more processes
     traffic={"timeout": 3600},
-    metrics={"enabled": False},  # its labels would be any path that anybody asks for; see services.inference.http.measured
+    metrics={"enabled": False},  # its labels would be any path that anybody asks for; see services.inference.http.request_metrics
     logging={"access": {"enabled": False}},
 )
 class Inference:

@@ -19,11 +19,11 @@ from services.inference.http import bodies, documents, page
 from services.inference.http.audit import Audit
 from services.inference.http.errors import HANDLED, Refused, answer, told
 from services.inference.http.idempotency import Answers
+from services.inference.http.images import Finished, Preview, Studio
 from services.inference.http.keys import Keyring, Owner
-from services.inference.http.measured import Measured
+from services.inference.http.request_metrics import Measured
 from services.inference.http.schemas import EditRequest, GenerationRequest, ImagesAnswer, ModelField, ModelsAnswer, Painting, PictureField
 from services.inference.http.streaming import streamed, while_connected
-from services.inference.http.studio import Finished, Preview, Studio
 from services.inference.settings import InferenceSettings
 from sfumato.errors import SfumatoError, Unavailable
 

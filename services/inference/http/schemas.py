@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from services.inference.http.pictures import Format
+from services.inference.http.encoding import Format
 
 LONGEST_PROMPT = 32_000
 """Characters, as OpenAI has it; how many tokens the model reads is the model's to say."""

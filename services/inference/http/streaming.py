@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import StreamingResponse
 
 from services.inference.http.errors import body, told
-from services.inference.http.studio import Finished, Preview
+from services.inference.http.images import Finished, Preview
 from sfumato.runtime.ending import ended
 
 Result = TypeVar("Result")

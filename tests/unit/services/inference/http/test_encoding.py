@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from services.inference.http.pictures import Recipe, encode
+from services.inference.http.encoding import Recipe, encode
 
 IMAGE = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
 RECIPE = Recipe("a moon,\nover: a lake", "blur", 2**63 - 1, 20, 3.5, 64, 32, "vista@production", "ab" * 32, 0.5, {"Adapters": "a:1, b:2"})

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 from prometheus_client import REGISTRY
 
-from services.inference.canary import CanaryRule
-from services.inference.catalog import Catalog
-from services.inference.engine import InferenceEngine, Wish
+from services.inference.models.canary import CanaryRule
+from services.inference.models.catalog import Catalog
+from services.inference.painting.engine import InferenceEngine, Wish
 from sfumato.registry.client import RegistryClient
 from sfumato.types import Image
-from tests.unit.services.inference.house import ASKED, House, served, until
+from tests.unit.services.inference.models.vista_registry import ASKED, House, served, until
 
 RULE = CanaryRule(weight=0.25, requests=24, latency=1e9)
 """On so loaded a machine as a test's, latency says nothing."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from services.inference.following import Following
+from services.inference.models.aliases import Following
 from services.registry.app import services
 from sfumato.errors import Unavailable
 from sfumato.registry.client import RegistryClient

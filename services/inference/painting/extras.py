@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from services.inference.weights import Factors
+from services.inference.painting.weights import Factors
 from sfumato.errors import Busy, InvalidInput, NotFound
 
 

@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from services.inference.canary import CanaryRule
-from services.inference.catalog import Catalog, Served
-from services.inference.checking import Golden, GoldenCheck, ScoringClient, read_golden
-from services.inference.engine import EngineSettings, InferenceEngine, Wish
-from services.inference.http.studio import Studio
+from services.inference.http.images import Studio
+from services.inference.models.canary import CanaryRule
+from services.inference.models.catalog import Catalog, Served
+from services.inference.models.golden import Golden, GoldenCheck, ScoringClient, read_golden
+from services.inference.painting.engine import EngineSettings, InferenceEngine, Wish
 from services.inference.settings import InferenceSettings
 from sfumato.diffusion.loading import load_pipeline
 from sfumato.registry.client import RegistryClient

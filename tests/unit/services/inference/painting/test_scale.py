@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from services.inference.engine import InferenceEngine, Painted
-from services.inference.weights import Palette, Weights
+from services.inference.painting.engine import InferenceEngine, Painted
+from services.inference.painting.weights import Palette, Weights
 from sfumato.errors import Busy, InvalidInput, NotFound
 from sfumato.lora.adapter import Adapter, combine, delta
 from sfumato.lora.fuse import Fuser
 from sfumato.types import Image
-from tests.unit.services.inference.studio import MAKERS, adapter, bare, counted, engine_of, network, painting, together, wish
+from tests.unit.services.inference.painting.engines import MAKERS, adapter, bare, counted, engine_of, network, painting, together, wish
 
 
 def fused(family: str, update: Adapter, scale: float, seed: int = 7) -> Image:

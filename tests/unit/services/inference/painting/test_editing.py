@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import FluxInpaintPipeline, StableDiffusion3InpaintPipeline, StableDiffusionInpaintPipeline, StableDiffusionXLInpaintPipeline
 
-from services.inference.engine import InferenceEngine, Painted, Wish
+from services.inference.painting.engine import InferenceEngine, Painted, Wish
 from sfumato.diffusion.budget import RowBudget
 from sfumato.diffusion.families import family_of
 from sfumato.diffusion.previews import Previews
@@ -20,8 +20,8 @@ from sfumato.diffusion.sampling import paint
 from sfumato.errors import InvalidInput
 from sfumato.types import Image, Region, Start
 from tests.unit.diffusion import tiny
-from tests.unit.services.inference.studio import MAKERS, changed, counted, engine_of, painting, together, wish
-from tests.unit.services.inference.test_scale import far
+from tests.unit.services.inference.painting.engines import MAKERS, changed, counted, engine_of, painting, together, wish
+from tests.unit.services.inference.painting.test_scale import far
 
 PIXELS: Image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
 MASK: Image = np.zeros((32, 32), np.uint8)

@@ -9,9 +9,9 @@ from statistics import fmean
 
 import structlog
 
-from services.inference import measures
-from services.inference.canary import CanaryRule, Split, Tally, Verdict, decide
-from services.inference.checking import Scores
+from services.inference.models import metrics
+from services.inference.models.canary import CanaryRule, Split, Tally, Verdict, decide
+from services.inference.models.golden import Scores
 from sfumato.errors import Conflict, SfumatoError
 from sfumato.registry.client import RegistryClient
 from sfumato.types import Image
@@ -78,7 +78,7 @@ class Judging:
         log.info("a canary is decided", act=verdict.act, reason=verdict.reason, canary=canary, stable=stable)
         try:
             await asyncio.to_thread(self._registry.set_alias, alias, to, expected=at, reason=verdict.reason)
-            measures.verdicts.labels(verdict.act).inc()
+            metrics.verdicts.labels(verdict.act).inc()
         except Conflict:
             log.info("somebody else has moved the alias meanwhile", alias=alias)
         except SfumatoError as error:
@@ -100,7 +100,7 @@ class Judging:
                 if tally := self._tallies.get(version):
                     tally.scored(row)
                     for metric in row:
-                        measures.served_score.labels(measures.short(version), metric).set(fmean(tally.scores[metric]))
+                        metrics.served_score.labels(metrics.short(version), metric).set(fmean(tally.scores[metric]))
             self._judge()
 
     def _do(self, work: Coroutine[None, None, None]) -> None:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from services.inference.http.bodies import Edit
+from services.inference.http.encoding import Format, Recipe, encode
 from services.inference.http.errors import Refused
-from services.inference.http.pictures import Format, Recipe, encode
 from services.inference.http.schemas import MAX_SEED, Painting
 from sfumato.diffusion.limits import ModelLimits
 from sfumato.diffusion.previews import Previews
@@ -23,8 +23,8 @@ from sfumato.runtime.images import decode_image, decode_mask, resize
 from sfumato.types import GenerateRequest, Image, Region, Start
 
 if TYPE_CHECKING:
-    from services.inference.catalog import Catalog, Lease
-    from services.inference.engine import InferenceEngine, Painted, Wish
+    from services.inference.models.catalog import Catalog, Lease
+    from services.inference.painting.engine import InferenceEngine, Painted, Wish
     from sfumato.runtime.nudenet import Detector
 
 INLINE = 1 << 17
@@ -162,7 +162,7 @@ class Studio:
 
     def _wishes(self, fields: Painting, edit: Edit | None) -> list[Wish]:
         """One wish for each picture, the model's own where nothing is said."""
-        from services.inference.engine import Wish
+        from services.inference.painting.engine import Wish
 
         limits = self.engine.limits
         if fields.pictures > self.max_pictures:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from services.inference.engine import EngineSettings, InferenceEngine, Painted, Wish
+from services.inference.painting.engine import EngineSettings, InferenceEngine, Painted, Wish
 from sfumato.diffusion.families import family_of
 from sfumato.lora.adapter import Adapter
 from sfumato.types import GenerateRequest, Image

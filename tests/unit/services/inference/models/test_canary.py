@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.inference.canary import EARLY, CanaryRule, Split, Tally, decide
+from services.inference.models.canary import EARLY, CanaryRule, Split, Tally, decide
 
 RULE = CanaryRule(weight=0.2, requests=100)
 

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
 
-from services.inference.extras import Extras
-from services.inference.meeting import Meeting
-from services.inference.painting import DENOISERS, Easel, Painted, Wish
-from services.inference.weights import Palette, Version, Weights
+from services.inference.painting.batching import Meeting
+from services.inference.painting.extras import Extras
+from services.inference.painting.pipelines import DENOISERS, Easel, Painted, Wish
+from services.inference.painting.weights import Palette, Version, Weights
 from sfumato.diffusion.budget import RowBudget
 from sfumato.diffusion.families import family_of
 from sfumato.diffusion.limits import ModelLimits, check_request

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from services.inference.engine import InferenceEngine, Painted
+from services.inference.painting.engine import InferenceEngine, Painted
 from sfumato.errors import Busy, InvalidInput, NotFound, Unavailable
 from sfumato.lora.adapter import Adapter
 from sfumato.types import Region
 from tests.unit.diffusion import tiny
-from tests.unit.services.inference.studio import adapter, bare, changed, counted, engine_of, painting, together, wish
-from tests.unit.services.inference.test_scale import far, fused
+from tests.unit.services.inference.painting.engines import adapter, bare, changed, counted, engine_of, painting, together, wish
+from tests.unit.services.inference.painting.test_scale import far, fused
 
 
 async def until(true: Any) -> None:

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from services.inference.canary import CanaryRule
-from services.inference.catalog import Catalog, Served
-from services.inference.checking import Golden, GoldenCheck, Scores
-from services.inference.engine import EngineSettings, InferenceEngine, Wish
+from services.inference.models.canary import CanaryRule
+from services.inference.models.catalog import Catalog, Served
+from services.inference.models.golden import Golden, GoldenCheck, Scores
+from services.inference.painting.engine import EngineSettings, InferenceEngine, Wish
 from sfumato.diffusion.families import FluxFamily
 from sfumato.diffusion.loading import load_pipeline
 from sfumato.lora.adapter import Adapter

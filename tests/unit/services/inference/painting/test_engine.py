@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from services.inference.engine import InferenceEngine, Painted, Wish
+from services.inference.painting.engine import InferenceEngine, Painted, Wish
 from sfumato.diffusion.loading import load_pipeline
 from sfumato.lora.fuse import Fuser
 from sfumato.types import GenerateRequest
 from sfumato.vista.weights import locate
-from tests.unit.services.inference.studio import MAKERS, adapter, bare, counted, engine_of, painting, together, wish
+from tests.unit.services.inference.painting.engines import MAKERS, adapter, bare, counted, engine_of, painting, together, wish
 
 WANTED = ((1, "a full moon over the lake", 3), (2, "the red house", 5), (1, "a green tree at night", 2), (9, "a boat", 5))
 

@@ -7,15 +7,15 @@ from collections import Counter
 
 import pytest
 
-from services.inference.catalog import Catalog
-from services.inference.checking import Golden, GoldenCheck, ScoringClient, read_golden
-from services.inference.engine import InferenceEngine, Wish
+from services.inference.models.catalog import Catalog
+from services.inference.models.golden import Golden, GoldenCheck, ScoringClient, read_golden
+from services.inference.painting.engine import InferenceEngine, Wish
 from services.scoring.app import services as scoring_services
 from sfumato.errors import Busy, InvalidInput, NotFound, Unavailable
 from sfumato.registry.client import RegistryClient
 from sfumato.registry.records import Base, Part
 from sfumato.types import Image
-from tests.unit.services.inference.house import ASKED, House, same, served, until
+from tests.unit.services.inference.models.vista_registry import ASKED, House, same, served, until
 from tests.unit.services.registry.servers import free_port
 from tests.unit.services.serving import served_at
 

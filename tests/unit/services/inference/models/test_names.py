@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.inference.names import Asked, read_name
+from services.inference.models.names import Asked, read_name
 from sfumato.errors import InvalidInput, NotFound
 
 

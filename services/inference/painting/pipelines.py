@@ -13,8 +13,8 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from services.inference.meeting import Meeting
-from services.inference.weights import Palette
+from services.inference.painting.batching import Meeting
+from services.inference.painting.weights import Palette
 from sfumato.diffusion.budget import RowBudget
 from sfumato.diffusion.families import family_of
 from sfumato.diffusion.previews import Previews

@@ -8,7 +8,7 @@ import pytest
 from services.registry.app import services
 from sfumato.registry.client import RegistryClient
 from sfumato.runtime.artifacts import ArtifactStore
-from tests.unit.services.inference.house import House
+from tests.unit.services.inference.models.vista_registry import House
 from tests.unit.services.serving import served_at
 
 

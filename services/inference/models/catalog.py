@@ -22,13 +22,13 @@ from functools import partial
 
 import structlog
 
-from services.inference import measures
-from services.inference.canary import CanaryRule
-from services.inference.checking import Scores
-from services.inference.following import Following
-from services.inference.judging import Judging
-from services.inference.names import HINT, Asked, read_name
-from services.inference.preparing import Check, Prepared, Preparing, Refused, Versions
+from services.inference.models import metrics
+from services.inference.models.aliases import Following
+from services.inference.models.canary import CanaryRule
+from services.inference.models.canary_traffic import Judging
+from services.inference.models.golden import Scores
+from services.inference.models.names import HINT, Asked, read_name
+from services.inference.models.versions import Check, Prepared, Preparing, Refused, Versions
 from sfumato.errors import InvalidInput, NotFound, SfumatoError, Unavailable
 from sfumato.registry.client import RegistryClient
 from sfumato.types import Image
@@ -88,9 +88,9 @@ class Lease:
 
         ``image`` and ``prompt`` may be scored, where a canary is on and nothing was added to the version.
         """
-        measures.requests.labels(measures.short(self.version), "ok" if ok else "failed").inc()
+        metrics.requests.labels(metrics.short(self.version), "ok" if ok else "failed").inc()
         if ok:
-            measures.seconds.labels(measures.short(self.version)).observe(seconds)
+            metrics.seconds.labels(metrics.short(self.version)).observe(seconds)
         if self.alias and not self.extras:
             self._judging.note(self.version, seconds, ok, image, prompt)
 
@@ -283,13 +283,13 @@ class Catalog:
             self._put(alias, await self._versions.ready(id))
         except Refused as refused:
             self._refused[alias] = (id, str(refused))
-            measures.swaps.labels(alias, "refused").inc()
+            metrics.swaps.labels(alias, "refused").inc()
             log.error("a version is refused", alias=alias, version=id, reason=str(refused), stays=current and current.id)
             if current is None and alias == self._served.alias:
                 await self._go_back(alias, id)
             return
-        measures.swaps.labels(alias, "served").inc()
-        measures.swap_seconds.observe(time.perf_counter() - begun)
+        metrics.swaps.labels(alias, "served").inc()
+        metrics.swap_seconds.observe(time.perf_counter() - begun)
         await self._find_parent(id)
 
     async def _go_back(self, alias: str, refused: str) -> None:
@@ -307,10 +307,10 @@ class Catalog:
         self._held_up.pop(alias, None)
         before = self._behind.pop(alias, None)
         if before is not None:
-            measures.serving.remove(alias, measures.short(before.id))
+            metrics.serving.remove(alias, metrics.short(before.id))
         if found is not None:
             self._behind[alias] = found
-            measures.serving.labels(alias, measures.short(found.id)).set(1)
+            metrics.serving.labels(alias, metrics.short(found.id)).set(1)
             log.info("a version is served", alias=alias, version=found.id, before=before and before.id)
         stable, canary = self._behind.get(self._served.alias), self._behind.get(self._rule.alias)
         self._judging.begin(stable and stable.id, canary and canary.id)

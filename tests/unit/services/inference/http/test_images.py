@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from services.inference.http.errors import Refused
+from services.inference.http.images import look_at
 from services.inference.http.schemas import EditRequest, GenerationRequest
-from services.inference.http.studio import look_at
 from sfumato.runtime import nudenet
 from sfumato.runtime.images import decode_mask, encode_png, read_image
 from sfumato.types import Image

@@ -13,8 +13,8 @@ from typing import Protocol
 
 import structlog
 
-from services.inference import measures
-from services.inference.checking import Report
+from services.inference.models import metrics
+from services.inference.models.golden import Report
 from sfumato.errors import BrokenWeights, Diverged, InvalidInput, MissingWeights, NotFound, Unavailable
 from sfumato.lora.adapter import Adapter, combine
 from sfumato.registry.client import RegistryClient
@@ -28,7 +28,7 @@ UNUSABLE = (BrokenWeights, MissingWeights, InvalidInput, Diverged, NotFound)
 
 
 class Preparing(Protocol):
-    """What an engine does for versions; see `services.inference.engine`. Each may take a while, and is called in a thread."""
+    """What an engine does for versions; see `services.inference.painting.engine`. Each may take a while, and is called in a thread."""
 
     @property
     def extras(self) -> Collection[str]:
@@ -150,7 +150,7 @@ class Versions:
         for id in idle[: max(0, len(idle) - self._keep)]:
             del self._ready[id]
             self._drop(id)
-        measures.prepared.set(len(self._ready))
+        metrics.prepared.set(len(self._ready))
 
     async def close(self) -> None:
         """Wait for what is being prepared to end, and drop everything."""
@@ -182,7 +182,7 @@ class Versions:
             self._drop(id)
             raise
         for metric, value in report.scores.items():
-            measures.score.labels(measures.short(id), metric).set(value)
+            metrics.score.labels(metrics.short(id), metric).set(value)
         if report.refused:
             self._drop(id)
             raise Refused(report.refused)
@@ -192,7 +192,7 @@ class Versions:
         if report.unscored:  # nothing else can be served: better this, whose pictures are finite, than nothing
             log.warning("the first version is served without scores", version=id, reason=report.unscored)
         found = self._ready[id] = Prepared(version)
-        measures.prepared.set(len(self._ready))
+        metrics.prepared.set(len(self._ready))
         return found
 
     def _fetch(self, id: str) -> tuple[Version, Adapter | None]:
