@@ -22,7 +22,7 @@ from orchestrator.summary import mean
 from sfumato.errors import InvalidInput, MissingWeights, PoisonTask
 from sfumato.registry.bases import base_modules
 from sfumato.registry.models import Models
-from sfumato.registry.records import Base, Edge, Lineage, Node, Part, Version, version_id
+from sfumato.registry.records import Base, Edge, Lineage, Node, Version, WeightedAdapter, version_id
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.references import present_folder
 from sfumato.runtime.settings import Settings
@@ -61,7 +61,7 @@ def register_run(
         versions.append(
             registry.register(
                 base,
-                (Part(digest),),
+                (WeightedAdapter(digest),),
                 files={digest: artifacts.get(digest)},
                 lineage=told.of(base, digest, versions[-1], iteration),
                 metrics=_metrics(iteration),
@@ -161,7 +161,7 @@ class _Lineage:
         assert trial is not None
         self._nodes: dict[str, Node] = {self._run.id: self._run}
         self._edges: dict[Edge, None] = {}
-        version = Node("version", version_id(base.id, (Part(adapter),)))
+        version = Node("version", version_id(base.id, (WeightedAdapter(adapter),)))
         step = Node.about("iteration", run=self._name, index=iteration.index, **_said(iteration, trial))
         self._came(version, "made_by", step)
         self._came(step, "part_of", self._run)

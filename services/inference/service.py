@@ -15,7 +15,7 @@ from contextlib import ExitStack
 import bentoml
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from services.inference.http.app import Front, make_app
+from services.inference.http.app import AppState, make_app
 from services.inference.settings import InferenceSettings
 from services.inference.wiring import opened
 from sfumato.errors import SfumatoError
@@ -29,11 +29,11 @@ BENTOS = frozenset({"/livez", "/healthz", "/readyz"})
 LOOK = 0.2
 """Seconds between looks whether the first version is there."""
 
-front = Front(InferenceSettings())
-_app = make_app(front)
+state = AppState(InferenceSettings())
+_app = make_app(state)
 
 
-class Door:
+class Dispatcher:
     """Bento's paths to Bento, all others to the application: one mounted in Bento's would not see paths that match no route's pattern."""
 
     def __init__(self, bento: ASGIApp) -> None:
@@ -76,33 +76,33 @@ class Inference:
 
     async def __is_ready__(self) -> bool:
         """Whether a request would be served now."""
-        return front.ready
+        return state.ready
 
     async def _serve(self) -> None:
         try:
-            async with opened(front.settings) as studio:
-                front.open(studio)
-                watching = asyncio.create_task(_tell_of_the_first(front))
+            async with opened(state.settings) as images:
+                state.open(images)
+                watching = asyncio.create_task(_tell_of_the_first(state))
                 await self._ending.wait()
                 watching.cancel()
-                front.close()
+                state.close()
         except SfumatoError as error:
-            front.failure = error
+            state.failure = error
             log.error("%s", error)
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-Inference.add_asgi_middleware(Door)  # pyright: ignore[reportArgumentType] (its protocol wants what no middleware has)
+Inference.add_asgi_middleware(Dispatcher)  # pyright: ignore[reportArgumentType] (its protocol wants what no middleware has)
 
 
-async def _tell_of_the_first(front: Front) -> None:
+async def _tell_of_the_first(state: AppState) -> None:
     """Say why there is nothing to serve yet, and when there is."""
     told = ""
-    while not front.ready:
-        trouble = front.studio.catalog.trouble
+    while not state.ready:
+        trouble = state.images.catalog.trouble
         if trouble != told:
             log.info("Waiting: %s.", trouble)
             told = trouble
         await asyncio.sleep(LOOK)
-    listed = front.studio.catalog.listing()
-    log.info("Serving %s: version %s.", front.settings.model, listed[0].version[:12] if listed else "")
+    listed = state.images.catalog.listing()
+    log.info("Serving %s: version %s.", state.settings.model, listed[0].version[:12] if listed else "")

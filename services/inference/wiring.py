@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from services.inference.http.images import Studio
+from services.inference.http.images import Images
 from services.inference.models.canary import CanaryRule
-from services.inference.models.catalog import Catalog, Served
-from services.inference.models.golden import Golden, GoldenCheck, ScoringClient, read_golden
-from services.inference.painting.engine import EngineSettings, InferenceEngine, Wish
+from services.inference.models.catalog import Catalog, ServedBase
+from services.inference.models.golden import GoldenCheck, GoldenPrompts, ScoringClient, read_golden
+from services.inference.painting.engine import EngineSettings, InferenceEngine, PaintRequest
 from services.inference.settings import InferenceSettings
 from sfumato.diffusion.loading import load_pipeline
 from sfumato.registry.client import RegistryClient
@@ -31,7 +31,7 @@ def served_name(model: str) -> tuple[str, str]:
 
 
 @asynccontextmanager
-async def opened(settings: InferenceSettings) -> AsyncIterator[Studio]:
+async def opened(settings: InferenceSettings) -> AsyncIterator[Images]:
     """A studio for the length of a block; the catalog may still be waiting for its first version.
 
     Raises:
@@ -40,12 +40,12 @@ async def opened(settings: InferenceSettings) -> AsyncIterator[Studio]:
     """
     name, alias = served_name(settings.model)
     limits = {"clip": settings.golden_clip, "aesthetic": settings.golden_aesthetic}
-    golden = Golden(read_golden(settings.golden) if settings.golden else read_golden(), limits=limits)
+    golden = GoldenPrompts(read_golden(settings.golden) if settings.golden else read_golden(), limits=limits)
     base, engine = await asyncio.to_thread(_loaded, settings)
     detector = await asyncio.to_thread(Detector.load) if settings.safety == "nudenet" else None
 
     async def paint(request: GenerateRequest, version: str) -> Image:
-        return (await engine.paint(Wish(request), version)).image
+        return (await engine.paint(PaintRequest(request), version)).image
 
     async with AsyncExitStack() as stack:
         stack.push_async_callback(engine.close)
@@ -54,10 +54,10 @@ async def opened(settings: InferenceSettings) -> AsyncIterator[Studio]:
             stack.callback(scores.close)
         check = GoldenCheck(paint, engine.limits, golden, scores)
         rule = CanaryRule(weight=settings.canary, requests=settings.canary_requests)
-        catalog = Catalog(RegistryClient(settings.registry), engine, check, Served(name, base, alias, settings.keep), rule, scores)
+        catalog = Catalog(RegistryClient(settings.registry), engine, check, ServedBase(name, base, alias, settings.keep), rule, scores)
         catalog.start()
         stack.push_async_callback(catalog.close)
-        yield Studio(engine, catalog, settings.max_pictures, settings.max_adapter_scale, detector)
+        yield Images(engine, catalog, settings.max_pictures, settings.max_adapter_scale, detector)
 
 
 def _loaded(settings: InferenceSettings) -> tuple[str, InferenceEngine]:

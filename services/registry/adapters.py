@@ -30,7 +30,7 @@ EXPONENTS: Mapping[str, tuple[str, int]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Factors:
+class UpdateShape:
     """One module's update: ``A [rank, inputs]`` and ``B [outputs, rank]``."""
 
     rank: int
@@ -39,12 +39,12 @@ class Factors:
 
 
 @dataclass(frozen=True, slots=True)
-class Verified:
+class VerifiedAdapter:
     """An adapter that passed. ``modules`` by ``<denoiser>.<module>``; ``sha256`` is of the whole file, ``size`` in bytes."""
 
     sha256: str
     size: int
-    modules: Mapping[str, Factors]
+    modules: Mapping[str, UpdateShape]
     dtypes: tuple[str, ...]
 
     @property
@@ -59,7 +59,7 @@ class Verified:
         return sum(module.rank * (module.inputs + module.outputs) for module in self.modules.values())
 
 
-def verified(data: bytes, sha256: str = "") -> Verified:
+def verified(data: bytes, sha256: str = "") -> VerifiedAdapter:
     """Look at every key, shape and number of an adapter in the plain layout (`sfumato.lora.files`): scale baked in, safetensors.
 
     Args:
@@ -96,10 +96,10 @@ def verified(data: bytes, sha256: str = "") -> Verified:
         raise InvalidInput("adapter", "has no modules.", hint="Is it the right file?")
     if len({name.partition(".")[0] for name in modules}) > 1:
         raise InvalidInput("adapter", "holds keys of a transformer and of a unet: it is of no one model.")
-    return Verified(digest, len(data), modules, tuple(sorted({tensor["dtype"] for _, tensor in tensors})))
+    return VerifiedAdapter(digest, len(data), modules, tuple(sorted({tensor["dtype"] for _, tensor in tensors})))
 
 
-def check_base(adapter: Verified, base: Mapping[str, list[int]]) -> None:
+def check_base(adapter: VerifiedAdapter, base: Mapping[str, list[int]]) -> None:
     """Whether every module is one of the base model's, in its shape.
 
     Args:
@@ -118,7 +118,7 @@ def check_base(adapter: Verified, base: Mapping[str, list[int]]) -> None:
             raise InvalidInput("adapter", f"{name}: {shapes}.", hint="It is an adapter of another model.")
 
 
-def _paired(name: str, halves: Mapping[str, tuple[int, int]]) -> Factors:
+def _paired(name: str, halves: Mapping[str, tuple[int, int]]) -> UpdateShape:
     if len(halves) != 2:
         raise InvalidInput("adapter", f"{name} has {next(iter(halves))} only, no pair of lora_A and lora_B.", hint="Was it edited?")
     (rank, inputs), (outputs, other) = halves["lora_A"], halves["lora_B"]
@@ -127,7 +127,7 @@ def _paired(name: str, halves: Mapping[str, tuple[int, int]]) -> Factors:
         raise InvalidInput("adapter", f"{name} has factors {shapes}, which do not multiply.", hint="Was it edited?")
     if rank > MAX_RANK:
         raise InvalidInput("adapter", f"{name} has rank {rank}; the limit is {MAX_RANK}.", hint="Compress it to a lower rank.")
-    return Factors(rank, inputs, outputs)
+    return UpdateShape(rank, inputs, outputs)
 
 
 def _check_numbers(key: str, dtype: str, data: bytes | bytearray) -> None:

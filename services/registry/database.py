@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_u
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session
 
-from services.registry.tables import Clock, Event
+from services.registry.tables import ClockRow, EventRow
 from sfumato.errors import InvalidInput, Unavailable
 
 # The newest migration: a database that is there is not looked at any closer, so that opening one costs a query and no Alembic.
@@ -105,7 +105,7 @@ class Writing:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self._clock = session.scalars(select(Clock).with_for_update()).one()
+        self._clock = session.scalars(select(ClockRow).with_for_update()).one()
         self.now = round(time.time(), 3)
 
     @property
@@ -116,7 +116,7 @@ class Writing:
     def say(self, kind: str, subject: str, **content: Any) -> int:
         """Add an event; its number."""
         self._clock.event += 1
-        self.session.add(Event(number=self.number, kind=kind, subject=subject, content=content, happened=self.now))
+        self.session.add(EventRow(number=self.number, kind=kind, subject=subject, content=content, happened=self.now))
         return self.number
 
 

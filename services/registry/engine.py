@@ -10,7 +10,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from services.registry import graph, tables
-from services.registry.adapters import Verified, check_base, verified
+from services.registry.adapters import VerifiedAdapter, check_base, verified
 from services.registry.collecting import garbage, remove
 from services.registry.database import Database, Writing
 from sfumato.errors import Conflict, InvalidInput, NotFound
@@ -21,13 +21,13 @@ from sfumato.registry.records import (
     Base,
     Collection,
     Edge,
-    Event,
     Lineage,
     Move,
     Node,
     Page,
-    Part,
+    RegistryEvent,
     Version,
+    WeightedAdapter,
     check_alias,
     check_digest,
     check_metrics,
@@ -58,7 +58,7 @@ class Registry:
     def register(
         self,
         base: Base,
-        parts: Sequence[Part] = (),
+        parts: Sequence[WeightedAdapter] = (),
         *,
         files: Mapping[str, bytes] | None = None,
         lineage: Lineage = Lineage(),  # noqa: B008 (immutable)
@@ -104,13 +104,13 @@ class Registry:
             for adapter in adapters:
                 self._artifacts.put(data[adapter.sha256])  # again, if a collection came in between: from here on none can
                 _keep_adapter(writing, adapter)
-            if session.get(tables.Version, id) is None:
+            if session.get(tables.VersionRow, id) is None:
                 number = writing.say("registered", id, base=base.id, note=note)
-                session.add(tables.Version(id=id, number=number, base_id=base.id, metrics=numbers, note=note, created=writing.now))
+                session.add(tables.VersionRow(id=id, number=number, base_id=base.id, metrics=numbers, note=note, created=writing.now))
                 session.flush()
                 places = enumerate(parts)
                 session.add_all(
-                    tables.VersionAdapter(version_id=id, position=place, adapter_id=part.adapter, weight=float(part.weight))
+                    tables.VersionAdapterRow(version_id=id, position=place, adapter_id=part.adapter, weight=float(part.weight))
                     for place, part in places
                 )
                 session.flush()
@@ -142,11 +142,11 @@ class Registry:
             raise InvalidInput("limit", f"{limit} is not from 1 to {MAX_PAGE}.")
         if following < 0:
             raise InvalidInput("following", f"{following} is no page's token.")
-        query = select(tables.Version).order_by(tables.Version.number.desc()).limit(limit + 1)
+        query = select(tables.VersionRow).order_by(tables.VersionRow.number.desc()).limit(limit + 1)
         if following:
-            query = query.where(tables.Version.number <= following)
+            query = query.where(tables.VersionRow.number <= following)
         if base:
-            query = query.where(tables.Version.base_id == base)
+            query = query.where(tables.VersionRow.base_id == base)
         with self._database.reading() as session:
             rows = session.scalars(query).all()
             versions = tuple(_version(session, row.id) for row in rows[:limit])
@@ -183,13 +183,14 @@ class Registry:
         if len(bases) != 1 or not any(version.parts for version in versions):
             raise InvalidInput("versions", f"are of {len(bases)} base models; adapters of one are needed.")
         scales = [weight / (len(versions) if how == "mean" else 1) for _, weight in references]
-        parts = [Part(part.adapter, part.weight * scale) for version, scale in zip(versions, scales, strict=True) for part in version.parts]
-        check_parts(tuple(Part(part.adapter, part.weight) for part in parts))
+        scaled = zip(versions, scales, strict=True)
+        parts = tuple(WeightedAdapter(part.adapter, part.weight * scale) for version, scale in scaled for part in version.parts)
+        check_parts(parts)
         result = merged([(self._artifacts.get(part.adapter), part.weight) for part in parts], rank)
         sources = [{"version": version.id, "weight": float(weight)} for version, (_, weight) in zip(versions, references, strict=True)]
         step = Node.about("merge", how=how, rank=rank, error=result.error, sources=sources, libraries=result.libraries)
         (base,) = bases.values()
-        whole = (Part(result.sha256),)
+        whole = (WeightedAdapter(result.sha256),)
         own = f"version:{version_id(base.id, whole)}"
         with self._database.reading() as session:
             before, _ = graph.reached(session, {f"version:{version.id}" for version in versions})
@@ -203,7 +204,7 @@ class Registry:
     def aliases(self) -> dict[str, str]:
         """The id of the version that every alias points at."""
         with self._database.reading() as session:
-            return {row.name: row.version_id for row in session.scalars(select(tables.Alias).order_by(tables.Alias.name))}
+            return {row.name: row.version_id for row in session.scalars(select(tables.AliasRow).order_by(tables.AliasRow.name))}
 
     def set_alias(self, alias: str, reference: str, *, expected: str, reason: str = "") -> Move:
         """Let an alias point at a version, if it still points at ``expected``: of several who try at once, one succeeds.
@@ -280,17 +281,17 @@ class Registry:
         with self._database.reading() as session:
             return graph.load(session, {f"version:{_resolve(session, reference)}"}, depth)
 
-    def events(self, after: int = 0, limit: int = MAX_PAGE) -> tuple[Event, ...]:
+    def events(self, after: int = 0, limit: int = MAX_PAGE) -> tuple[RegistryEvent, ...]:
         """The events after number ``after``, in their order; none is missing and none will come between them."""
-        query = select(tables.Event).where(tables.Event.number > after).order_by(tables.Event.number).limit(limit)
+        query = select(tables.EventRow).where(tables.EventRow.number > after).order_by(tables.EventRow.number).limit(limit)
         with self._database.reading() as session:
             rows = session.scalars(query).all()
-            return tuple(Event(row.number, row.kind, row.subject, row.content, row.happened) for row in rows)
+            return tuple(RegistryEvent(row.number, row.kind, row.subject, row.content, row.happened) for row in rows)
 
     def latest(self) -> int:
         """The number of the last event; 0 where there is none."""
         with self._database.reading() as session:
-            return session.scalars(select(tables.Clock.event)).one()
+            return session.scalars(select(tables.ClockRow.event)).one()
 
     def collect(self, *, older_than: float = 7 * DAY, dry_run: bool = True) -> Collection:
         """Say what may go (see `garbage`), and with ``dry_run=False`` take it away; ``older_than`` in seconds.
@@ -313,7 +314,7 @@ class Registry:
     def _known(self, base: Base) -> Base:
         """The base with what is known of it."""
         with self._database.reading() as session:
-            row = session.get(tables.Base, base.id)
+            row = session.get(tables.BaseRow, base.id)
         if row is None or row.modules is None:
             return base
         if base.modules is not None and {name: list(shape) for name, shape in base.modules.items()} != row.modules:
@@ -323,9 +324,9 @@ class Registry:
 
 def _keep_base(writing: Writing, base: Base) -> None:
     modules = None if base.modules is None else {name: list(shape) for name, shape in base.modules.items()}
-    row = writing.session.get(tables.Base, base.id)
+    row = writing.session.get(tables.BaseRow, base.id)
     if row is None:
-        writing.session.add(tables.Base(id=base.id, name=base.name, modules=modules, created=writing.now))
+        writing.session.add(tables.BaseRow(id=base.id, name=base.name, modules=modules, created=writing.now))
     elif row.modules is None:
         row.modules = modules
     elif modules is not None and modules != row.modules:
@@ -333,12 +334,12 @@ def _keep_base(writing: Writing, base: Base) -> None:
     writing.session.flush()
 
 
-def _keep_adapter(writing: Writing, adapter: Verified) -> None:
-    if writing.session.get(tables.Adapter, adapter.sha256) is not None:
+def _keep_adapter(writing: Writing, adapter: VerifiedAdapter) -> None:
+    if writing.session.get(tables.AdapterRow, adapter.sha256) is not None:
         return
     low, high = adapter.ranks
     writing.session.add(
-        tables.Adapter(
+        tables.AdapterRow(
             id=adapter.sha256,
             size=adapter.size,
             modules=len(adapter.modules),
@@ -352,7 +353,7 @@ def _keep_adapter(writing: Writing, adapter: Verified) -> None:
     writing.session.flush()
 
 
-def _own_lineage(id: str, base: Base, parts: tuple[Part, ...], lineage: Lineage) -> Lineage:
+def _own_lineage(id: str, base: Base, parts: tuple[WeightedAdapter, ...], lineage: Lineage) -> Lineage:
     """What is told, and what a version says by itself: its base and its adapters."""
     own = Node("version", id)
     base_node, adapters = Node("base", base.id), [Node("adapter", digest) for digest in dict.fromkeys(part.adapter for part in parts)]
@@ -361,12 +362,12 @@ def _own_lineage(id: str, base: Base, parts: tuple[Part, ...], lineage: Lineage)
 
 
 def _resolve(session: Session, reference: str) -> str:
-    row = session.get(tables.Alias, reference) if len(reference) <= 64 and "\0" not in reference else None
+    row = session.get(tables.AliasRow, reference) if len(reference) <= 64 and "\0" not in reference else None
     if row is not None:
         return row.version_id
     found: Sequence[str] = ()
     if PREFIX.fullmatch(reference):
-        found = session.scalars(select(tables.Version.id).where(tables.Version.id.startswith(reference)).limit(2)).all()
+        found = session.scalars(select(tables.VersionRow.id).where(tables.VersionRow.id.startswith(reference)).limit(2)).all()
     if len(found) > 1:
         raise InvalidInput("version", f"several ids begin with {reference}.", hint="Give more digits.")
     if not found:
@@ -375,37 +376,38 @@ def _resolve(session: Session, reference: str) -> str:
 
 
 def _version(session: Session, id: str) -> Version:
-    row = session.get_one(tables.Version, id)
-    base = session.get_one(tables.Base, row.base_id)
-    places = select(tables.VersionAdapter).where(tables.VersionAdapter.version_id == id).order_by(tables.VersionAdapter.position)
-    parts = tuple(Part(part.adapter_id, part.weight) for part in session.scalars(places))
-    names = session.scalars(select(tables.Alias.name).where(tables.Alias.version_id == id).order_by(tables.Alias.name))
+    row = session.get_one(tables.VersionRow, id)
+    base = session.get_one(tables.BaseRow, row.base_id)
+    places = select(tables.VersionAdapterRow).where(tables.VersionAdapterRow.version_id == id).order_by(tables.VersionAdapterRow.position)
+    parts = tuple(WeightedAdapter(part.adapter_id, part.weight) for part in session.scalars(places))
+    names = session.scalars(select(tables.AliasRow.name).where(tables.AliasRow.version_id == id).order_by(tables.AliasRow.name))
     return Version(id, row.number, Base(base.id, base.name, base.modules), parts, row.metrics, row.note, row.created, tuple(names))
 
 
-def _moves(session: Session, alias: str) -> Sequence[tables.AliasMove]:
-    return session.scalars(select(tables.AliasMove).where(tables.AliasMove.alias == alias).order_by(tables.AliasMove.revision)).all()
+def _moves(session: Session, alias: str) -> Sequence[tables.AliasMoveRow]:
+    moves = tables.AliasMoveRow
+    return session.scalars(select(moves).where(moves.alias == alias).order_by(moves.revision)).all()
 
 
 def _move(writing: Writing, alias: str, version: str, expected: str, reason: str, restores: int | None = None) -> Move:
     """Compare and set. The condition is in the statement itself, so it would hold without the clock's lock too."""
     session = writing.session
-    row = session.get(tables.Alias, alias)
+    row = session.get(tables.AliasRow, alias)
     current = row.version_id if row else ""
     if current != expected:
         where = f"points at {current[:12]}" if current else "does not exist"
         raise Conflict(f"The alias {alias!r} {where}, not as expected.", hint="Look at it again, and decide anew.")
     if row is None:
         revision = 1
-        session.add(tables.Alias(name=alias, version_id=version, revision=revision))
+        session.add(tables.AliasRow(name=alias, version_id=version, revision=revision))
     else:
         revision = row.revision + 1
-        same = (tables.Alias.name == alias) & (tables.Alias.version_id == expected) & (tables.Alias.revision == row.revision)
-        changed: Any = session.execute(update(tables.Alias).where(same).values(version_id=version, revision=revision))
+        same = (tables.AliasRow.name == alias) & (tables.AliasRow.version_id == expected) & (tables.AliasRow.revision == row.revision)
+        changed: Any = session.execute(update(tables.AliasRow).where(same).values(version_id=version, revision=revision))
         if changed.rowcount != 1:
             raise Conflict(f"The alias {alias!r} moved.", hint="Look at it again, and decide anew.")
     number = writing.say("alias", alias, version=version, previous=current, revision=revision, reason=reason)
-    move = tables.AliasMove(
+    move = tables.AliasMoveRow(
         number=number,
         alias=alias,
         revision=revision,
@@ -420,5 +422,5 @@ def _move(writing: Writing, alias: str, version: str, expected: str, reason: str
     return _as_move(move)
 
 
-def _as_move(row: tables.AliasMove) -> Move:
+def _as_move(row: tables.AliasMoveRow) -> Move:
     return Move(row.alias, row.revision, row.previous_id or "", row.version_id, row.reason, row.moved)

@@ -35,9 +35,9 @@ def grow(session: Session, lineage: Lineage) -> None:
     known = {(row.node_id, row.relation, row.source_id) for row in _edges_of(session, {edge.node for edge in edges} & there)}
     new = [edge for edge in edges if (edge.node, edge.relation, edge.source) not in known]
     _refuse_circles(session, new, there)
-    session.add_all(tables.Node(id=id, kind=node.kind, content=dict(node.content)) for id, node in nodes.items() if id not in there)
+    session.add_all(tables.NodeRow(id=id, kind=node.kind, content=dict(node.content)) for id, node in nodes.items() if id not in there)
     session.flush()
-    session.add_all(tables.Edge(node_id=edge.node, relation=edge.relation, source_id=edge.source) for edge in new)
+    session.add_all(tables.EdgeRow(node_id=edge.node, relation=edge.relation, source_id=edge.source) for edge in new)
     session.flush()
 
 
@@ -57,7 +57,7 @@ def reached(session: Session, roots: Iterable[str], depth: int | None = None) ->
 def load(session: Session, roots: Iterable[str], depth: int | None = None) -> Lineage:
     """The graph from some nodes on, nodes and edges in the order of their ids."""
     ids, edges = reached(session, roots, depth)
-    rows = [row for part in chunks(sorted(ids)) for row in session.scalars(select(tables.Node).where(tables.Node.id.in_(part)))]
+    rows = [row for part in chunks(sorted(ids)) for row in session.scalars(select(tables.NodeRow).where(tables.NodeRow.id.in_(part)))]
     nodes = sorted((Node(row.kind, row.id.partition(":")[2], row.content) for row in rows), key=lambda node: node.id)
     return Lineage(tuple(nodes), tuple(sorted(edges, key=lambda edge: (edge.node, edge.relation, edge.source))))
 
@@ -77,13 +77,13 @@ def _checked(node: Node) -> Node:
 
 
 def _existing(session: Session, ids: set[str]) -> set[str]:
-    queries = (select(tables.Node.id).where(tables.Node.id.in_(part)) for part in chunks(sorted(ids)))
+    queries = (select(tables.NodeRow.id).where(tables.NodeRow.id.in_(part)) for part in chunks(sorted(ids)))
     return {id for query in queries for id in session.scalars(query)}
 
 
-def _edges_of(session: Session, nodes: set[str]) -> Iterator[tables.Edge]:
+def _edges_of(session: Session, nodes: set[str]) -> Iterator[tables.EdgeRow]:
     for part in chunks(sorted(nodes)):
-        yield from session.scalars(select(tables.Edge).where(tables.Edge.node_id.in_(part)))
+        yield from session.scalars(select(tables.EdgeRow).where(tables.EdgeRow.node_id.in_(part)))
 
 
 def _refuse_circles(session: Session, new: Sequence[Edge], there: set[str]) -> None:

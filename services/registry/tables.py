@@ -29,7 +29,7 @@ class Table(DeclarativeBase):
     metadata = MetaData(naming_convention=NAMES)
 
 
-class Clock(Table):
+class ClockRow(Table):
     """One row: the number of the last event. Every write locks it first, so events become visible in their order, without gaps."""
 
     __tablename__ = "clock"
@@ -38,7 +38,7 @@ class Clock(Table):
     event: Mapped[int] = mapped_column(BigInteger)
 
 
-class Base(Table):
+class BaseRow(Table):
     """A base model: ``id`` is the hash of its files, ``modules`` the linears an adapter may sit on, where they are known.
 
     ``modules``: ``{"transformer.<module>": [out, in]}``.
@@ -52,7 +52,7 @@ class Base(Table):
     created: Mapped[float] = mapped_column(Float(53))
 
 
-class Adapter(Table):
+class AdapterRow(Table):
     """A verified LoRA file; ``id`` is the SHA-256 of its bytes, which lie in the artifact store. ``size`` in bytes."""
 
     __tablename__ = "adapters"
@@ -67,7 +67,7 @@ class Adapter(Table):
     created: Mapped[float] = mapped_column(Float(53))
 
 
-class Version(Table):
+class VersionRow(Table):
     """A model: base + adapters with weights. ``id`` is the hash of just that; ``metrics`` and ``note`` are what was first said of it.
 
     ``number`` is the event with which it came, which is the order of the list.
@@ -83,7 +83,7 @@ class Version(Table):
     created: Mapped[float] = mapped_column(Float(53))
 
 
-class VersionAdapter(Table):
+class VersionAdapterRow(Table):
     """One adapter of a version, in its place, with its weight."""
 
     __tablename__ = "version_adapters"
@@ -94,7 +94,7 @@ class VersionAdapter(Table):
     weight: Mapped[float] = mapped_column(Float(53))
 
 
-class Alias(Table):
+class AliasRow(Table):
     """A name that points at a version; ``revision`` counts its moves, from 1."""
 
     __tablename__ = "aliases"
@@ -104,7 +104,7 @@ class Alias(Table):
     revision: Mapped[int] = mapped_column(Integer)
 
 
-class AliasMove(Table):
+class AliasMoveRow(Table):
     """Where an alias pointed when: ``previous_id`` is empty for its first place; ``restores`` is the revision a rollback went back to."""
 
     __tablename__ = "alias_moves"
@@ -120,7 +120,7 @@ class AliasMove(Table):
     moved: Mapped[float] = mapped_column(Float(53))
 
 
-class Node(Table):
+class NodeRow(Table):
     """A thing of the lineage. ``id`` is ``<kind>:<digest>``: of its bytes where it has any, else of its content."""
 
     __tablename__ = "nodes"
@@ -130,7 +130,7 @@ class Node(Table):
     content: Mapped[dict[str, Any]] = mapped_column(JSON)
 
 
-class Edge(Table):
+class EdgeRow(Table):
     """``node`` came of ``source``, in the way that ``relation`` says."""
 
     __tablename__ = "edges"
@@ -141,7 +141,7 @@ class Edge(Table):
     source_id: Mapped[str] = mapped_column(ForeignKey("nodes.id"), primary_key=True)
 
 
-class Event(Table):
+class EventRow(Table):
     """What happened, numbered without gaps in the order in which it can be seen."""
 
     __tablename__ = "events"

@@ -9,7 +9,7 @@ from prometheus_client import Gauge
 
 from services.registry.engine import Registry
 from sfumato.errors import InvalidInput
-from sfumato.registry.records import Event
+from sfumato.registry.records import RegistryEvent
 
 watchers = Gauge("sfumato_registry_watchers", "Callers that wait for events at this replica.")
 
@@ -38,7 +38,7 @@ class Watching:
             raise InvalidInput("after", f"there are {latest} events, not {after}.", hint="Is it another database, or a copy? Begin at 0.")
         return latest if after is None else after
 
-    async def events(self, after: int) -> AsyncIterator[Event]:
+    async def events(self, after: int) -> AsyncIterator[RegistryEvent]:
         """The events after number ``after``, as they come, until the caller or the registry ends it."""
         with watchers.track_inprogress():
             while True:

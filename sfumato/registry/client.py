@@ -11,7 +11,7 @@ import grpc
 from sfumato.errors import NotFound, Unavailable
 from sfumato.registry import messages
 from sfumato.registry.models import Merge
-from sfumato.registry.records import Base, Event, Lineage, Move, Page, Part, Version
+from sfumato.registry.records import Base, Lineage, Move, Page, RegistryEvent, Version, WeightedAdapter
 from sfumato.runtime.client import calling, channel, download, upload
 from sfumato.runtime.settings import ClientSettings
 from sfumato.v1 import registry_pb2 as pb
@@ -47,7 +47,7 @@ class RegistryClient:
     def register(
         self,
         base: Base,
-        parts: Sequence[Part] = (),
+        parts: Sequence[WeightedAdapter] = (),
         *,
         files: Mapping[str, bytes] | None = None,
         lineage: Lineage = Lineage(),  # noqa: B008 (immutable)
@@ -137,7 +137,7 @@ class RegistryClient:
         finally:
             answers.cancel()
 
-    def watch(self, after: int | None = None) -> Iterator[Event]:
+    def watch(self, after: int | None = None) -> Iterator[RegistryEvent]:
         """Events as they come, from number ``after`` on (None: from now on), until the client is closed.
 
         When a service that has answered goes away, this asks again until one answers, and goes on after the last event it gave:

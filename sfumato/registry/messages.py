@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 from sfumato.errors import InvalidInput
-from sfumato.registry.records import Base, Edge, Event, Lineage, Move, Node, Part, Version, version_id
+from sfumato.registry.records import Base, Edge, Lineage, Move, Node, RegistryEvent, Version, WeightedAdapter, version_id
 from sfumato.v1 import common_pb2, registry_pb2
 
 JSON_HINT = "Give a JSON object, with finite numbers."
@@ -31,14 +31,14 @@ def base_from(message: registry_pb2.BaseModel) -> Base:
     return Base(message.id, message.name, modules or None)
 
 
-def parts_to(parts: Iterable[Part]) -> list[common_pb2.AdapterRef]:
+def parts_to(parts: Iterable[WeightedAdapter]) -> list[common_pb2.AdapterRef]:
     """Adapters and their weights."""
     return [common_pb2.AdapterRef(artifact=part.adapter, weight=part.weight) for part in parts]
 
 
-def parts_from(messages: Iterable[common_pb2.AdapterRef]) -> tuple[Part, ...]:
+def parts_from(messages: Iterable[common_pb2.AdapterRef]) -> tuple[WeightedAdapter, ...]:
     """A weight that is not told is 1."""
-    return tuple(Part(ref.artifact, ref.weight if ref.HasField("weight") else 1.0) for ref in messages)
+    return tuple(WeightedAdapter(ref.artifact, ref.weight if ref.HasField("weight") else 1.0) for ref in messages)
 
 
 def version_to(version: Version) -> registry_pb2.ModelVersion:
@@ -89,7 +89,7 @@ def lineage_from(message: registry_pb2.LineageGraph, own: str = "") -> Lineage:
     return Lineage(nodes, tuple(Edge(edge.node or own, edge.relation, edge.source) for edge in message.edges))
 
 
-def own_node(base: Base, parts: tuple[Part, ...]) -> str:
+def own_node(base: Base, parts: tuple[WeightedAdapter, ...]) -> str:
     """The id of a version's own node."""
     return f"version:{version_id(base.id, parts)}"
 
@@ -111,7 +111,7 @@ def move_from(message: registry_pb2.AliasMove) -> Move:
     return Move(message.alias, message.revision, message.previous, message.version, message.reason, message.moved)
 
 
-def event_to(event: Event) -> registry_pb2.RegistryEvent:
+def event_to(event: RegistryEvent) -> registry_pb2.RegistryEvent:
     """Its content by its kind; of a kind that the contract does not know, number and time only."""
     told = registry_pb2.RegistryEvent(number=event.number, happened=event.happened)
     match event.kind:
@@ -125,7 +125,7 @@ def event_to(event: Event) -> registry_pb2.RegistryEvent:
     return told
 
 
-def event_from(message: registry_pb2.RegistryEvent) -> Event:
+def event_from(message: registry_pb2.RegistryEvent) -> RegistryEvent:
     """The same event as the registry has it."""
     kind, subject, content = "", "", dict[str, Any]()
     match message.WhichOneof("what"):
@@ -138,7 +138,7 @@ def event_from(message: registry_pb2.RegistryEvent) -> Event:
             content = {"version": moved.version, "previous": moved.previous, "revision": moved.revision, "reason": moved.reason}
         case "collected":
             kind, subject = "collected", message.collected.version
-    return Event(message.number, kind, subject, content, message.happened)
+    return RegistryEvent(message.number, kind, subject, content, message.happened)
 
 
 def _content(text: str, index: int) -> Mapping[str, Any]:

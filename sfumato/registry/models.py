@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
-from sfumato.registry.records import Base, Lineage, Move, Page, Part, Version
+from sfumato.registry.records import Base, Lineage, Move, Page, Version, WeightedAdapter
 
 Merge = Literal["stack", "mean"]
 
@@ -16,7 +16,7 @@ class Models(Protocol):
     def register(
         self,
         base: Base,
-        parts: Sequence[Part] = (),
+        parts: Sequence[WeightedAdapter] = (),
         *,
         files: Mapping[str, bytes] | None = None,
         lineage: Lineage = Lineage(),  # noqa: B008 (immutable)

@@ -25,7 +25,7 @@ MAX_CONTENT = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class WeightedAdapter:
     """One adapter of a version: the SHA-256 of its file, and the weight of its update."""
 
     adapter: str
@@ -87,7 +87,7 @@ class Version:
     id: str
     number: int
     base: Base
-    parts: tuple[Part, ...]
+    parts: tuple[WeightedAdapter, ...]
     metrics: Mapping[str, float]
     note: str
     created: float
@@ -115,7 +115,7 @@ class Move:
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class RegistryEvent:
     """Something happened: ``registered``, ``alias`` or ``collected``. Numbers have no gaps."""
 
     number: int
@@ -151,7 +151,7 @@ def digest_of(content: Any) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def version_id(base: str, parts: tuple[Part, ...]) -> str:
+def version_id(base: str, parts: tuple[WeightedAdapter, ...]) -> str:
     """A version's id: the hash of its base, its adapters and their weights, in their order (the order changes the last bits of a sum)."""
     adapters = [{"sha256": part.adapter, "weight": float(part.weight)} for part in parts]
     return hashlib.sha256(canonical({"revision": REVISION, "base": base, "adapters": adapters})).hexdigest()
@@ -168,7 +168,7 @@ def check_digest(field_name: str, value: str) -> str:
     return value
 
 
-def check_parts(parts: tuple[Part, ...]) -> None:
+def check_parts(parts: tuple[WeightedAdapter, ...]) -> None:
     """Whether adapters and weights can make a version.
 
     Raises:

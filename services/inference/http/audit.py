@@ -9,12 +9,12 @@ from typing import Any, TextIO
 
 import structlog
 
-from services.inference.http.schemas import Painting
+from services.inference.http.schemas import ImageFields
 
 _LEFT_OUT = {"prompt", "negative_prompt", "regions", "user", "safety_identifier"}
 
 
-class Audit:
+class AuditLog:
     """Writes to a file, or into the process's log."""
 
     def __init__(self, path: Path | None = None, prompts: bool = False) -> None:
@@ -37,7 +37,7 @@ class Audit:
             wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         )
 
-    def tell(self, event: str, fields: Painting | None, **words: Any) -> None:
+    def tell(self, event: str, fields: ImageFields | None, **words: Any) -> None:
         """One line: what happened, what was asked for, and whatever else there is to say; what is None is left out."""
         told = {} if fields is None else self._asked(fields)
         self._log.info(event, **told, **{name: word for name, word in words.items() if word is not None})
@@ -47,7 +47,7 @@ class Audit:
         if self._file is not None:
             self._file.close()
 
-    def _asked(self, fields: Painting) -> dict[str, Any]:
+    def _asked(self, fields: ImageFields) -> dict[str, Any]:
         told = fields.model_dump(exclude_none=True, exclude=_LEFT_OUT)
         words = {"prompt": fields.prompt, "negative_prompt": fields.negative_prompt}
         for index, region in enumerate(fields.regions or ()):

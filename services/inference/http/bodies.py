@@ -17,7 +17,7 @@ from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 from starlette.types import Message
 
-from services.inference.http.errors import Refused
+from services.inference.http.errors import RequestRefused
 from services.inference.http.schemas import EditRequest, GenerationRequest
 from sfumato.errors import InvalidInput
 from sfumato.runtime.images import MAX_BYTES
@@ -31,7 +31,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Edit:
+class EditForm:
     """A form of ``POST /v1/images/edits``: its fields, and the bytes of its files."""
 
     fields: EditRequest
@@ -47,18 +47,18 @@ async def read_generation(request: Request, most: int) -> GenerationRequest:
     """A request's JSON of ``most`` bytes.
 
     Raises:
-        Refused: 415, it is not JSON by its header; 413, it is larger.
+        RequestRefused: 415, it is not JSON by its header; 413, it is larger.
         ValidationError: it is not JSON, or not as described.
     """
     _expect(request, "application/json")
     return GenerationRequest.model_validate_json(await _bounded(request, most).body())
 
 
-async def read_edit(request: Request, most: int) -> Edit:
+async def read_edit(request: Request, most: int) -> EditForm:
     """A request's multipart form of ``most`` bytes. Regions are a field of JSON, or fields ``regions[][prompt]`` as clients write them.
 
     Raises:
-        Refused: 415, it is no form by its header; 413, it is larger; 400, it cannot be read.
+        RequestRefused: 415, it is no form by its header; 413, it is larger; 400, it cannot be read.
         InvalidInput: a file is absent, too large, or one of several.
         ValidationError: its fields are not as described.
     """
@@ -69,14 +69,14 @@ async def read_edit(request: Request, most: int) -> Edit:
             mask = await _file(form, "mask")
             fields = _fields(form)
     except (MultiPartException, MultipartParseError) as error:
-        raise Refused(400, f"The form cannot be read: {error}", "invalid_form") from error
+        raise RequestRefused(400, f"The form cannot be read: {error}", "invalid_form") from error
     except HTTPException as error:  # what Starlette makes of the first within an application
-        raise Refused(400, f"The form cannot be read: {error.detail}", "invalid_form") from error
+        raise RequestRefused(400, f"The form cannot be read: {error.detail}", "invalid_form") from error
     # As from JSON text, so that a form's words become numbers and yet 1.5 is no whole number.
     edit = EditRequest.model_validate_strings(fields, strict=False) if not fields.get("regions") else _with_regions(fields)
     if image is None:
-        raise Refused(400, "image: is required.", "missing_required_parameter", "image")
-    return Edit(edit, image, mask)
+        raise RequestRefused(400, "image: is required.", "missing_required_parameter", "image")
+    return EditForm(edit, image, mask)
 
 
 def fingerprint(fields: BaseModel) -> str:
@@ -88,10 +88,10 @@ def _bounded(request: Request, most: int) -> Request:
     """The request, whose body may have ``most`` bytes, whatever its header says.
 
     Raises:
-        Refused: 413, its header says more; reading it raises the same.
+        RequestRefused: 413, its header says more; reading it raises the same.
     """
     told, read = request.headers.get("content-length", ""), 0
-    refusal = Refused(413, f"The body is larger than {most} bytes.", "request_too_large")
+    refusal = RequestRefused(413, f"The body is larger than {most} bytes.", "request_too_large")
     if told.isdigit() and int(told[:20]) > most:
         raise refusal
 
@@ -110,7 +110,7 @@ def _expect(request: Request, kind: str) -> None:
     found = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if found != kind:
         message = f"This takes {kind}, not {found[:60] or 'a body of no kind'}: set the header Content-Type."
-        raise Refused(415, message, "unsupported_media_type", "Content-Type")
+        raise RequestRefused(415, message, "unsupported_media_type", "Content-Type")
 
 
 async def _file(form: FormData, *names: str) -> bytes | None:
@@ -136,7 +136,7 @@ def _fields(form: FormData) -> dict[str, Any]:
     for name, value in form.multi_items():
         if isinstance(value, UploadFile):
             if name not in (*IMAGE_FIELDS, "mask"):
-                raise Refused(400, f"{name[:100]}: there is no such file.", "unknown_parameter", name[:100])
+                raise RequestRefused(400, f"{name[:100]}: there is no such file.", "unknown_parameter", name[:100])
         elif match := _REGION.fullmatch(name):
             spread.setdefault(match[1], []).append(value)
         elif name in found:
@@ -167,7 +167,7 @@ def _with_regions(fields: dict[str, Any]) -> EditRequest:
         try:
             regions = json.loads(regions)
         except (ValueError, RecursionError) as error:
-            raise Refused(400, "regions: is not JSON.", "invalid_json", "regions") from error
+            raise RequestRefused(400, "regions: is not JSON.", "invalid_json", "regions") from error
     plain = EditRequest.model_validate_strings({name: value for name, value in fields.items() if name != "regions"}, strict=False)
     return EditRequest.model_validate(plain.model_dump(exclude_unset=True) | {"regions": regions}, strict=False)
 

@@ -23,7 +23,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class GenerationParameters:
     """How a picture was made. ``version`` is the model version's full id, ``settings`` what else is worth telling, by its name."""
 
     prompt: str
@@ -61,7 +61,7 @@ class Recipe:
         return "\n".join([*lines, ", ".join(f"{name}: {_quoted(value)}" for name, value in told.items())])
 
 
-def encode(image: Image, recipe: Recipe, kind: Format = "png", quality: int = 95) -> bytes:
+def encode(image: Image, parameters: GenerationParameters, kind: Format = "png", quality: int = 95) -> bytes:
     """The bytes of a file of the picture; equal pictures made in the same way give equal bytes.
 
     PNG has the recipe in its text chunk ``parameters`` and the model's version in ``model_version``; JPEG and WebP in the EXIF field
@@ -70,12 +70,12 @@ def encode(image: Image, recipe: Recipe, kind: Format = "png", quality: int = 95
     buffer, picture = io.BytesIO(), Pillow.fromarray(image)
     if kind == "png":
         info = PngInfo()
-        info.add_text("parameters", recipe.infotext())
-        info.add_text("model_version", recipe.version)
+        info.add_text("parameters", parameters.infotext())
+        info.add_text("model_version", parameters.version)
         picture.save(buffer, format="PNG", pnginfo=info)
     else:
         exif = Pillow.Exif()
-        exif.get_ifd(_EXIF)[_USER_COMMENT] = b"UNICODE\x00" + recipe.infotext().encode("utf-16-be")
+        exif.get_ifd(_EXIF)[_USER_COMMENT] = b"UNICODE\x00" + parameters.infotext().encode("utf-16-be")
         picture.save(buffer, format=kind.upper(), quality=quality, exif=exif)
     return buffer.getvalue()
 

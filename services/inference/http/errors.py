@@ -63,7 +63,7 @@ class ErrorBody(BaseModel):
 
 
 @dataclass(eq=False)
-class Refused(Exception):
+class RequestRefused(Exception):
     """A request that is refused for a reason of HTTP's own: its key, its body's form, its rate."""
 
     status: int
@@ -74,39 +74,41 @@ class Refused(Exception):
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-HANDLED: tuple[type[Exception], ...] = (Refused, ValidationError, HTTPException, SfumatoError, ClientDisconnect)
+HANDLED: tuple[type[Exception], ...] = (RequestRefused, ValidationError, HTTPException, SfumatoError, ClientDisconnect)
 """Errors that are somebody's doing; any other is a defect."""
 CLIENT_CLOSED = 499
 """Status of a request whose client went away; nobody sees it but the log."""
 
 
-def told(error: Exception) -> Refused:
+def told(error: Exception) -> RequestRefused:
     """How a request that ended in ``error`` is answered; of errors that are not ours, nothing but where to look."""
-    if isinstance(error, Refused):
+    if isinstance(error, RequestRefused):
         return error
     if isinstance(error, ValidationError):
         return _invalid(error)
     if isinstance(error, ClientDisconnect):
-        return Refused(CLIENT_CLOSED, "The client went away.", "client_closed_request")
+        return RequestRefused(CLIENT_CLOSED, "The client went away.", "client_closed_request")
     if isinstance(error, HTTPException):
-        return Refused(error.status_code, str(error.detail), _HTTP.get(error.status_code, "invalid_request"), headers=error.headers or {})
+        code = _HTTP.get(error.status_code, "invalid_request")
+        return RequestRefused(error.status_code, str(error.detail), code, headers=error.headers or {})
     if not isinstance(error, SfumatoError):
         incident = secrets.token_hex(4)
         log.error("Incident %s: a request failed.", incident, exc_info=error)
-        return Refused(500, f"The service failed; its log tells why under incident {incident}.", "internal_error", kind="server_error")
+        message = f"The service failed; its log tells why under incident {incident}."
+        return RequestRefused(500, message, "internal_error", kind="server_error")
     status, kind, code = next((what for each, what in STATUS.items() if isinstance(error, each)), (500, "server_error", "internal_error"))
     headers = {"Retry-After": seconds(getattr(error, "retry_after", None) or RETRY_AFTER)} if status in (429, 503) else {}
     parameter = parameter_of(error.field) if isinstance(error, InvalidInput) else None
     message = str(error) if parameter is None else f"{parameter}: {str(error).removeprefix(f'{error.field}: ')}"  # pyright: ignore[reportAttributeAccessIssue]
-    return Refused(status, message, code, parameter, kind, headers)
+    return RequestRefused(status, message, code, parameter, kind, headers)
 
 
-def answer(refused: Refused) -> JSONResponse:
+def answer(refused: RequestRefused) -> JSONResponse:
     """The refusal as a response."""
     return JSONResponse(body(refused), refused.status, dict(refused.headers))
 
 
-def body(refused: Refused) -> dict[str, Any]:
+def body(refused: RequestRefused) -> dict[str, Any]:
     """The refusal as OpenAI's JSON."""
     problem = Problem(message=refused.message[:LONGEST], type=refused.kind, param=refused.param, code=refused.code)
     return ErrorBody(error=problem).model_dump()
@@ -136,7 +138,7 @@ _CODES = {
 """OpenAI's code for pydantic's."""
 
 
-def _invalid(error: ValidationError) -> Refused:
+def _invalid(error: ValidationError) -> RequestRefused:
     """The first thing that is wrong with a body, by the parameter's path: ``regions[0].bbox[3]``."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     path = ""
@@ -149,7 +151,7 @@ def _invalid(error: ValidationError) -> Refused:
     code = _CODES.get(kind, "invalid_type" if kind.endswith("_type") else "invalid_value")
     words = first["msg"].removeprefix("Value error, ")
     if kind == "extra_forbidden":
-        return Refused(400, f"{path[:100]}: there is no such parameter.", code, path[:100])
+        return RequestRefused(400, f"{path[:100]}: there is no such parameter.", code, path[:100])
     if kind == "missing":
-        return Refused(400, f"{path}: is required.", code, path)
-    return Refused(400, f"{path}: {words}." if path else f"The body is not as described: {words}.", code, path or None)
+        return RequestRefused(400, f"{path}: is required.", code, path)
+    return RequestRefused(400, f"{path}: {words}." if path else f"The body is not as described: {words}.", code, path or None)

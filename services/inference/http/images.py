@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from services.inference.http.bodies import Edit
-from services.inference.http.encoding import Format, Recipe, encode
-from services.inference.http.errors import Refused
-from services.inference.http.schemas import MAX_SEED, Painting
+from services.inference.http.bodies import EditForm
+from services.inference.http.encoding import Format, GenerationParameters, encode
+from services.inference.http.errors import RequestRefused
+from services.inference.http.schemas import MAX_SEED, ImageFields
 from sfumato.diffusion.limits import ModelLimits
 from sfumato.diffusion.previews import Previews
 from sfumato.errors import Busy, InvalidInput, NotFound, Unavailable
@@ -23,8 +23,8 @@ from sfumato.runtime.images import decode_image, decode_mask, resize
 from sfumato.types import GenerateRequest, Image, Region, Start
 
 if TYPE_CHECKING:
-    from services.inference.models.catalog import Catalog, Lease
-    from services.inference.painting.engine import InferenceEngine, Painted, Wish
+    from services.inference.models.catalog import Catalog, VersionLease
+    from services.inference.painting.engine import InferenceEngine, PaintedImage, PaintRequest
     from sfumato.runtime.nudenet import Detector
 
 INLINE = 1 << 17
@@ -43,8 +43,12 @@ class Preview:
     version: str
 
 
+Show = Callable[[Preview], object]
+"""Is called with every preview, in the event loop."""
+
+
 @dataclass(frozen=True, slots=True)
-class Finished:
+class FinishedImages:
     """A request's files, each with its seed, and what they were painted by."""
 
     files: tuple[tuple[int, bytes], ...]
@@ -62,7 +66,7 @@ class Finished:
 
 
 @dataclass(frozen=True, eq=False)
-class Studio:
+class Images:
     """Everything that painting needs, once it is there."""
 
     engine: InferenceEngine
@@ -71,40 +75,40 @@ class Studio:
     max_adapter_scale: float = 2.0
     detector: Detector | None = None
 
-    async def paint(self, fields: Painting, edit: Edit | None = None, show: Callable[[Preview], object] | None = None) -> Finished:
+    async def paint(self, fields: ImageFields, edit: EditForm | None = None, show: Show | None = None) -> FinishedImages:
         """Paint what is asked for by exactly one version of the model; ``show`` is told the pictures in work, in this event loop.
 
         Cancelling it gives up all its pictures.
 
         Raises:
             InvalidInput: naming the field that cannot be served.
-            Refused: the model is unknown; a picture was held back.
+            RequestRefused: the model is unknown; a picture was held back.
             Busy, Unavailable: try again later.
         """
-        wishes = self._wishes(fields, None) if edit is None else await asyncio.to_thread(self._wishes, fields, edit)
+        all_wanted = self._paint_requests(fields, None) if edit is None else await asyncio.to_thread(self._paint_requests, fields, edit)
         try:
             async with self.catalog.lease(fields.model or "") as lease:
-                return await self._finished(wishes, lease, fields, show)
+                return await self._finished(all_wanted, lease, fields, show)
         except NotFound as error:
-            raise Refused(404, f"model: {error}", "model_not_found", "model") from error
+            raise RequestRefused(404, f"model: {error}", "model_not_found", "model") from error
 
     async def _finished(
-        self, wishes: Sequence[Wish], lease: Lease, fields: Painting, show: Callable[[Preview], object] | None
-    ) -> Finished:
-        painted = await self._timed(wishes, lease, fields, show)
+        self, all_wanted: Sequence[PaintRequest], lease: VersionLease, fields: ImageFields, show: Show | None
+    ) -> FinishedImages:
+        painted = await self._timed(all_wanted, lease, fields, show)
         await look_at([each.image for each in painted], self.detector)
         small = sum(each.image.size for each in painted) < INLINE
-        files = _files(painted, wishes, fields, lease) if small else await asyncio.to_thread(_files, painted, wishes, fields, lease)
-        size = f"{wishes[0].request.width}x{wishes[0].request.height}"
-        return Finished(files, int(time.time()), size, fields.kind, fields.quality, _name(lease), lease.version)
+        files = _files(painted, all_wanted, fields, lease) if small else await asyncio.to_thread(_files, painted, all_wanted, fields, lease)
+        size = f"{all_wanted[0].request.width}x{all_wanted[0].request.height}"
+        return FinishedImages(files, int(time.time()), size, fields.kind, fields.quality, _name(lease), lease.version)
 
     async def _timed(
-        self, wishes: Sequence[Wish], lease: Lease, fields: Painting, show: Callable[[Preview], object] | None
-    ) -> list[Painted]:
+        self, all_wanted: Sequence[PaintRequest], lease: VersionLease, fields: ImageFields, show: Show | None
+    ) -> list[PaintedImage]:
         """The pictures, and word to the version's statistics; what is the client's doing, or the queue's, says nothing of a version."""
         begun = time.perf_counter()
         try:
-            painted = await self._painted(wishes, lease, fields, show)
+            painted = await self._painted(all_wanted, lease, fields, show)
         except (InvalidInput, Busy, Unavailable):
             raise
         except Exception:
@@ -114,14 +118,14 @@ class Studio:
         return painted
 
     async def _painted(
-        self, wishes: Sequence[Wish], lease: Lease, fields: Painting, show: Callable[[Preview], object] | None
-    ) -> list[Painted]:
+        self, all_wanted: Sequence[PaintRequest], lease: VersionLease, fields: ImageFields, show: Show | None
+    ) -> list[PaintedImage]:
         """All pictures side by side; where one fails, the others are given up."""
         encoding: list[asyncio.Task[None]] = []
-        previews = [self._previews(index, wish, lease, fields, show, encoding) for index, wish in enumerate(wishes)]
+        previews = [self._previews(index, wanted, lease, fields, show, encoding) for index, wanted in enumerate(all_wanted)]
         tasks = [
-            asyncio.create_task(self.engine.paint(wish, lease.version, lease.extras, previews=previewing))
-            for wish, previewing in zip(wishes, previews, strict=True)
+            asyncio.create_task(self.engine.paint(wanted, lease.version, lease.extras, previews=previewing))
+            for wanted, previewing in zip(all_wanted, previews, strict=True)
         ]
         try:
             painted = list(await asyncio.gather(*tasks))
@@ -133,10 +137,10 @@ class Studio:
     def _previews(
         self,
         picture: int,
-        wish: Wish,
-        lease: Lease,
-        fields: Painting,
-        show: Callable[[Preview], object] | None,
+        wanted: PaintRequest,
+        lease: VersionLease,
+        fields: ImageFields,
+        show: Show | None,
         encoding: list[asyncio.Task[None]],
     ) -> Previews | None:
         """Tells of a picture in work, as often as was asked for at most."""
@@ -145,7 +149,7 @@ class Studio:
         most = fields.partial_images
 
         async def encoded(before: asyncio.Task[None] | None, index: int, image: Image, words: str) -> None:
-            file = await asyncio.to_thread(encode, image, _recipe(wish, fields, lease, {"Preview": words}), fields.kind)
+            file = await asyncio.to_thread(encode, image, _parameters(wanted, lease, {"Preview": words}), fields.kind)
             if before is not None:
                 await before
             show(Preview(picture, index, file, lease.version))
@@ -158,11 +162,11 @@ class Studio:
                 mine.append(asyncio.create_task(encoded(before, len(mine), image, f"{done} of {total} steps")))
                 encoding.append(mine[-1])
 
-        return Previews(max(1, -(-wish.request.steps_made // (most + 1))), tell)
+        return Previews(max(1, -(-wanted.request.steps_made // (most + 1))), tell)
 
-    def _wishes(self, fields: Painting, edit: Edit | None) -> list[Wish]:
+    def _paint_requests(self, fields: ImageFields, edit: EditForm | None) -> list[PaintRequest]:
         """One wish for each picture, the model's own where nothing is said."""
-        from services.inference.painting.engine import Wish
+        from services.inference.painting.engine import PaintRequest
 
         limits = self.engine.limits
         if fields.pictures > self.max_pictures:
@@ -175,7 +179,7 @@ class Studio:
         start = None if edit is None else _started(edit, limits)
         size = (limits.default_size, limits.default_size) if start is None else start.image.shape[1::-1]
         width, height = fields.pixels(*size)
-        first = Wish(
+        first = PaintRequest(
             request=GenerateRequest(
                 prompt=fields.prompt,
                 seed=seed,
@@ -196,14 +200,14 @@ async def look_at(images: Sequence[Image], detector: Detector | None) -> None:
     """Hold back pictures that are not to be given out, all of a request's where one is not; without a detector none is.
 
     Raises:
-        Refused: 400, ``moderation_blocked``.
+        RequestRefused: 400, ``moderation_blocked``.
     """
     if detector is not None and any(await asyncio.to_thread(detector.unsafe, images)):
         message = "A picture was held back: the check of what is given out found nudity in it."
-        raise Refused(400, message, "moderation_blocked", "prompt", "image_generation_user_error")
+        raise RequestRefused(400, message, "moderation_blocked", "prompt", "image_generation_user_error")
 
 
-def _started(edit: Edit, limits: ModelLimits) -> Start:
+def _started(edit: EditForm, limits: ModelLimits) -> Start:
     """The picture to start from and its mask, in the size that is painted: what is asked for, else the picture's own."""
     image = decode_image(edit.image, "image")
     mask = None if edit.mask is None else decode_mask(edit.mask, "mask")
@@ -221,21 +225,23 @@ def _started(edit: Edit, limits: ModelLimits) -> Start:
     return Start(resize(image, width, height), edit.fields.distance(), mask)
 
 
-def _files(painted: Sequence[Painted], wishes: Sequence[Wish], fields: Painting, lease: Lease) -> tuple[tuple[int, bytes], ...]:
+def _files(
+    painted: Sequence[PaintedImage], all_wanted: Sequence[PaintRequest], fields: ImageFields, lease: VersionLease
+) -> tuple[tuple[int, bytes], ...]:
     quality = 95 if fields.output_compression is None else fields.output_compression
-    pairs = zip(painted, wishes, strict=True)
-    return tuple((each.seed, encode(each.image, _recipe(wish, fields, lease), fields.kind, quality)) for each, wish in pairs)
+    pairs = zip(painted, all_wanted, strict=True)
+    return tuple((each.seed, encode(each.image, _parameters(wanted, lease), fields.kind, quality)) for each, wanted in pairs)
 
 
-def _recipe(wish: Wish, fields: Painting, lease: Lease, settings: dict[str, Any] | None = None) -> Recipe:
-    request, told = wish.request, dict(settings or {})
+def _parameters(wanted: PaintRequest, lease: VersionLease, settings: dict[str, Any] | None = None) -> GenerationParameters:
+    request, told = wanted.request, dict(settings or {})
     if request.start is not None:
         told["Denoising strength"] = f"{request.start.strength:g}"
     if lease.extras:
         told["Adapters"] = ", ".join(f"{name}:{weight:g}" for name, weight in lease.extras)
     for index, region in enumerate(request.regions):
         told[f"Region {index}"] = f"{','.join(map(str, region.box))} x {region.strength:g}: {region.prompt}"
-    return Recipe(
+    return GenerationParameters(
         prompt=request.prompt,
         negative_prompt=request.negative_prompt,
         seed=request.seed,
@@ -245,7 +251,7 @@ def _recipe(wish: Wish, fields: Painting, lease: Lease, settings: dict[str, Any]
         height=request.height,
         model=_name(lease),
         version=lease.version,
-        adapter_scale=wish.adapter_scale,
+        adapter_scale=wanted.adapter_scale,
         settings=told,
     )
 
@@ -255,6 +261,6 @@ def _box(sides: Sequence[int]) -> tuple[int, int, int, int]:
     return x1, y1, x2, y2
 
 
-def _name(lease: Lease) -> str:
+def _name(lease: VersionLease) -> str:
     """What a request would call the model."""
     return f"{lease.base}@{lease.alias}" if lease.alias else lease.base

@@ -15,7 +15,7 @@ from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import MovingWindowRateLimiter
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from services.inference.http.errors import Refused, seconds
+from services.inference.http.errors import RequestRefused, seconds
 from sfumato.errors import InvalidInput
 
 ANYBODY = "anybody"
@@ -86,7 +86,7 @@ class Keyring:
         """Whose key a request shows.
 
         Raises:
-            Refused: 401, where there are keys and it shows none of them.
+            RequestRefused: 401, where there are keys and it shows none of them.
         """
         if self._anybody is not None:
             return self._anybody
@@ -95,7 +95,7 @@ class Keyring:
         owner = self._owners.get(hashlib.sha256(shown.strip().encode("utf-8", "replace")).hexdigest())
         if scheme.lower() != "bearer" or owner is None:
             message = "This key is not known here." if shown else "This service wants a key: send the header 'Authorization: Bearer KEY'."
-            raise Refused(401, message, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+            raise RequestRefused(401, message, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
         return owner
 
     @asynccontextmanager
@@ -103,7 +103,7 @@ class Keyring:
         """While open, the owner's request for so many pictures is at work; gives the headers that tell what is left.
 
         Raises:
-            Refused: 429, when the owner has as many requests at work, or has asked for as many pictures of late, as it may.
+            RequestRefused: 429, when the owner has as many requests at work, or has asked for as many pictures of late, as it may.
             InvalidInput: so many pictures are more than it may ever ask for.
         """
         if owner.at_work >= owner.concurrency:
@@ -133,8 +133,8 @@ class Keyring:
         return headers
 
 
-def _too_many(message: str, code: str, wait: float, headers: Mapping[str, str] | None = None) -> Refused:
-    return Refused(429, message, code, kind="rate_limit_error", headers={"Retry-After": seconds(wait), **(headers or {})})
+def _too_many(message: str, code: str, wait: float, headers: Mapping[str, str] | None = None) -> RequestRefused:
+    return RequestRefused(429, message, code, kind="rate_limit_error", headers={"Retry-After": seconds(wait), **(headers or {})})
 
 
 def _rate(text: str) -> RateLimitItem | None:

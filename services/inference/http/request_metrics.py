@@ -20,7 +20,7 @@ open_requests = Gauge("sfumato_inference_http_open", "Requests that are being an
 REQUEST_ID = "x-request-id"
 
 
-class Measured:
+class RequestMetrics:
     """Middleware around all routes."""
 
     def __init__(self, app: ASGIApp) -> None:

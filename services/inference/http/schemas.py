@@ -41,7 +41,7 @@ class RegionField(BaseModel):
     strength: Annotated[float, Field(ge=0, le=10, description="The weight of its words there; 1: those of the prompt have as much.")] = 1.0
 
 
-class Painting(BaseModel):
+class ImageFields(BaseModel):
     """The fields that generations and edits have in common. Null is as good as absent, as in OpenAI's."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -94,13 +94,13 @@ class Painting(BaseModel):
         return (int(found[1]), int(found[2])) if found else (width, height)
 
 
-class GenerationRequest(Painting):
+class GenerationRequest(ImageFields):
     """``POST /v1/images/generations``."""
 
     style: Annotated[Literal["vivid", "natural"] | None, Field(description="Changes nothing here: say it in the prompt.")] = None
 
 
-class EditRequest(Painting):
+class EditRequest(ImageFields):
     """``POST /v1/images/edits`` but for its files: ``image``, and ``mask`` where only a part is painted anew."""
 
     strength: Annotated[float | None, Field(ge=0, le=1, description="How far from the image: 0 gives it back, 1 forgets it.")] = None

@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import StreamingResponse
 
 from services.inference.http.errors import body, told
-from services.inference.http.images import Finished, Preview
+from services.inference.http.images import FinishedImages, Preview
 from sfumato.runtime.ending import ended
 
 Result = TypeVar("Result")
@@ -43,7 +43,7 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -
 async def streamed(
     request: Request,
     kind: str,
-    work: Callable[[Callable[[Preview], object]], Awaitable[Finished]],
+    work: Callable[[Callable[[Preview], object]], Awaitable[FinishedImages]],
     shared: Mapping[str, Any],
     headers: Callable[[str], Mapping[str, str]],
 ) -> StreamingResponse:
@@ -56,7 +56,7 @@ async def streamed(
         shared: fields of every event: output_format, size where it is known.
         headers: those of the response, for the version of the model that paints.
     """
-    events: asyncio.Queue[Preview | Finished | Exception] = asyncio.Queue()
+    events: asyncio.Queue[Preview | FinishedImages | Exception] = asyncio.Queue()
 
     async def working() -> None:
         try:
@@ -99,12 +99,12 @@ async def streamed(
     return StreamingResponse(told_events(), media_type="text/event-stream", headers={**fixed, **headers(first.version)})
 
 
-def _lines(kind: str, event: Preview | Finished | Exception, shared: Mapping[str, Any]) -> list[bytes]:
+def _lines(kind: str, event: Preview | FinishedImages | Exception, shared: Mapping[str, Any]) -> list[bytes]:
     now = int(time.time())
     if isinstance(event, Preview):
         words = {"partial_image_index": event.index, "image_index": event.picture}
         return [_event(f"{kind}.partial_image", {"b64_json": _text(event.file), "created_at": now, **shared, **words})]
-    if isinstance(event, Finished):
+    if isinstance(event, FinishedImages):
         told_of = {"size": event.size, "model": event.model, "version": event.version}
         return [
             _event(

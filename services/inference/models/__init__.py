@@ -9,6 +9,6 @@
     canary_traffic   counts and scores what both versions of a canary answer, and applies the rule
     metrics          Prometheus metrics by version
 
-It knows the engine by the protocol `versions.Preparing` only, and imports neither `services.inference.painting` nor
+It knows the engine by the protocol `versions.VersionEngine` only, and imports neither `services.inference.painting` nor
 `services.inference.http`.
 """

@@ -17,7 +17,7 @@ PAUSE = 1.0
 """Seconds before a registry that does not answer is asked again."""
 
 
-class Following:
+class AliasWatcher:
     """Watches a registry from a thread of its own and says where all aliases point, at first and after every move.
 
     The number of the last event is taken before the aliases are read, and the watch goes on from that number: a move in between

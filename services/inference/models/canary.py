@@ -44,7 +44,7 @@ class CanaryRule:
 
 
 @dataclass(slots=True)
-class Tally:
+class VersionTally:
     """What a version did: requests, failures among them, seconds of those that did not fail, scores of pictures by metric."""
 
     requests: int = 0
@@ -82,7 +82,7 @@ class Verdict:
     reason: str
 
 
-class Split:
+class TrafficSplit:
     """Which requests go to the canary: exactly its share of them, spread evenly."""
 
     def __init__(self, weight: float) -> None:
@@ -97,7 +97,7 @@ class Split:
         return True
 
 
-def decide(stable: Tally, canary: Tally, rule: CanaryRule, *, scored: bool) -> Verdict | None:
+def decide(stable: VersionTally, canary: VersionTally, rule: CanaryRule, *, scored: bool) -> Verdict | None:
     """The rule of the module; ``scored`` says whether pictures are. None: not yet."""
     if canary.requests >= EARLY and _wilson_low(canary.failed, canary.requests) > stable.error_rate + rule.errors:
         return Verdict("withdraw", f"canary withdrawn early: {_errors(stable, canary)}")
@@ -136,13 +136,13 @@ def _wilson_low(failed: int, requests: int) -> float:
     return (rate + z2 / 2 - Z * math.sqrt(rate * (1 - rate) / requests + z2 / (4 * requests))) / (1 + z2)
 
 
-def _errors(stable: Tally, canary: Tally) -> str:
+def _errors(stable: VersionTally, canary: VersionTally) -> str:
     return f"errors {canary.failed} of {canary.requests} against {stable.failed} of {stable.requests}"
 
 
-def _latency(stable: Tally, canary: Tally) -> str:
+def _latency(stable: VersionTally, canary: VersionTally) -> str:
     return f"median seconds {median(canary.seconds):.3g} against {median(stable.seconds):.3g}"
 
 
-def _score(metric: str, stable: Tally, canary: Tally) -> str:
+def _score(metric: str, stable: VersionTally, canary: VersionTally) -> str:
     return f"{metric} {fmean(canary.scores[metric]):.2f} against {fmean(stable.scores[metric]):.2f}"

@@ -10,8 +10,8 @@ from statistics import fmean
 import structlog
 
 from services.inference.models import metrics
-from services.inference.models.canary import CanaryRule, Split, Tally, Verdict, decide
-from services.inference.models.golden import Scores
+from services.inference.models.canary import CanaryRule, TrafficSplit, Verdict, VersionTally, decide
+from services.inference.models.golden import Scorer
 from sfumato.errors import Conflict, SfumatoError
 from sfumato.registry.client import RegistryClient
 from sfumato.types import Image
@@ -24,15 +24,15 @@ TOGETHER = 16
 """Pictures that are scored by one call."""
 
 
-class Judging:
+class CanaryTraffic:
     """Counts for one pair of versions at a time; begins anew when either changes."""
 
-    def __init__(self, rule: CanaryRule, registry: RegistryClient, stable: str, scores: Scores | None) -> None:
+    def __init__(self, rule: CanaryRule, registry: RegistryClient, stable: str, scores: Scorer | None) -> None:
         """``stable`` is the alias that the canary is held against."""
-        self.split = Split(rule.weight)
+        self.split = TrafficSplit(rule.weight)
         self._rule, self._registry, self._alias, self._scores = rule, registry, stable, scores
         self._pair: tuple[str, str] | None = None
-        self._tallies: dict[str, Tally] = {}
+        self._tallies: dict[str, VersionTally] = {}
         self._pictures: asyncio.Queue[tuple[str, Image, str]] = asyncio.Queue(WAITING)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -51,7 +51,7 @@ class Judging:
         """These two versions are served now; None, or the same: no canary is on."""
         pair = (stable, canary) if stable and canary and stable != canary else None
         if pair != self._pair:
-            self._pair, self._tallies = pair, {version: Tally() for version in pair or ()}
+            self._pair, self._tallies = pair, {version: VersionTally() for version in pair or ()}
 
     def note(self, version: str, seconds: float, ok: bool, image: Image | None, prompt: str) -> None:
         """A request that a version answered."""
@@ -85,7 +85,7 @@ class Judging:
             log.error("the verdict could not be recorded; counting begins anew", error=str(error))
             self.begin(stable, canary)
 
-    async def _score_all(self, scores: Scores) -> None:
+    async def _score_all(self, scores: Scorer) -> None:
         while True:
             waiting = [await self._pictures.get()]
             while len(waiting) < TOGETHER and not self._pictures.empty():

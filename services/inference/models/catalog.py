@@ -23,12 +23,12 @@ from functools import partial
 import structlog
 
 from services.inference.models import metrics
-from services.inference.models.aliases import Following
+from services.inference.models.aliases import AliasWatcher
 from services.inference.models.canary import CanaryRule
-from services.inference.models.canary_traffic import Judging
-from services.inference.models.golden import Scores
-from services.inference.models.names import HINT, Asked, read_name
-from services.inference.models.versions import Check, Prepared, Preparing, Refused, Versions
+from services.inference.models.canary_traffic import CanaryTraffic
+from services.inference.models.golden import Scorer
+from services.inference.models.names import HINT, ModelReference, read_name
+from services.inference.models.versions import Check, PreparedVersion, PreparedVersions, VersionEngine, VersionRefused
 from sfumato.errors import InvalidInput, NotFound, SfumatoError, Unavailable
 from sfumato.registry.client import RegistryClient
 from sfumato.types import Image
@@ -43,7 +43,7 @@ EARLIER = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class ServedBase:
     """What a catalog serves: the base's name as clients write it, the id of its weights, and the alias that stands for it.
 
     ``keep`` versions that nobody needs any more stay prepared, those used last: going back to one takes no time.
@@ -56,7 +56,7 @@ class Served:
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class ListedModel:
     """A model as ``GET /v1/models`` tells of it.
 
     ``id`` is what a client writes, ``version`` what answers then (empty: nothing yet), ``root`` the base's name, ``parent`` the version
@@ -74,14 +74,14 @@ class Listed:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Lease:
+class VersionLease:
     """One version for the length of a request: its full id, adapters on top by id with weights, by which alias, on which base."""
 
     version: str
     extras: tuple[tuple[str, float], ...]
     alias: str
     base: str
-    _judging: Judging = field(repr=False)
+    _traffic: CanaryTraffic = field(repr=False)
 
     def done(self, seconds: float, ok: bool, image: Image | None = None, prompt: str = "") -> None:
         """Tell how it went: ``ok`` is False where the service failed, not where the request was refused or given up.
@@ -92,7 +92,7 @@ class Lease:
         if ok:
             metrics.seconds.labels(metrics.short(self.version)).observe(seconds)
         if self.alias and not self.extras:
-            self._judging.note(self.version, seconds, ok, image, prompt)
+            self._traffic.note(self.version, seconds, ok, image, prompt)
 
 
 class Catalog:
@@ -101,11 +101,11 @@ class Catalog:
     def __init__(
         self,
         registry: RegistryClient,
-        engine: Preparing,
+        engine: VersionEngine,
         check: Check,
-        served: Served,
+        served: ServedBase,
         canary: CanaryRule | None = None,
-        scores: Scores | None = None,
+        scores: Scorer | None = None,
     ) -> None:
         """``registry`` is the catalog's from now on, and closed with it.
 
@@ -118,12 +118,12 @@ class Catalog:
             scores: for the canary's pictures.
         """
         self._registry, self._served, self._rule = registry, served, canary or CanaryRule(weight=0.0)
-        self._versions = Versions(registry, engine, served.base, check, served.keep)
-        self._judging = Judging(self._rule, registry, served.alias, scores)
-        self._following = Following(registry, self._told)
+        self._versions = PreparedVersions(registry, engine, served.base, check, served.keep)
+        self._traffic = CanaryTraffic(self._rule, registry, served.alias, scores)
+        self._watcher = AliasWatcher(registry, self._told)
         self._followed = (served.alias, self._rule.alias) if self._rule.weight else (served.alias,)
         self._aliases: dict[str, str] = {}
-        self._behind: dict[str, Prepared] = {}
+        self._behind: dict[str, PreparedVersion] = {}
         self._refused: dict[str, tuple[str, str]] = {}
         self._moves = {alias: asyncio.Event() for alias in self._followed}
         self._moved_at = 0.0
@@ -135,17 +135,17 @@ class Catalog:
         """Begin to follow the registry; returns at once. `ready` tells when there is something to serve, `trouble` why not yet."""
         self._loop = asyncio.get_running_loop()
         self._tasks = [asyncio.create_task(self._follow(alias)) for alias in self._followed]
-        self._judging.start()
-        self._following.start()
+        self._traffic.start()
+        self._watcher.start()
 
     async def close(self) -> None:
         """End following and let go of all versions; leases should be over."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._judging.close()
+        await self._traffic.close()
         await self._versions.close()
-        await asyncio.to_thread(self._following.stop)
+        await asyncio.to_thread(self._watcher.stop)
 
     @property
     def ready(self) -> bool:
@@ -159,12 +159,12 @@ class Catalog:
         if alias in self._refused:
             id, reason = self._refused[alias]
             return f"{alias} points at version {id[:12]}, which is refused: {reason}"
-        if not self.ready and not self._following.trouble and alias not in self._aliases:
+        if not self.ready and not self._watcher.trouble and alias not in self._aliases:
             return f"the registry has no alias {alias}; let it point at a version: sfumato models promote VERSION --to {alias}"
-        return self._following.trouble or self._held_up.get(alias, "") or ("" if self.ready else "the first version is being prepared")
+        return self._watcher.trouble or self._held_up.get(alias, "") or ("" if self.ready else "the first version is being prepared")
 
     @asynccontextmanager
-    async def lease(self, model: str = "") -> AsyncIterator[Lease]:
+    async def lease(self, model: str = "") -> AsyncIterator[VersionLease]:
         """The version that a request's ``model`` means, for as long as the block lasts; see `read_name`.
 
         Raises:
@@ -182,41 +182,41 @@ class Catalog:
         try:
             extras = tuple([(await self._adapter(name), weight) for name, weight in asked.extras])
             async with self._versions.extras(extras):
-                yield Lease(found.id, extras, alias, self._served.name, self._judging)
+                yield VersionLease(found.id, extras, alias, self._served.name, self._traffic)
         finally:
             self._versions.release(found)
             self._tidy()
 
-    def listing(self) -> tuple[Listed, ...]:
+    def listing(self) -> tuple[ListedModel, ...]:
         """What can be asked for: the served name, and every alias of the registry that is followed or may be asked for."""
         name, followed = self._served.name, [alias for alias in self._followed if alias in self._aliases or alias in self._behind]
         others = sorted(set(self._aliases) - set(followed))
         listed = [self._listed(f"{name}@{alias}", alias) for alias in [*followed, *others]]
         return (self._listed(name, self._served.alias), *listed) if followed else tuple(listed)
 
-    def _listed(self, id: str, alias: str) -> Listed:
+    def _listed(self, id: str, alias: str) -> ListedModel:
         meant = "" if alias in self._followed else self._aliases[alias]
         found = self._behind.get(alias) or self._versions.get(meant)
         refused = self._refused.get(alias, ("", ""))[1]
         if found is None:
-            return Listed(id, alias, meant, self._served.name, "", 0.0, refused)
+            return ListedModel(id, alias, meant, self._served.name, "", 0.0, refused)
         version = found.version
-        return Listed(id, alias, version.id, self._served.name, self._parents.get(version.id, ""), version.created, refused)
+        return ListedModel(id, alias, version.id, self._served.name, self._parents.get(version.id, ""), version.created, refused)
 
     # --- which version ---
 
-    def _standing(self, asked: Asked) -> tuple[str, Prepared | None]:
+    def _standing(self, asked: ModelReference) -> tuple[str, PreparedVersion | None]:
         """The version that is behind a followed alias now: no waiting, so nothing changes between asking and holding it."""
         if asked.version:
             return "", None
         if asked.alias:
             return (asked.alias, self._behind.get(asked.alias)) if asked.alias in self._followed else ("", None)
         stable, canary = self._behind.get(self._served.alias), self._behind.get(self._rule.alias)
-        if stable is not None and canary is not None and canary is not stable and self._judging.split.next():
+        if stable is not None and canary is not None and canary is not stable and self._traffic.split.next():
             return self._rule.alias, canary
         return self._served.alias, stable
 
-    async def _meant(self, asked: Asked) -> str:
+    async def _meant(self, asked: ModelReference) -> str:
         """The full id of a version that stands behind no followed alias."""
         if asked.version:
             return (await asyncio.to_thread(self._registry.get, asked.version)).id
@@ -230,7 +230,7 @@ class Catalog:
     async def _made(self, id: str) -> None:
         try:
             await self._versions.ready(id)
-        except Refused as error:
+        except VersionRefused as error:
             raise InvalidInput("model", f"version {id[:12]} is not served: {error}") from error
 
     async def _adapter(self, name: str) -> str:
@@ -281,7 +281,7 @@ class Catalog:
             return self._put(alias, None)
         try:
             self._put(alias, await self._versions.ready(id))
-        except Refused as refused:
+        except VersionRefused as refused:
             self._refused[alias] = (id, str(refused))
             metrics.swaps.labels(alias, "refused").inc()
             log.error("a version is refused", alias=alias, version=id, reason=str(refused), stays=current and current.id)
@@ -299,10 +299,10 @@ class Catalog:
         for id in list(earlier)[:EARLIER]:
             try:
                 return self._put(alias, await self._versions.ready(id))
-            except Refused as error:
+            except VersionRefused as error:
                 log.error("an earlier version is refused too", alias=alias, version=id, reason=str(error))
 
-    def _put(self, alias: str, found: Prepared | None) -> None:
+    def _put(self, alias: str, found: PreparedVersion | None) -> None:
         """From the next lease on, this version is behind the alias."""
         self._held_up.pop(alias, None)
         before = self._behind.pop(alias, None)
@@ -313,7 +313,7 @@ class Catalog:
             metrics.serving.labels(alias, metrics.short(found.id)).set(1)
             log.info("a version is served", alias=alias, version=found.id, before=before and before.id)
         stable, canary = self._behind.get(self._served.alias), self._behind.get(self._rule.alias)
-        self._judging.begin(stable and stable.id, canary and canary.id)
+        self._traffic.begin(stable and stable.id, canary and canary.id)
         self._tidy()
 
     async def _find_parent(self, id: str) -> None:

@@ -38,7 +38,7 @@ Raises:
 """
 
 
-class Scores(Protocol):
+class Scorer(Protocol):
     """Gives pictures numbers."""
 
     async def score(self, images: Sequence[Image], prompts: Sequence[str]) -> list[dict[str, float]]:
@@ -47,7 +47,7 @@ class Scores(Protocol):
 
 
 class ScoringClient:
-    """The scoring service behind an address, as `Scores`."""
+    """The scoring service behind an address, as `Scorer`."""
 
     def __init__(self, address: str, settings: ClientSettings | None = None) -> None:
         """Nothing is connected yet; see `sfumato.runtime.client.channel`."""
@@ -55,7 +55,7 @@ class ScoringClient:
         self._stub = ScoringServiceStub(self._channel)
 
     async def score(self, images: Sequence[Image], prompts: Sequence[str]) -> list[dict[str, float]]:
-        """See `Scores`."""
+        """See `Scorer`."""
         return await asyncio.to_thread(self._score, images, prompts)
 
     def close(self) -> None:
@@ -76,7 +76,7 @@ class ScoringClient:
 
 
 @dataclass(frozen=True, slots=True)
-class Golden:
+class GoldenPrompts:
     """What every version paints before it is served, and how far below its record the mean of a score may lie.
 
     ``steps`` of None are the model's default. Limits are in a metric's own units: CLIP's cosine x 100, aesthetic's 1 to 10. They have
@@ -99,7 +99,7 @@ class Golden:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class CheckReport:
     """What was found of a version: its golden pictures' mean scores, why it is refused (empty: it is not), and why there are no scores."""
 
     scores: Mapping[str, float]
@@ -110,30 +110,30 @@ class Report:
 class GoldenCheck:
     """Paints the golden prompts with a version and holds their scores against the registry's record."""
 
-    def __init__(self, paint: Paint, limits: ModelLimits, golden: Golden, scores: Scores | None) -> None:
+    def __init__(self, paint: Paint, limits: ModelLimits, golden: GoldenPrompts, scores: Scorer | None) -> None:
         """Without ``scores`` pictures are looked at for finite numbers only."""
         self._paint, self._golden, self._scores = paint, golden, scores
         self._requests = golden.requests(limits)
 
-    async def __call__(self, version: Version) -> Report:
+    async def __call__(self, version: Version) -> CheckReport:
         """What is to be said of a version that is prepared."""
         turn = asyncio.Semaphore(TOGETHER)
         painted = await asyncio.gather(*(self._painted(request, version.id, turn) for request in self._requests), return_exceptions=True)
         images = []
         for result in painted:  # all have ended: nobody paints with the version any more when this is left
             if isinstance(result, Diverged):
-                return Report({}, result.message)
+                return CheckReport({}, result.message)
             if isinstance(result, BaseException):
                 raise result
             images.append(result)
         if not images or self._scores is None:
-            return Report({})
+            return CheckReport({})
         try:
             rows = await self._scores.score(images, self._golden.prompts)
         except Unavailable as error:
-            return Report({}, unscored=str(error))
+            return CheckReport({}, unscored=str(error))
         means = {metric: fmean(row[metric] for row in rows) for metric in METRICS}
-        return Report(means, "; ".join(self._faults(means, version.metrics)))
+        return CheckReport(means, "; ".join(self._faults(means, version.metrics)))
 
     async def _painted(self, request: GenerateRequest, version: str, turn: asyncio.Semaphore) -> Image:
         """A golden picture; it waits where the engine has no room for it beside the requests it serves."""

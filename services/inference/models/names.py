@@ -16,7 +16,7 @@ HINT = "Such as vista, vista@production, vista+style-x:0.6, or a version's id; s
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ModelReference:
     """A model by name: ``alias`` of the served base (empty: whatever stands for it now), or ``version``, the beginning of an id.
 
     ``extras`` are aliases or ids of registered adapters, with what their updates are multiplied with.
@@ -27,7 +27,7 @@ class Asked:
     extras: tuple[tuple[str, float], ...] = ()
 
 
-def read_name(text: str, base: str) -> Asked:
+def read_name(text: str, base: str) -> ModelReference:
     """Read ``BASE[@ALIAS][+ADAPTER[:WEIGHT]]...`` or ``ID[+...]``; an empty text is ``BASE``.
 
     Args:
@@ -45,12 +45,12 @@ def read_name(text: str, base: str) -> Asked:
         raise InvalidInput("model", f"{len(extras)} adapters are more than {MAX_EXTRAS}.", hint="Merge some: sfumato lora stack.")
     added = tuple(_extra(part) for part in extras)
     if name in ("", base):
-        return Asked(extras=added)
+        return ModelReference(extras=added)
     head, _, alias = name.rpartition("@")
     if head == base and ALIAS.fullmatch(alias):
-        return Asked(alias=alias, extras=added)
+        return ModelReference(alias=alias, extras=added)
     if PREFIX.fullmatch(name):
-        return Asked(version=name, extras=added)
+        return ModelReference(version=name, extras=added)
     raise NotFound(f"No model is called {name[:80]!r}.", hint=HINT)
 
 

@@ -14,7 +14,7 @@ from typing import Protocol
 import structlog
 
 from services.inference.models import metrics
-from services.inference.models.golden import Report
+from services.inference.models.golden import CheckReport
 from sfumato.errors import BrokenWeights, Diverged, InvalidInput, MissingWeights, NotFound, Unavailable
 from sfumato.lora.adapter import Adapter, combine
 from sfumato.registry.client import RegistryClient
@@ -27,7 +27,7 @@ UNUSABLE = (BrokenWeights, MissingWeights, InvalidInput, Diverged, NotFound)
 """What says that a version cannot be served; anything else says nothing of it."""
 
 
-class Preparing(Protocol):
+class VersionEngine(Protocol):
     """What an engine does for versions; see `services.inference.painting.engine`. Each may take a while, and is called in a thread."""
 
     @property
@@ -53,7 +53,7 @@ class Preparing(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class Prepared:
+class PreparedVersion:
     """A version that can be painted with; ``held`` counts those who do."""
 
     version: Version
@@ -65,37 +65,37 @@ class Prepared:
         return self.version.id
 
 
-class Refused(Exception):
+class VersionRefused(Exception):
     """A version that is not to be served, and why. It never leaves this service's catalog."""
 
 
-Check = Callable[[Version], Awaitable[Report]]
+Check = Callable[[Version], Awaitable[CheckReport]]
 
 
-class Versions:
+class PreparedVersions:
     """The versions that the engine has ready.
 
     What the engine is asked to prepare or to drop it is asked by one thread, in order. Of those that nobody holds or needs the
     ``keep`` used last stay, so that going back to one takes no preparation.
     """
 
-    def __init__(self, registry: RegistryClient, engine: Preparing, base: str, check: Check, keep: int) -> None:
+    def __init__(self, registry: RegistryClient, engine: VersionEngine, base: str, check: Check, keep: int) -> None:
         """``base`` is the id of the base model that the engine has."""
         self._registry, self._engine, self._base, self._check, self._keep = registry, engine, base, check, keep
-        self._ready: dict[str, Prepared] = {}
-        self._coming: dict[str, asyncio.Task[Prepared]] = {}
+        self._ready: dict[str, PreparedVersion] = {}
+        self._coming: dict[str, asyncio.Task[PreparedVersion]] = {}
         self._awaited: Counter[str] = Counter()
         self._lane = ThreadPoolExecutor(1, thread_name_prefix="preparing")
 
-    def get(self, id: str) -> Prepared | None:
+    def get(self, id: str) -> PreparedVersion | None:
         """A version that is ready."""
         return self._ready.get(id)
 
-    async def ready(self, id: str) -> Prepared:
+    async def ready(self, id: str) -> PreparedVersion:
         """A version, made ready first where it is not; those who ask for one at once wait for the same preparation.
 
         Raises:
-            Refused: it failed its check, or cannot be used with this base.
+            VersionRefused: it failed its check, or cannot be used with this base.
             Unavailable: the registry or the scoring service does not answer; nothing is known of the version.
         """
         if found := self._ready.get(id):
@@ -138,7 +138,7 @@ class Versions:
             raise InvalidInput("model", f"version {version.id[:12]} is the base model itself, and no adapter.")
         await asyncio.get_running_loop().run_in_executor(self._lane, self._engine.load_extra, id, adapter)
 
-    def release(self, found: Prepared) -> None:
+    def release(self, found: PreparedVersion) -> None:
         """One who held it does no more; see `let_go`."""
         found.held -= 1
         if self._ready.get(found.id) is found:
@@ -162,20 +162,20 @@ class Versions:
         self._ready.clear()
         await asyncio.to_thread(self._lane.shutdown)
 
-    def _came(self, id: str, task: asyncio.Task[Prepared]) -> None:
+    def _came(self, id: str, task: asyncio.Task[PreparedVersion]) -> None:
         del self._coming[id]
         if not task.cancelled() and (error := task.exception()):
             log.info("a version could not be made ready", version=id, reason=str(error))
 
-    async def _prepare(self, id: str) -> Prepared:
+    async def _prepare(self, id: str) -> PreparedVersion:
         loop = asyncio.get_running_loop()
         try:
             version, adapter = await asyncio.to_thread(self._fetch, id)
             await loop.run_in_executor(self._lane, self._engine.prepare, id, adapter)
         except UNUSABLE as error:
-            raise Refused(str(error)) from error
+            raise VersionRefused(str(error)) from error
         except RuntimeError as error:  # PyTorch's, such as that there is no memory for it
-            raise Refused(f"it could not be prepared: {error}") from error
+            raise VersionRefused(f"it could not be prepared: {error}") from error
         try:
             report = await self._check(version)
         except BaseException:
@@ -185,13 +185,13 @@ class Versions:
             metrics.score.labels(metrics.short(id), metric).set(value)
         if report.refused:
             self._drop(id)
-            raise Refused(report.refused)
+            raise VersionRefused(report.refused)
         if report.unscored and self._ready:
             self._drop(id)
             raise Unavailable(f"version {id[:12]} waits for its scores: {report.unscored}")
         if report.unscored:  # nothing else can be served: better this, whose pictures are finite, than nothing
             log.warning("the first version is served without scores", version=id, reason=report.unscored)
-        found = self._ready[id] = Prepared(version)
+        found = self._ready[id] = PreparedVersion(version)
         metrics.prepared.set(len(self._ready))
         return found
 

@@ -1,6 +1,6 @@
 """The meeting at the denoiser: pictures in work, each painted by a pipeline of its own, share one forward at every step.
 
-A pipeline's denoiser is a `Seat`: it looks like the network and answers like it, and its forward is a turn at the meeting. Whoever
+A pipeline's denoiser is a `Slot`: it looks like the network and answers like it, and its forward is a turn at the meeting. Whoever
 completes a forward carries it for all: there is no thread of its own to hand rows to, so a picture that is alone waits for nobody.
 A forward waits only for pictures that are between two of their steps (microseconds of a scheduler), never for one that reads its
 prompt, decodes, or is of another shape.
@@ -25,19 +25,19 @@ from sfumato.diffusion.arguments import Nested, bound, flatten, unflatten
 SEEN = 64
 """Tensors whose contents a seat remembers: more than a pipeline makes once for all its steps."""
 
-Answer = Callable[[Sequence[tuple[Any, int]], dict[str, Any]], Any]
+Forward = Callable[[Sequence[tuple[Any, int]], dict[str, Any]], Any]
 """Runs one forward: told whose rows it has (what each seat was given, and how many), and the arguments of the denoiser."""
 
 
-class Stopped(Exception):
+class PictureCancelled(Exception):
     """Nobody wants the picture any more; raised in its own thread at its next step."""
 
 
 @dataclass(eq=False)
-class _Call:
+class _DenoiserCall:
     """One seat's call of the denoiser, apart: arguments with a row a sample, and all others. Calls of one ``key`` can be joined."""
 
-    seat: Seat
+    slot: Slot
     rows: dict[str, Tensor]
     flat: dict[str, Any]
     nested: Nested
@@ -45,7 +45,7 @@ class _Call:
     key: Hashable
     # Set when there is an answer, or when the call's own thread is to carry `batch`.
     woken: threading.Event = field(default_factory=threading.Event)
-    batch: list[_Call] | None = None
+    batch: list[_DenoiserCall] | None = None
     answer: Any = None
     error: BaseException | None = None
 
@@ -60,57 +60,57 @@ class _Call:
         return tensor if tensor.ndim and len(tensor) == self.count else tensor.expand(self.count, *tensor.shape[1:])
 
 
-class Meeting:
+class DenoiserBatcher:
     """Where seats' calls of one denoiser are joined; ``per_sample`` names the arguments with a row a sample, latents first.
 
     ``answer`` runs a forward, one at a time. ``forwards`` and ``rows`` count what was run.
     """
 
-    def __init__(self, denoiser: nn.Module, per_sample: Sequence[str], answer: Answer) -> None:
+    def __init__(self, denoiser: nn.Module, per_sample: Sequence[str], answer: Forward) -> None:
         self.denoiser, self.per_sample, self._answer = denoiser, tuple(per_sample), answer
         self.forwards = self.rows = 0
         self._lock = threading.Condition(threading.Lock())
         self._paused = False
-        self._seats: set[Seat] = set()
-        self._waiting: list[_Call] = []  # the oldest first
+        self._slots: set[Slot] = set()
+        self._waiting: list[_DenoiserCall] = []  # the oldest first
         self._running = False
 
-    def seat(self) -> Seat:
+    def slot(self) -> Slot:
         """One more seat; nobody waits for it until it is taken."""
-        return Seat(self)
+        return Slot(self)
 
-    def call(self, call: _Call) -> Any:
+    def call(self, call: _DenoiserCall) -> Any:
         """The answer to one call, in the calling thread; raises what the forward raised."""
         with self._lock:
             self._waiting.append(call)
-            call.seat.expected = None
+            call.slot.expected = None
             batch = self._next()
         if batch is None:
             call.woken.wait()
         elif call not in batch:
-            self._hand_over(batch)
+            self._delegate(batch)
             call.woken.wait()
         else:
             call.batch = batch
         if call.batch is not None:
-            self._carry(call.batch)
+            self._run_batch(call.batch)
             call.batch = None
         if call.error is not None:
             raise call.error
         return call.answer
 
-    def moved(self) -> None:
+    def slot_left(self) -> None:
         """A seat is no longer waited for: what is complete without it is carried now, by one of those that wait."""
         with self._lock:
             batch = self._next()
         if batch is not None:
-            self._hand_over(batch)
+            self._delegate(batch)
 
-    def _hand_over(self, batch: list[_Call]) -> None:
+    def _delegate(self, batch: list[_DenoiserCall]) -> None:
         batch[0].batch = batch
         batch[0].woken.set()
 
-    def _next(self) -> list[_Call] | None:
+    def _next(self) -> list[_DenoiserCall] | None:
         """The calls of the next forward, which is running from here on; ``None`` while none is complete. Under the lock.
 
         The group of the oldest call goes first; one that still waits for a seat lets others pass.
@@ -125,18 +125,18 @@ class Meeting:
             batch, rows, full = [], 0, False
             for call in self._waiting:
                 if call.key == first.key:
-                    if batch and rows + call.count > first.seat.max_rows:
+                    if batch and rows + call.count > first.slot.max_rows:
                         full = True
                         break
                     batch.append(call)
                     rows += call.count
-            if full or rows >= first.seat.max_rows or all(seat.expected != first.key for seat in self._seats):
+            if full or rows >= first.slot.max_rows or all(slot.expected != first.key for slot in self._slots):
                 self._waiting = [call for call in self._waiting if call not in batch]
                 self._running = True
                 return batch
         return None
 
-    def _carry(self, batch: list[_Call]) -> None:
+    def _run_batch(self, batch: list[_DenoiserCall]) -> None:
         """Run one forward and give everybody the own rows of its answer."""
         try:
             self._run(batch)
@@ -147,16 +147,16 @@ class Meeting:
             self._running = False
             self._lock.notify_all()
             for call in batch:
-                call.seat.expected = call.key if call.seat in self._seats else None
+                call.slot.expected = call.key if call.slot in self._slots else None
             following = self._next()
         for call in batch:
             call.woken.set()
         if following is not None:
-            self._hand_over(following)
+            self._delegate(following)
 
-    def _run(self, batch: list[_Call]) -> None:
+    def _run(self, batch: list[_DenoiserCall]) -> None:
         first = batch[0]
-        whose = [(call.seat.palette, call.count) for call in batch]
+        whose = [(call.slot.mix, call.count) for call in batch]
         self.forwards += 1
         self.rows += sum(call.count for call in batch)
         if len(batch) == 1:  # as the pipeline asked, to the bit
@@ -180,24 +180,24 @@ class Meeting:
             with self._lock:
                 self._paused = False
                 self._lock.notify_all()
-            self.moved()
+            self.slot_left()
 
 
-class Seat:
+class Slot:
     """One picture's place at a meeting. ``module`` stands in a pipeline for the denoiser.
 
-    ``palette`` is what the picture is painted with, handed to `Answer`; ``max_rows`` the most rows of one forward of its size.
+    ``mix`` is what the picture is painted with, handed to `Forward`; ``max_rows`` the most rows of one forward of its size.
     """
 
-    def __init__(self, meeting: Meeting) -> None:
-        self.palette: Any = None
+    def __init__(self, batcher: DenoiserBatcher) -> None:
+        self.mix: Any = None
         self.max_rows = 1
         self.expected: Hashable = None  # the kind of call that is about to come, between two steps
-        self._meeting = meeting
+        self._batcher = batcher
         self._stopped = threading.Event()
         self._seen: dict[int, tuple[Tensor, bytes]] = {}
         # The same parameters and parts; no hooks, which the denoiser itself has when its forward runs.
-        module = copy(meeting.denoiser)
+        module = copy(batcher.denoiser)
         for name, value in vars(module).items():
             if name.endswith("_hooks") and isinstance(value, OrderedDict):
                 vars(module)[name] = OrderedDict()
@@ -206,17 +206,17 @@ class Seat:
         self.module = module
 
     @contextmanager
-    def taken(self, palette: Any, max_rows: int, stopped: threading.Event) -> Iterator[None]:
-        """For one picture, from its prompt to its last byte; once ``stopped`` is set, its next step raises `Stopped`."""
-        self.palette, self.max_rows, self._stopped = palette, max_rows, stopped
-        with self._meeting._lock:
-            self._meeting._seats.add(self)
+    def taken(self, mix: Any, max_rows: int, stopped: threading.Event) -> Iterator[None]:
+        """For one picture, from its prompt to its last byte; once ``stopped`` is set, its next step raises `PictureCancelled`."""
+        self.mix, self.max_rows, self._stopped = mix, max_rows, stopped
+        with self._batcher._lock:
+            self._batcher._slots.add(self)
         try:
             yield
         finally:
-            with self._meeting._lock:
-                self._meeting._seats.discard(self)
-            self.palette = None
+            with self._batcher._lock:
+                self._batcher._slots.discard(self)
+            self.mix = None
             self._seen.clear()
             self._leave()
 
@@ -227,25 +227,25 @@ class Seat:
         yield
 
     def check(self) -> None:
-        """Raises `Stopped` where somebody said so."""
+        """Raises `PictureCancelled` where somebody said so."""
         if self._stopped.is_set():
-            raise Stopped
+            raise PictureCancelled
 
     def _leave(self) -> None:
         self.expected = None
-        self._meeting.moved()
+        self._batcher.slot_left()
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         self.check()
-        return self._meeting.call(self._apart(args, kwargs))
+        return self._batcher.call(self._as_call(args, kwargs))
 
-    def _apart(self, args: Sequence[Any], kwargs: dict[str, Any]) -> _Call:
+    def _as_call(self, args: Sequence[Any], kwargs: dict[str, Any]) -> _DenoiserCall:
         flat, nested = flatten(bound(type(self.module), args, kwargs))
-        latents, *_ = per_sample = self._meeting.per_sample
+        latents, *_ = per_sample = self._batcher.per_sample
         rows = {name: flat[name] for name in per_sample if isinstance(flat.get(name), Tensor)}
         shapes = tuple((name, tensor.shape[1:], tensor.dtype) for name, tensor in rows.items())
         others = tuple((name, self._identity(value)) for name, value in flat.items() if name not in rows)
-        return _Call(self, rows, flat, nested, len(rows[latents]), (shapes, others, tuple(nested.items())))
+        return _DenoiserCall(self, rows, flat, nested, len(rows[latents]), (shapes, others, tuple(nested.items())))
 
     def _identity(self, value: Any) -> Hashable:
         """What an argument for all rows must be equal in, for two calls to share it."""

@@ -1,6 +1,6 @@
 """The inference engine: pictures of any prompt, seed, size and number of steps, painted together on one copy of the network.
 
-Every picture is painted by the unmodified diffusers pipeline in a thread of its own; they meet at the denoiser (`meeting`), whose
+Every picture is painted by the unmodified diffusers pipeline in a thread of its own; they meet at the denoiser (`batcher`), whose
 weights are those that each picture's version and scale ask for (`weights`).
 """
 
@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
 
-from services.inference.painting.batching import Meeting
+from services.inference.painting.batching import DenoiserBatcher
 from services.inference.painting.extras import Extras
-from services.inference.painting.pipelines import DENOISERS, Easel, Painted, Wish
-from services.inference.painting.weights import Palette, Version, Weights
+from services.inference.painting.pipelines import DENOISERS, PaintedImage, PaintRequest, PipelineCopy
+from services.inference.painting.weights import AdapterMix, DenoiserWeights, LoadedVersion
 from sfumato.diffusion.budget import RowBudget
 from sfumato.diffusion.families import family_of
 from sfumato.diffusion.limits import ModelLimits, check_request
@@ -31,7 +31,7 @@ from sfumato.diffusion.previews import Previews
 from sfumato.errors import Busy, InvalidInput, NotFound, Unavailable
 from sfumato.lora.adapter import Adapter
 
-__all__ = ["EngineSettings", "InferenceEngine", "Load", "Painted", "Wish"]
+__all__ = ["EngineSettings", "EngineLoad", "InferenceEngine", "PaintRequest", "PaintedImage"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class EngineSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class EngineLoad:
     """How busy the engine is: pictures in work and waiting; forwards run so far, and rows in them."""
 
     working: int
@@ -67,8 +67,8 @@ class Load:
 class _Job:
     """A picture that waits or is in work; ``held`` is what is let go when it ends."""
 
-    wish: Wish
-    palette: Palette
+    wanted: PaintRequest
+    mix: AdapterMix
     on_step: Callable[[int, int], None] | None
     previews: Previews | None
     stopped: threading.Event = field(default_factory=threading.Event)
@@ -84,13 +84,13 @@ class InferenceEngine:
         self.pipeline = pipeline
         self._family = family_of(pipeline)
         self._network = next(getattr(pipeline, name) for name in DENOISERS if hasattr(pipeline, name))
-        self._weights = Weights(self._network)
-        self._meeting = Meeting(self._network, self._family.per_sample, self._forward)
+        self._weights = DenoiserWeights(self._network)
+        self._batcher = DenoiserBatcher(self._network, self._family.per_sample, self._forward)
         self._budget = RowBudget(self._family, self.settings.max_batch, self.settings.memory)
-        self._versions: dict[str, Version] = {}
+        self._versions: dict[str, LoadedVersion] = {}
         self._extras = Extras(self.settings.extras)
         self._threads = ThreadPoolExecutor(self.settings.pictures, thread_name_prefix="painting")
-        self._easels = threading.local()
+        self._pipeline_copies = threading.local()
         self._autoencoding = threading.Lock() if self._changes_precision() else None
         self._tokenizing = threading.Lock()
         self._jobs: set[_Job] = set()
@@ -103,10 +103,10 @@ class InferenceEngine:
         return self._family.limits
 
     @property
-    def load(self) -> Load:
+    def load(self) -> EngineLoad:
         """How busy the engine is now."""
         working = sum(job.begun for job in tuple(self._jobs))
-        return Load(working, len(self._jobs) - working, self._meeting.forwards, self._meeting.rows)
+        return EngineLoad(working, len(self._jobs) - working, self._batcher.forwards, self._batcher.rows)
 
     @property
     def versions(self) -> tuple[str, ...]:
@@ -133,7 +133,7 @@ class InferenceEngine:
     def drop(self, version: str) -> None:
         """Forget a version. Pictures in work keep it until they are done; its memory goes with the last of them."""
         if self._versions.pop(version, None) is not None:
-            with self._meeting.quiet():
+            with self._batcher.quiet():
                 self._weights.pristine()
 
     def load_extra(self, name: str, adapter: Adapter) -> None:
@@ -153,19 +153,19 @@ class InferenceEngine:
 
     async def paint(
         self,
-        wish: Wish,
+        wanted: PaintRequest,
         version: str,
         extras: Sequence[tuple[str, float]] = (),
         on_step: Callable[[int, int], object] | None = None,
         previews: Previews | None = None,
-    ) -> Painted:
+    ) -> PaintedImage:
         """Paint one picture, sharing forwards with all others in work.
 
         Alone it is the bare pipeline's picture bit for bit; company changes it by rounding only. When the awaiting task is cancelled,
         the picture's place is free at its next step. The prompts are tokenized here and now: limit their length before.
 
         Args:
-            wish: the picture.
+            wanted: the picture.
             version: one that is prepared; the picture keeps it to its end, whatever is prepared or dropped meanwhile.
             extras: names and weights of adapters that are loaded, on top of the version.
             on_step: told ``(steps done, steps in all)``, on the event loop.
@@ -179,7 +179,7 @@ class InferenceEngine:
         """
         if self._closed:
             raise Unavailable("This server is shutting down.", hint="Ask another replica.")
-        self._check(wish, extras)
+        self._check(wanted, extras)
         if len(self._jobs) >= self.settings.pictures + self.settings.waiting:
             raise Busy(f"{self.settings.waiting} pictures are waiting already.", hint="Try again later.", retry_after=self._patience())
         if version not in self._versions:
@@ -187,10 +187,10 @@ class InferenceEngine:
         loop = asyncio.get_running_loop()
         with ExitStack() as held:
             adapters = held.enter_context(self._extras.used(extras))
-            palette = Palette(self._versions[version], wish.adapter_scale, adapters)
+            mix = AdapterMix(self._versions[version], wanted.adapter_scale, adapters)
             shown = previews and Previews(previews.every, _on(loop, previews.tell))
-            job = _Job(wish, palette, on_step and _on(loop, on_step), shown)
-            future: Future[Painted] = self._threads.submit(contextvars.copy_context().run, self._paint, job)
+            job = _Job(wanted, mix, on_step and _on(loop, on_step), shown)
+            future: Future[PaintedImage] = self._threads.submit(contextvars.copy_context().run, self._paint, job)
             self._jobs.add(job)
             job.held = held.pop_all()
         future.add_done_callback(lambda _: self._ended(job))
@@ -205,37 +205,37 @@ class InferenceEngine:
         self._closed = True
         await asyncio.to_thread(self._threads.shutdown)
 
-    def _check(self, wish: Wish, extras: Sequence[tuple[str, float]]) -> None:
+    def _check(self, wanted: PaintRequest, extras: Sequence[tuple[str, float]]) -> None:
         low, high = self.settings.scales
-        if not low <= wish.adapter_scale <= high:
-            raise InvalidInput("adapter_scale", f"{wish.adapter_scale:g} is not in {low:g}..{high:g}.")
+        if not low <= wanted.adapter_scale <= high:
+            raise InvalidInput("adapter_scale", f"{wanted.adapter_scale:g} is not in {low:g}..{high:g}.")
         for index, (name, weight) in enumerate(extras):
             if not (math.isfinite(weight) and abs(weight) <= high):
                 raise InvalidInput(f"extras[{index}]", f"the weight {weight:g} of {name} is not in {-high:g}..{high:g}.")
         with self._tokenizing:
-            check_request(wish.request, self.limits, self._family.count_tokens)
+            check_request(wanted.request, self.limits, self._family.count_tokens)
 
     def _patience(self) -> float:
         """Seconds until all that wait now will be in work, as far as the last pictures tell; one at least."""
         return max(1.0, self._seconds * self.settings.waiting / self.settings.pictures)
 
-    def _paint(self, job: _Job) -> Painted:
+    def _paint(self, job: _Job) -> PaintedImage:
         """In a thread of the pool."""
         began, job.begun = time.monotonic(), True
-        if not hasattr(self._easels, "easel"):
-            self._easels.easel = Easel(self.pipeline, self._meeting, self._budget, self._autoencoding)
-        easel = self._easels.easel
-        request = job.wish.request
+        if not hasattr(self._pipeline_copies, "pipeline_copy"):
+            self._pipeline_copies.pipeline_copy = PipelineCopy(self.pipeline, self._batcher, self._budget, self._autoencoding)
+        pipeline_copy = self._pipeline_copies.pipeline_copy
+        request = job.wanted.request
         max_rows = self._max_rows(request.width, request.height)
-        image = easel.paint(request, job.palette, max_rows, job.stopped, job.on_step, job.previews)
+        image = pipeline_copy.paint(request, job.mix, max_rows, job.stopped, job.on_step, job.previews)
         seconds = time.monotonic() - began
         self._seconds = 0.8 * self._seconds + 0.2 * seconds if self._seconds else seconds
-        return Painted(image, request.seed, job.palette.version.name, seconds)
+        return PaintedImage(image, request.seed, job.mix.version.name, seconds)
 
     def _max_rows(self, width: int, height: int) -> int:
         if self.settings.memory is None:
             return self.settings.max_batch
-        with self._meeting.quiet():  # it is counted on the network itself, without computing
+        with self._batcher.quiet():  # it is counted on the network itself, without computing
             self._weights.pristine()
             self._budget.pictures(width, height)
             return self._budget.rows(width, height)

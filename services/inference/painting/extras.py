@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from services.inference.painting.weights import Factors
+from services.inference.painting.weights import LoraFactors
 from sfumato.errors import Busy, InvalidInput, NotFound
 
 
 @dataclass(eq=False)
-class _Extra:
-    factors: Factors
+class _LoadedAdapter:
+    factors: LoraFactors
     users: int = 0
 
 
@@ -23,7 +23,7 @@ class Extras:
 
     def __init__(self, budget: int) -> None:
         self._budget = budget
-        self._extras: OrderedDict[str, _Extra] = OrderedDict()  # the least recently used first
+        self._extras: OrderedDict[str, _LoadedAdapter] = OrderedDict()  # the least recently used first
         self._left: set[str] = set()  # those that were loaded once
         self._lock = threading.Lock()
 
@@ -33,7 +33,7 @@ class Extras:
         with self._lock:
             return tuple(self._extras)
 
-    def put(self, name: str, load: Callable[[], Factors]) -> None:
+    def put(self, name: str, load: Callable[[], LoraFactors]) -> None:
         """Keep what ``load`` gives, unless an adapter of this name is here, in the place of others where it must be.
 
         Raises:
@@ -55,13 +55,13 @@ class Extras:
                     self._left.add(other)
             if self._taken() + factors.bytes > self._budget:
                 raise Busy(f"Adapters in use leave no room for {name}.", hint="Try again in a moment.", retry_after=1.0)
-            self._extras[name] = _Extra(factors)
+            self._extras[name] = _LoadedAdapter(factors)
 
     def _taken(self) -> int:
         return sum(extra.factors.bytes for extra in self._extras.values())
 
     @contextmanager
-    def used(self, wanted: Sequence[tuple[str, float]]) -> Iterator[tuple[tuple[Factors, float], ...]]:
+    def used(self, wanted: Sequence[tuple[str, float]]) -> Iterator[tuple[tuple[LoraFactors, float], ...]]:
         """The adapters by name and weight, which stay while this is open.
 
         Raises:

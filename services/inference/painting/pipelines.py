@@ -13,8 +13,8 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from services.inference.painting.batching import Meeting
-from services.inference.painting.weights import Palette
+from services.inference.painting.batching import DenoiserBatcher
+from services.inference.painting.weights import AdapterMix
 from sfumato.diffusion.budget import RowBudget
 from sfumato.diffusion.families import family_of
 from sfumato.diffusion.previews import Previews
@@ -26,7 +26,7 @@ DENOISERS = ("transformer", "unet")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Wish:
+class PaintRequest:
     """One picture that somebody wants.
 
     ``adapter_scale`` is alpha: 0 is the base model exactly, 1 the fused one, anything between and beyond it the line through both.
@@ -37,7 +37,7 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Painted:
+class PaintedImage:
     """A picture, and what it was painted with; the same seed gives it again. ``seconds`` from the first step of the work on."""
 
     image: Image
@@ -46,19 +46,21 @@ class Painted:
     seconds: float = 0.0
 
 
-class Easel:
+class PipelineCopy:
     """A copy of the pipeline with its own scheduler and tokenizers, which keep the state of the picture in work, and a seat at the
     meeting in place of its denoiser. Networks are shared, and nothing else of the pipeline is changed.
 
     ``autoencoding`` is held where the autoencoder's precision is changed meanwhile (SDXL's, which overflows in half precision).
     """
 
-    def __init__(self, pipeline: DiffusionPipeline, meeting: Meeting, budget: RowBudget, autoencoding: threading.Lock | None) -> None:
+    def __init__(
+        self, pipeline: DiffusionPipeline, batcher: DenoiserBatcher, budget: RowBudget, autoencoding: threading.Lock | None
+    ) -> None:
         own: Any = copy.copy(pipeline)
-        self.seat = meeting.seat()
+        self.slot = batcher.slot()
         for name, part in pipeline.components.items():
             if name in DENOISERS:
-                vars(own)[name] = self.seat.module
+                vars(own)[name] = self.slot.module
             elif part is not None and not isinstance(part, torch.nn.Module):
                 vars(own)[name] = copy.deepcopy(part)
         self._family: Any = family_of(own)
@@ -73,7 +75,7 @@ class Easel:
     def paint(
         self,
         request: GenerateRequest,
-        palette: Palette,
+        mix: AdapterMix,
         max_rows: int,
         stopped: threading.Event,
         on_step: Callable[[int, int], None] | None = None,
@@ -84,21 +86,21 @@ class Easel:
         Raises:
             InvalidInput: the model cannot paint it.
             Diverged: it left the range of finite numbers.
-            Stopped: ``stopped`` was set meanwhile.
+            PictureCancelled: ``stopped`` was set meanwhile.
         """
 
         def step_ended(done: int, total: int) -> None:
-            self.seat.check()
+            self.slot.check()
             if on_step is not None:
                 on_step(done, total)
 
-        with self.seat.taken(palette, max_rows, stopped):
+        with self.slot.taken(mix, max_rows, stopped):
             return paint(self._family, [request], self._budget, step_ended, previews)[0].image
 
     def _decoded(self, latents: Tensor, width: int, height: int) -> list[Image]:
         if not torch.isfinite(latents).all():
             raise Diverged("The picture is not finite: the model's weights are unusable, or the adapter's scale is far too large.")
-        with self.seat.aside(), self._autoencoding:
+        with self.slot.aside(), self._autoencoding:
             return self._decode(latents, width, height)
 
     def _alone(self, encode: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -25,7 +25,7 @@ from sfumato.lora.fuse import check_fits
 
 
 @dataclass(frozen=True, eq=False)
-class Factors:
+class LoraFactors:
     """An adapter's ``A [rank, in]`` and ``B [out, rank]`` by module, in the model's precision and on its device."""
 
     modules: Mapping[str, tuple[Tensor, Tensor]]
@@ -37,45 +37,45 @@ class Factors:
 
 
 @dataclass(frozen=True, eq=False)
-class Version:
+class LoadedVersion:
     """One version of the model: the base alone where there are no ``factors``; ``fused`` weights by module for scale 1."""
 
     name: str
-    factors: Factors | None
+    factors: LoraFactors | None
     fused: Mapping[str, Tensor] | None
 
 
 @dataclass(frozen=True, eq=False)
-class Palette:
+class AdapterMix:
     """What one picture is painted with: a version at a scale, and further adapters at their own."""
 
-    version: Version
+    version: LoadedVersion
     scale: float = 1.0
-    extras: tuple[tuple[Factors, float], ...] = ()
+    extras: tuple[tuple[LoraFactors, float], ...] = ()
 
-    def mixture(self) -> list[tuple[Factors, float]]:
+    def terms(self) -> list[tuple[LoraFactors, float]]:
         """Every adapter that changes something, with its weight."""
         own = [(self.version.factors, self.scale)] if self.version.factors is not None else []
         return [(factors, weight) for factors, weight in (*own, *self.extras) if weight != 0]
 
     @property
-    def fused(self) -> Version | None:
+    def fused(self) -> LoadedVersion | None:
         """The version whose fused weights are all this picture needs."""
-        return self.version if self.version.fused is not None and self.scale == 1 and len(self.mixture()) == 1 else None
+        return self.version if self.version.fused is not None and self.scale == 1 and len(self.terms()) == 1 else None
 
 
-class Weights:
+class DenoiserWeights:
     """Puts the weights in place that the rows of the next forward need. One thread at a time calls `ready`."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._pristine = {name: parameter.data for name, parameter in model.named_parameters()}
         self._placed: Mapping[str, Tensor] = {}
-        self._bypassed: tuple[Factors, ...] = ()
+        self._bypassed: tuple[LoraFactors, ...] = ()
         self._handles: list[RemovableHandle] = []
         self._scales: list[Tensor] = []
 
-    def factors(self, adapter: Adapter) -> Factors:
+    def factors(self, adapter: Adapter) -> LoraFactors:
         """An adapter made ready for the bypass.
 
         Raises:
@@ -85,38 +85,38 @@ class Weights:
         for name in weights:
             if not isinstance(self._model.get_submodule(name), nn.Linear):
                 raise InvalidInput("adapter", f"{name} is not a linear layer.", hint="It is an adapter of another model.")
-        return Factors({name: (a.to(weights[name]), b.to(weights[name])) for name, (a, b) in adapter.factors.items()})
+        return LoraFactors({name: (a.to(weights[name]), b.to(weights[name])) for name, (a, b) in adapter.factors.items()})
 
     @torch.no_grad()
-    def version(self, name: str, adapter: Adapter | None, *, fuse: bool = True) -> Version:
+    def version(self, name: str, adapter: Adapter | None, *, fuse: bool = True) -> LoadedVersion:
         """A version made ready, from the pristine weights in float32 as `sfumato.lora.fuse` does; nothing is put in place.
 
         Raises:
             InvalidInput: the adapter does not fit this model.
         """
         if adapter is None:
-            return Version(name, None, None)
+            return LoadedVersion(name, None, None)
         factors = self.factors(adapter)
         if not fuse:
-            return Version(name, factors, None)
+            return LoadedVersion(name, factors, None)
         fused = {}
         for module, (a, b) in adapter.factors.items():
             pristine = self._pristine[f"{module}.weight"]
             part = Adapter({module: (a.to(pristine.device), b.to(pristine.device))})
             fused[f"{module}.weight"] = (pristine.float() + delta(part, module)).to(pristine.dtype)
-        return Version(name, factors, fused)
+        return LoadedVersion(name, factors, fused)
 
-    def ready(self, rows: Sequence[tuple[Palette, int]]) -> None:
+    def ready(self, rows: Sequence[tuple[AdapterMix, int]]) -> None:
         """Put in place what a forward needs whose rows are these, in this order."""
         first = rows[0][0]
-        if first.fused is not None and all(palette.fused is first.fused for palette, _ in rows):
+        if first.fused is not None and all(mix.fused is first.fused for mix, _ in rows):
             assert first.fused.fused is not None
             self._bypass([], [])
             self._place(first.fused.fused)
             return
         self._place({})
-        mixtures = [(palette.mixture(), count) for palette, count in rows]
-        adapters = list(dict.fromkeys(factors for mixture, _ in mixtures for factors, _ in mixture))
+        mixtures = [(mix.terms(), count) for mix, count in rows]
+        adapters = list(dict.fromkeys(factors for terms, _ in mixtures for factors, _ in terms))
         self._bypass(adapters, mixtures)
 
     def pristine(self) -> None:
@@ -133,7 +133,7 @@ class Weights:
             self._model.get_parameter(name).data = weight
         self._placed = weights
 
-    def _bypass(self, adapters: list[Factors], mixtures: Sequence[tuple[list[tuple[Factors, float]], int]]) -> None:
+    def _bypass(self, adapters: list[LoraFactors], mixtures: Sequence[tuple[list[tuple[LoraFactors, float]], int]]) -> None:
         """Hang the adapters beside the layers they change, and note each row's scale of each."""
         if tuple(adapters) != self._bypassed:
             for handle in self._handles:
@@ -144,13 +144,13 @@ class Weights:
         if adapters:
             self._scales = [self._by_row(factors, mixtures) for factors in adapters]
 
-    def _by_row(self, adapter: Factors, mixtures: Sequence[tuple[list[tuple[Factors, float]], int]]) -> Tensor:
+    def _by_row(self, adapter: LoraFactors, mixtures: Sequence[tuple[list[tuple[LoraFactors, float]], int]]) -> Tensor:
         """The scale of one adapter, ``[rows]``."""
-        scales = [sum(weight for factors, weight in mixture if factors is adapter) for mixture, count in mixtures for _ in range(count)]
+        scales = [sum(weight for factors, weight in terms if factors is adapter) for terms, count in mixtures for _ in range(count)]
         like = next(iter(adapter.modules.values()))[0]
         return torch.tensor(scales, dtype=like.dtype, device=like.device)
 
-    def _hang(self, name: str, adapters: Sequence[Factors]) -> RemovableHandle:
+    def _hang(self, name: str, adapters: Sequence[LoraFactors]) -> RemovableHandle:
         parts = [(index, *factors.modules[name]) for index, factors in enumerate(adapters) if name in factors.modules]
 
         def beside(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
-from services.inference.http.bodies import Edit, read_edit, read_generation
-from services.inference.http.errors import Refused, told
+from services.inference.http.bodies import EditForm, read_edit, read_generation
+from services.inference.http.errors import RequestRefused, told
 from services.inference.http.schemas import EditRequest, GenerationRequest
 
 PNG = b"\x89PNG\r\n\x1a\n any bytes: a form's files are not looked at here"
@@ -32,7 +32,7 @@ def generation(body: Any, kind: str = "application/json", most: int = 2_000_000)
     return asyncio.run(read_generation(request_of(data, kind), most))
 
 
-def edit(parts: list[tuple[str, bytes, str]], kind: str = "multipart/form-data; boundary=b", most: int = 3_000_000) -> Edit:
+def edit(parts: list[tuple[str, bytes, str]], kind: str = "multipart/form-data; boundary=b", most: int = 3_000_000) -> EditForm:
     body = b"".join(
         f'--b\r\nContent-Disposition: form-data; name="{name}"{f"; filename={file}" if file else ""}\r\n\r\n'.encode() + data + b"\r\n"
         for name, data, file in parts
@@ -40,7 +40,7 @@ def edit(parts: list[tuple[str, bytes, str]], kind: str = "multipart/form-data; 
     return asyncio.run(read_edit(request_of(body + b"--b--\r\n", kind), most))
 
 
-def refusal(call: Any, *args: Any, **more: Any) -> Refused:
+def refusal(call: Any, *args: Any, **more: Any) -> RequestRefused:
     with pytest.raises(Exception) as caught:  # noqa: PT011 (whatever it is, it is told of below)
         call(*args, **more)
     return told(caught.value)

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from services.inference.http.errors import Refused
-from services.inference.http.idempotency import Answers
+from services.inference.http.errors import RequestRefused
+from services.inference.http.idempotency import IdempotentAnswers
 
 
 class Work:
@@ -29,18 +29,21 @@ class Work:
         return b"x" * self.done
 
 
-def run(scenario: Callable[[Answers[bytes], Work], Awaitable[None]], *, room: int = 100, clock: Callable[[], float] = lambda: 1.0) -> None:
+Scenario = Callable[[IdempotentAnswers[bytes], Work], Awaitable[None]]
+
+
+def run(scenario: Scenario, *, room: int = 100, clock: Callable[[], float] = lambda: 1.0) -> None:
     async def main() -> None:
-        await scenario(Answers(60.0, room, len, clock), Work())
+        await scenario(IdempotentAnswers(60.0, room, len, clock), Work())
 
     asyncio.run(main())
 
 
 def test_the_same_request_is_answered_once_and_another_refused() -> None:
-    async def scenario(answers: Answers[bytes], work: Work) -> None:
+    async def scenario(answers: IdempotentAnswers[bytes], work: Work) -> None:
         both = [asyncio.create_task(answers.once("me", "k", "body", work)) for _ in range(2)]
         await asyncio.sleep(0)
-        with pytest.raises(Refused) as caught:
+        with pytest.raises(RequestRefused) as caught:
             await answers.once("me", "k", "other body", work)
         assert (caught.value.status, caught.value.param) == (422, "Idempotency-Key")
         work.go.set()
@@ -52,7 +55,7 @@ def test_the_same_request_is_answered_once_and_another_refused() -> None:
 
 
 def test_work_ends_when_the_last_who_waits_is_gone_and_may_be_asked_for_again() -> None:
-    async def scenario(answers: Answers[bytes], work: Work) -> None:
+    async def scenario(answers: IdempotentAnswers[bytes], work: Work) -> None:
         first, second = (asyncio.create_task(answers.once("me", "k", "body", work)) for _ in range(2))
         await asyncio.sleep(0.01)
         first.cancel()
@@ -71,7 +74,7 @@ def test_what_failed_is_forgotten() -> None:
     async def failing() -> bytes:
         raise ValueError
 
-    async def scenario(answers: Answers[bytes], work: Work) -> None:
+    async def scenario(answers: IdempotentAnswers[bytes], work: Work) -> None:
         with pytest.raises(ValueError):
             await answers.once("me", "k", "body", failing)
         work.go.set()
@@ -83,7 +86,7 @@ def test_what_failed_is_forgotten() -> None:
 def test_answers_are_kept_for_a_time_and_within_their_room() -> None:
     now = [1.0]
 
-    async def scenario(answers: Answers[bytes], work: Work) -> None:
+    async def scenario(answers: IdempotentAnswers[bytes], work: Work) -> None:
         work.go.set()
         for key in ("a", "b", "c"):  # 1, 2 and 3 bytes; 4 are kept
             await answers.once("me", key, "body", work)
@@ -96,8 +99,8 @@ def test_answers_are_kept_for_a_time_and_within_their_room() -> None:
 
 @pytest.mark.parametrize("key", ["", "k" * 256])
 def test_a_key_that_is_none_is_refused(key: str) -> None:
-    async def scenario(answers: Answers[bytes], work: Work) -> None:
-        with pytest.raises(Refused) as caught:
+    async def scenario(answers: IdempotentAnswers[bytes], work: Work) -> None:
+        with pytest.raises(RequestRefused) as caught:
             await answers.once("me", key, "body", work)
         assert caught.value.status == 400
 

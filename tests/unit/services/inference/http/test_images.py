@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from services.inference.http.errors import Refused
+from services.inference.http.errors import RequestRefused
 from services.inference.http.images import look_at
 from services.inference.http.schemas import EditRequest, GenerationRequest
 from sfumato.runtime import nudenet
@@ -30,7 +30,7 @@ def test_a_picture_in_which_the_detector_finds_what_is_listed_is_held_back(monke
     asyncio.run(look_at([sky, portrait()], detector))
     monkeypatch.setattr(nudenet, "UNSAFE", frozenset({"FACE_FEMALE"}))
     asyncio.run(look_at([sky], detector))
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(RequestRefused) as caught:
         asyncio.run(look_at([sky, portrait()], detector))
     assert (caught.value.status, caught.value.code) == (400, "moderation_blocked")
     asyncio.run(look_at([portrait()], None))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from services.inference.http.errors import Refused
+from services.inference.http.errors import RequestRefused
 from services.inference.http.keys import ANYBODY, Key, Keyring
 from sfumato.errors import InvalidInput
 
@@ -25,7 +25,7 @@ def test_who_asks_is_told_by_the_key_alone() -> None:
     assert ring().owner("Bearer right").name == "web" and ring().owner("bearer  2 ").name == "other"
     assert Keyring().owner("").name == ANYBODY and Keyring().owner("Bearer whatever").name == ANYBODY
     for shown in ("", "right", "Bearer", "Bearer wrong", "Basic right", "Bearer right right"):
-        with pytest.raises(Refused) as caught:
+        with pytest.raises(RequestRefused) as caught:
             ring().owner(shown)
         assert caught.value.status == 401 and caught.value.headers["WWW-Authenticate"] == "Bearer"
         assert "wrong" not in caught.value.message
@@ -40,7 +40,7 @@ def test_pictures_in_a_time_are_limited_for_each_key() -> None:
     async def scenario() -> None:
         keys = ring(rate="5/hour")
         assert (await take(keys, "Bearer right", 3))["x-ratelimit-remaining-images"] == "2"
-        with pytest.raises(Refused) as caught:
+        with pytest.raises(RequestRefused) as caught:
             await take(keys, "Bearer right", 3)
         assert caught.value.status == 429 and caught.value.code == "rate_limit_exceeded"
         assert 3000 < int(caught.value.headers["Retry-After"]) <= 3600
@@ -57,7 +57,7 @@ def test_requests_at_once_are_limited_for_each_key() -> None:
         keys = ring(concurrency=1)
         owner = keys.owner("Bearer right")
         async with keys.admitted(owner, 1):
-            with pytest.raises(Refused) as caught:
+            with pytest.raises(RequestRefused) as caught:
                 await take(keys, "Bearer right", 1)
             assert (caught.value.status, caught.value.headers["Retry-After"]) == (429, "1")
             await take(keys, "Bearer 2", 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from services.inference.models.aliases import Following
+from services.inference.models.aliases import AliasWatcher
 from services.registry.app import services
 from sfumato.errors import Unavailable
 from sfumato.registry.client import RegistryClient
@@ -37,7 +37,7 @@ def _answers(registry: RegistryClient) -> None:
 
 def test_moves_made_before_while_and_after_the_registry_is_away_are_told(place: ArtifactStore) -> None:
     address, told = f"127.0.0.1:{free_port()}", list[Mapping[str, str]]()
-    following = Following(RegistryClient(address), told.append, pause=0.05)
+    following = AliasWatcher(RegistryClient(address), told.append, pause=0.05)
     following.start()  # before there is anybody
     with served_at(services, place, address), RegistryClient(address) as registry:
         _becomes(told, {})  # channels to one address share a connection, and their patience with it

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from services.inference.models.canary import EARLY, CanaryRule, Split, Tally, decide
+from services.inference.models.canary import EARLY, CanaryRule, TrafficSplit, VersionTally, decide
 
 RULE = CanaryRule(weight=0.2, requests=100)
 
 
-def tally(requests: int, failed: int = 0, seconds: float = 1.0, aesthetic: float = 5.0, spread: float = 1.0) -> Tally:
-    found = Tally()
+def tally(requests: int, failed: int = 0, seconds: float = 1.0, aesthetic: float = 5.0, spread: float = 1.0) -> VersionTally:
+    found = VersionTally()
     for index in range(requests):
         found.add(seconds, ok=index >= failed)
         found.scored({"clip": 80.0, "aesthetic": aesthetic + spread * (index % 2 - 0.5)})
@@ -19,7 +19,7 @@ def tally(requests: int, failed: int = 0, seconds: float = 1.0, aesthetic: float
 
 @pytest.mark.parametrize("weight", [0.01, 0.1, 1 / 3, 0.5, 1.0])
 def test_the_split_is_exact_and_even(weight: float) -> None:
-    split = Split(weight)
+    split = TrafficSplit(weight)
     chosen = [split.next() for _ in range(1000)]
     assert abs(sum(chosen) - 1000 * weight) <= 1
     gaps = [index for index, canary in enumerate(chosen) if canary]
@@ -40,7 +40,7 @@ def test_the_split_is_exact_and_even(weight: float) -> None:
         (tally(EARLY, failed=4), "withdraw", "early"),
     ],
 )
-def test_the_rule_decides_by_errors_latency_and_scores_and_says_the_numbers(canary: Tally, act: str, words: str) -> None:
+def test_the_rule_decides_by_errors_latency_and_scores_and_says_the_numbers(canary: VersionTally, act: str, words: str) -> None:
     verdict = decide(tally(400), canary, RULE, scored=True)
     assert verdict is not None and (verdict.act, words in verdict.reason) == (act, True)
 
@@ -54,12 +54,12 @@ def test_the_rule_decides_by_errors_latency_and_scores_and_says_the_numbers(cana
         (tally(400), tally(EARLY, failed=1)),
     ],
 )
-def test_nothing_is_decided_on_too_little(stable: Tally, canary: Tally) -> None:
+def test_nothing_is_decided_on_too_little(stable: VersionTally, canary: VersionTally) -> None:
     assert decide(stable, canary, RULE, scored=True) is None
 
 
 def test_where_pictures_are_scored_the_rule_waits_for_their_scores() -> None:
-    canary = Tally()
+    canary = VersionTally()
     for _ in range(100):
         canary.add(1.0, ok=True)
     assert decide(tally(400), canary, RULE, scored=True) is None

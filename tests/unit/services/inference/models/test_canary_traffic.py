@@ -10,7 +10,7 @@ from prometheus_client import REGISTRY
 
 from services.inference.models.canary import CanaryRule
 from services.inference.models.catalog import Catalog
-from services.inference.painting.engine import InferenceEngine, Wish
+from services.inference.painting.engine import InferenceEngine, PaintRequest
 from sfumato.registry.client import RegistryClient
 from sfumato.types import Image
 from tests.unit.services.inference.models.vista_registry import ASKED, House, served, until
@@ -29,7 +29,7 @@ class Brightness:
 async def request(catalog: Catalog, engine: InferenceEngine, model: str = "vista", *, fails: str = "") -> str:
     async with catalog.lease(model) as lease:
         ok = lease.version != fails
-        image = (await engine.paint(Wish(ASKED), lease.version)).image if ok else None
+        image = (await engine.paint(PaintRequest(ASKED), lease.version)).image if ok else None
         lease.done(0.1, ok, image, ASKED.prompt)
         return lease.version
 

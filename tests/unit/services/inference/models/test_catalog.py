@@ -8,12 +8,12 @@ from collections import Counter
 import pytest
 
 from services.inference.models.catalog import Catalog
-from services.inference.models.golden import Golden, GoldenCheck, ScoringClient, read_golden
-from services.inference.painting.engine import InferenceEngine, Wish
+from services.inference.models.golden import GoldenCheck, GoldenPrompts, ScoringClient, read_golden
+from services.inference.painting.engine import InferenceEngine, PaintRequest
 from services.scoring.app import services as scoring_services
 from sfumato.errors import Busy, InvalidInput, NotFound, Unavailable
 from sfumato.registry.client import RegistryClient
-from sfumato.registry.records import Base, Part
+from sfumato.registry.records import Base, WeightedAdapter
 from sfumato.types import Image
 from tests.unit.services.inference.models.vista_registry import ASKED, House, same, served, until
 from tests.unit.services.registry.servers import free_port
@@ -24,7 +24,7 @@ REQUESTS, SWAPS, CLIENTS = 510, 5, 8
 
 async def asked(catalog: Catalog, engine: InferenceEngine, model: str = "vista") -> tuple[str, Image]:
     async with catalog.lease(model) as lease:
-        painted = await engine.paint(Wish(ASKED), lease.version, lease.extras)
+        painted = await engine.paint(PaintRequest(ASKED), lease.version, lease.extras)
         assert painted.version == lease.version
         return lease.version, painted.image
 
@@ -64,13 +64,13 @@ def test_a_bad_version_is_refused_the_old_one_stays_and_a_rollback_is_a_swap(hou
     """Refused: finite weights that paint what is not finite, and pictures that score worse than the registry recorded."""
     with served_at(scoring_services) as address:
         scores = ScoringClient(address)
-        golden = Golden(read_golden()[:4], steps=4)
+        golden = GoldenPrompts(read_golden()[:4], steps=4)
 
         async def measured() -> dict[str, float]:
             async with house.catalog(golden=golden) as (_, engine):
 
                 async def paint(request, version: str) -> Image:
-                    return (await engine.paint(Wish(request), version)).image
+                    return (await engine.paint(PaintRequest(request), version)).image
 
                 check = GoldenCheck(paint, engine.limits, golden, scores)
                 return dict((await check(registry.get("production"))).scores)
@@ -82,7 +82,7 @@ def test_a_bad_version_is_refused_the_old_one_stays_and_a_rollback_is_a_swap(hou
         overflows = house.register(registry, 2, 1e37, ends="to_out.0")
         worse = house.register(registry, 3, 3.0, recorded)
         lied = house.register(registry, 4, 0.01, recorded | {"heldout_aesthetic": 9.9})
-        foreign = registry.register(Base("f" * 64, "other"), [Part(registry.get(good).parts[0].adapter)]).id
+        foreign = registry.register(Base("f" * 64, "other"), [WeightedAdapter(registry.get(good).parts[0].adapter)]).id
 
         async def whole() -> None:
             async with house.catalog(golden=golden, scores=scores) as (catalog, engine):

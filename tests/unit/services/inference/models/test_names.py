@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import pytest
 
-from services.inference.models.names import Asked, read_name
+from services.inference.models.names import ModelReference, read_name
 from sfumato.errors import InvalidInput, NotFound
 
 
 @pytest.mark.parametrize(
     ("text", "asked"),
     [
-        ("", Asked()),
-        ("vista", Asked()),
-        ("vista@production", Asked(alias="production")),
-        ("3fa94c", Asked(version="3fa94c")),
-        ("vista+style-x:0.6", Asked(extras=(("style-x", 0.6),))),
-        ("+style-x", Asked(extras=(("style-x", 1.0),))),
-        ("vista@canary+style-x:-4+3fa94c00:1e-3", Asked(alias="canary", extras=(("style-x", -4.0), ("3fa94c00", 0.001)))),
+        ("", ModelReference()),
+        ("vista", ModelReference()),
+        ("vista@production", ModelReference(alias="production")),
+        ("3fa94c", ModelReference(version="3fa94c")),
+        ("vista+style-x:0.6", ModelReference(extras=(("style-x", 0.6),))),
+        ("+style-x", ModelReference(extras=(("style-x", 1.0),))),
+        ("vista@canary+style-x:-4+3fa94c00:1e-3", ModelReference(alias="canary", extras=(("style-x", -4.0), ("3fa94c00", 0.001)))),
     ],
 )
-def test_a_name_says_alias_or_version_and_adapters(text: str, asked: Asked) -> None:
+def test_a_name_says_alias_or_version_and_adapters(text: str, asked: ModelReference) -> None:
     assert read_name(text, "vista") == asked
 
 
 def test_a_base_may_have_slashes_in_its_name() -> None:
-    assert read_name("owner/FLUX.1-dev@canary+x1:2", "owner/FLUX.1-dev") == Asked(alias="canary", extras=(("x1", 2.0),))
+    assert read_name("owner/FLUX.1-dev@canary+x1:2", "owner/FLUX.1-dev") == ModelReference(alias="canary", extras=(("x1", 2.0),))
 
 
 NOBODY = ["dall-e-3", "vista@", "vista@A", "vista@production@canary", "vista+", "vista++x", "3FA94C", "x" * 500, "vista@\0"]

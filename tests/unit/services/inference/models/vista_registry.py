@@ -16,16 +16,16 @@ import torch
 from torch import nn
 
 from services.inference.models.canary import CanaryRule
-from services.inference.models.catalog import Catalog, Served
-from services.inference.models.golden import Golden, GoldenCheck, Scores
-from services.inference.painting.engine import EngineSettings, InferenceEngine, Wish
+from services.inference.models.catalog import Catalog, ServedBase
+from services.inference.models.golden import GoldenCheck, GoldenPrompts, Scorer
+from services.inference.painting.engine import EngineSettings, InferenceEngine, PaintRequest
 from sfumato.diffusion.families import FluxFamily
 from sfumato.diffusion.loading import load_pipeline
 from sfumato.lora.adapter import Adapter
 from sfumato.lora.fuse import Fuser
 from sfumato.registry.bases import base_modules
 from sfumato.registry.client import RegistryClient
-from sfumato.registry.records import Base, Part, Version
+from sfumato.registry.records import Base, Version, WeightedAdapter
 from sfumato.runtime.adapters import encode_adapter
 from sfumato.runtime.versions import model_version
 from sfumato.types import GenerateRequest, Image
@@ -33,7 +33,7 @@ from sfumato.vista import weights
 
 STEPS = 1
 ASKED = GenerateRequest("a red house by day", 7, 64, 64, STEPS)
-GOLDEN = Golden(("a house by day", "a boat on a lake"), steps=STEPS)
+GOLDEN = GoldenPrompts(("a house by day", "a boat on a lake"), steps=STEPS)
 PATIENCE = 60.0
 
 
@@ -70,7 +70,7 @@ class House:
         adapter = self.adapter(seed, size, ends) if seed else None
         data = encode_adapter(adapter) if adapter else b""
         digest = hashlib.sha256(data).hexdigest()
-        parts, files = ([Part(digest)], {digest: data}) if adapter else ([], {})
+        parts, files = ([WeightedAdapter(digest)], {digest: data}) if adapter else ([], {})
         version: Version = registry.register(self.base, parts, files=files, metrics=metrics, note=f"random {seed}")
         self.adapters[version.id] = adapter
         return version.id
@@ -85,9 +85,9 @@ class House:
     async def catalog(
         self,
         *,
-        golden: Golden = GOLDEN,
+        golden: GoldenPrompts = GOLDEN,
         canary: CanaryRule | None = None,
-        scores: Scores | None = None,
+        scores: Scorer | None = None,
         keep: int = 0,
         extras: int = 2**30,
         wait: bool = True,
@@ -96,10 +96,10 @@ class House:
         engine = InferenceEngine(self.pipeline, EngineSettings(extras=extras))
 
         async def paint(request: GenerateRequest, version: str) -> Image:
-            return (await engine.paint(Wish(request), version)).image
+            return (await engine.paint(PaintRequest(request), version)).image
 
         check = GoldenCheck(paint, engine.limits, golden, scores)
-        served = Served("vista", self.base.id, keep=keep)
+        served = ServedBase("vista", self.base.id, keep=keep)
         catalog = Catalog(RegistryClient(self.address), engine, check, served, canary, scores)
         catalog.start()
         try:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from services.inference.painting.engine import EngineSettings, InferenceEngine, Painted, Wish
+from services.inference.painting.engine import EngineSettings, InferenceEngine, PaintedImage, PaintRequest
 from sfumato.diffusion.families import family_of
 from sfumato.lora.adapter import Adapter
 from sfumato.types import GenerateRequest, Image
@@ -27,8 +27,8 @@ MAKERS: dict[str, tuple[Callable[[], Any], float]] = {
 T = TypeVar("T")
 
 
-def wish(seed: int = 7, prompt: str = "a full moon over the lake", *, steps: int = 3, scale: float = 1.0, **more: Any) -> Wish:
-    return Wish(GenerateRequest(prompt, seed, tiny.SIZE, tiny.SIZE, steps, **more), scale)
+def asked(seed: int = 7, prompt: str = "a full moon over the lake", *, steps: int = 3, scale: float = 1.0, **more: Any) -> PaintRequest:
+    return PaintRequest(GenerateRequest(prompt, seed, tiny.SIZE, tiny.SIZE, steps, **more), scale)
 
 
 def adapter(model: nn.Module, rank: int = 2, seed: int = 0, size: float = 0.2) -> Adapter:
@@ -54,12 +54,12 @@ def painting(engine: InferenceEngine, work: Callable[[InferenceEngine], Awaitabl
     return asyncio.run(whole())
 
 
-async def together(engine: InferenceEngine, wishes: Sequence[Wish], *versions: str, **more: Any) -> list[Painted]:
+async def together(engine: InferenceEngine, all_asked: Sequence[PaintRequest], *versions: str, **more: Any) -> list[PaintedImage]:
     """Paint wishes that all stand at the denoiser before its first forward; each with a version, or all with the same."""
-    named = versions * len(wishes) if len(versions) == 1 else versions
-    with engine._meeting.quiet():
-        tasks = [asyncio.create_task(engine.paint(each, name, **more)) for each, name in zip(wishes, named, strict=True)]
-        while len(engine._meeting._waiting) < len(wishes):
+    named = versions * len(all_asked) if len(versions) == 1 else versions
+    with engine._batcher.quiet():
+        tasks = [asyncio.create_task(engine.paint(each, name, **more)) for each, name in zip(all_asked, named, strict=True)]
+        while len(engine._batcher._waiting) < len(all_asked):
             await asyncio.sleep(0.001)
             assert not any(task.done() for task in tasks), [task.exception() for task in tasks if task.done()]
     return list(await asyncio.gather(*tasks))
@@ -91,7 +91,7 @@ def counted(pipeline: Any) -> Iterator[list[int]]:
         hook.remove()
 
 
-def changed(one: Wish, **more: Any) -> Wish:
+def changed(one: PaintRequest, **more: Any) -> PaintRequest:
     return replace(one, request=replace(one.request, **more))
 
 

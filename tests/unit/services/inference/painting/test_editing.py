@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import FluxInpaintPipeline, StableDiffusion3InpaintPipeline, StableDiffusionInpaintPipeline, StableDiffusionXLInpaintPipeline
 
-from services.inference.painting.engine import InferenceEngine, Painted, Wish
+from services.inference.painting.engine import InferenceEngine, PaintedImage, PaintRequest
 from sfumato.diffusion.budget import RowBudget
 from sfumato.diffusion.families import family_of
 from sfumato.diffusion.previews import Previews
@@ -20,7 +20,7 @@ from sfumato.diffusion.sampling import paint
 from sfumato.errors import InvalidInput
 from sfumato.types import Image, Region, Start
 from tests.unit.diffusion import tiny
-from tests.unit.services.inference.painting.engines import MAKERS, changed, counted, engine_of, painting, together, wish
+from tests.unit.services.inference.painting.engines import MAKERS, asked, changed, counted, engine_of, painting, together
 from tests.unit.services.inference.painting.test_scale import far
 
 PIXELS: Image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
@@ -35,7 +35,7 @@ INPAINT: dict[str, tuple[Callable[[], Any], Any, float]] = {
 MOON = (Region("radiant moon", (3, 2, 17, 15)), Region("serene lake", (0, 18, 32, 32), 0.5))
 
 
-def expected(make: Callable[[], Any], wanted: Wish) -> Image:
+def expected(make: Callable[[], Any], wanted: PaintRequest) -> Image:
     """As the generator paints it, by itself."""
     family = family_of(make())
     return paint(family, [wanted.request], RowBudget(family, 16))[0].image
@@ -44,17 +44,17 @@ def expected(make: Callable[[], Any], wanted: Wish) -> Image:
 @pytest.mark.parametrize("family", MAKERS)
 def test_starts_masks_advice_and_negative_prompts_share_forwards_and_each_keeps_its_own(family: str) -> None:
     make, guidance = MAKERS[family]
-    plain = wish(guidance_scale=guidance, steps=5)
-    wishes = [plain, changed(plain, start=Start(PIXELS, 0.6)), changed(plain, regions=MOON), changed(plain, condition_noise=0.2)]
+    plain = asked(guidance_scale=guidance, steps=5)
+    all_asked = [plain, changed(plain, start=Start(PIXELS, 0.6)), changed(plain, regions=MOON), changed(plain, condition_noise=0.2)]
     if family != "sd3":
-        wishes.append(changed(plain, start=Start(PIXELS, 0.8, MASK)))
+        all_asked.append(changed(plain, start=Start(PIXELS, 0.8, MASK)))
     if "flux" not in family:
-        wishes.append(changed(plain, negative_prompt="a green tree"))
+        all_asked.append(changed(plain, negative_prompt="a green tree"))
     pipeline = make()
     with counted(pipeline) as rows:
-        company = painting(engine_of(pipeline, max_batch=64), lambda engine: together(engine, wishes, "base"))
+        company = painting(engine_of(pipeline, max_batch=64), lambda engine: together(engine, all_asked, "base"))
     assert len(rows) == 5
-    for picture, wanted in zip(company, wishes, strict=True):
+    for picture, wanted in zip(company, all_asked, strict=True):
         assert far(picture.image, expected(make, wanted)) <= 1
     images = [picture.image for picture in company]
     assert all(far(one, other) > 1 for index, one in enumerate(images) for other in images[:index])
@@ -63,7 +63,7 @@ def test_starts_masks_advice_and_negative_prompts_share_forwards_and_each_keeps_
 @pytest.mark.parametrize("family", INPAINT)
 def test_what_a_mask_marks_is_the_inpainting_pipelines_and_all_else_the_pictures_own(family: str) -> None:
     make, kind, guidance = INPAINT[family]
-    wanted = wish(guidance_scale=guidance, start=Start(PIXELS, 1.0, MASK))
+    wanted = asked(guidance_scale=guidance, start=Start(PIXELS, 1.0, MASK))
     picture = painting(engine_of(make()), lambda engine: engine.paint(wanted, "base")).image
     assert np.array_equal(picture[MASK == 0], PIXELS[MASK == 0])
     built = {"sdxl": {"add_watermarker": False}, "sd": {"requires_safety_checker": False}}.get(family, {})
@@ -83,39 +83,39 @@ def test_previews_and_steps_are_told_on_the_loop_and_change_nothing() -> None:
     steps: list[tuple[int, int]] = []
     shown: list[tuple[int, int, int, tuple[int, ...]]] = []
 
-    async def work(engine: InferenceEngine) -> Painted:
+    async def work(engine: InferenceEngine) -> PaintedImage:
         loop = asyncio.get_running_loop()
 
         def tell(index: int, done: int, total: int, image: Image) -> None:
             assert asyncio.get_running_loop() is loop
             shown.append((index, done, total, image.shape))
 
-        wanted = engine.paint(wish(steps=6), "base", on_step=lambda *told: steps.append(told), previews=Previews(2, tell))
-        picture, _ = await asyncio.gather(wanted, engine.paint(wish(1, steps=6), "base"))
+        wanted = engine.paint(asked(steps=6), "base", on_step=lambda *told: steps.append(told), previews=Previews(2, tell))
+        picture, _ = await asyncio.gather(wanted, engine.paint(asked(1, steps=6), "base"))
         await asyncio.sleep(0)
         return picture
 
     picture = painting(engine_of(tiny.flux()), work)
     assert steps == [(done, 6) for done in range(1, 7)]
     assert shown == [(0, 2, 6, (32, 32, 3)), (0, 4, 6, (32, 32, 3))]
-    assert far(picture.image, expected(tiny.flux, wish(steps=6))) <= 1
+    assert far(picture.image, expected(tiny.flux, asked(steps=6))) <= 1
 
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_no_forward_has_more_rows_than_fit(rows: int) -> None:
     pipeline = tiny.sd()
-    wishes = [wish(seed, guidance_scale=5.0, regions=MOON) for seed in range(3)]
+    all_asked = [asked(seed, guidance_scale=5.0, regions=MOON) for seed in range(3)]
     with counted(pipeline) as forwards:
-        pictures = painting(engine_of(pipeline, max_batch=rows), lambda engine: together(engine, wishes, "base"))
+        pictures = painting(engine_of(pipeline, max_batch=rows), lambda engine: together(engine, all_asked, "base"))
     assert max(forwards) <= rows
     assert sum(forwards) == 3 * 3 * 4
-    for picture, wanted in zip(pictures, wishes, strict=True):
+    for picture, wanted in zip(pictures, all_asked, strict=True):
         assert far(picture.image, expected(tiny.sd, wanted)) <= 1
 
 
 def test_rows_are_as_many_as_memory_allows() -> None:
     async def work(engine: InferenceEngine) -> None:
-        await asyncio.gather(*[engine.paint(wish(seed), "base") for seed in range(3)])
+        await asyncio.gather(*[engine.paint(asked(seed), "base") for seed in range(3)])
         assert (engine.load.forwards, engine.load.rows) == (9, 9)
 
     painting(engine_of(tiny.flux(), memory=1), work)
@@ -123,9 +123,9 @@ def test_rows_are_as_many_as_memory_allows() -> None:
 
 def test_half_precision_is_kept_where_a_pipeline_changes_the_autoencoders_meanwhile() -> None:
     pipeline = tiny.sdxl().to(torch.bfloat16)
-    plain = wish(guidance_scale=5.0)
-    wishes = [plain, changed(plain, start=Start(PIXELS, 1.0, MASK)), changed(plain, start=Start(PIXELS, 0.7))]
-    pictures = painting(engine_of(pipeline), lambda engine: together(engine, wishes * 2, "base"))
+    plain = asked(guidance_scale=5.0)
+    all_asked = [plain, changed(plain, start=Start(PIXELS, 1.0, MASK)), changed(plain, start=Start(PIXELS, 0.7))]
+    pictures = painting(engine_of(pipeline), lambda engine: together(engine, all_asked * 2, "base"))
     assert pipeline.vae.dtype == torch.bfloat16
     assert np.array_equal(pictures[1].image[MASK == 0], PIXELS[MASK == 0])
     assert all(far(one.image, other.image) > 8 for one, other in zip(pictures[:2], pictures[1:3], strict=True))
@@ -142,5 +142,5 @@ def test_half_precision_is_kept_where_a_pipeline_changes_the_autoencoders_meanwh
 )
 def test_a_picture_or_mask_that_cannot_be_used_is_refused_by_name(field: str, start: Start) -> None:
     with pytest.raises(InvalidInput) as caught:
-        painting(engine_of(tiny.flux()), lambda engine: engine.paint(wish(start=start), "base"))
+        painting(engine_of(tiny.flux()), lambda engine: engine.paint(asked(start=start), "base"))
     assert caught.value.field == field

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from services.inference.painting.engine import InferenceEngine, Painted
-from services.inference.painting.weights import Palette, Weights
+from services.inference.painting.engine import InferenceEngine, PaintedImage
+from services.inference.painting.weights import AdapterMix, DenoiserWeights
 from sfumato.errors import Busy, InvalidInput, NotFound
 from sfumato.lora.adapter import Adapter, combine, delta
 from sfumato.lora.fuse import Fuser
 from sfumato.types import Image
-from tests.unit.services.inference.painting.engines import MAKERS, adapter, bare, counted, engine_of, network, painting, together, wish
+from tests.unit.services.inference.painting.engines import MAKERS, adapter, asked, bare, counted, engine_of, network, painting, together
 
 
 def fused(family: str, update: Adapter, scale: float, seed: int = 7) -> Image:
@@ -26,7 +26,7 @@ def fused(family: str, update: Adapter, scale: float, seed: int = 7) -> Image:
     make, guidance = MAKERS[family]
     pipeline = make()
     Fuser(network(pipeline)).fuse(update, scale)
-    return bare(pipeline, wish(seed, guidance_scale=guidance).request)
+    return bare(pipeline, asked(seed, guidance_scale=guidance).request)
 
 
 def far(one: Image, other: Image) -> int:
@@ -39,13 +39,13 @@ def test_scale_0_is_the_base_and_scale_1_the_fused_model_bit_for_bit_and_any_mix
     pipeline = make()
     update = adapter(network(pipeline))
     scales = [0.0, 0.4, 1.0, 1.7]
-    wishes = [wish(guidance_scale=guidance, scale=scale) for scale in scales]
+    all_asked = [asked(guidance_scale=guidance, scale=scale) for scale in scales]
 
-    async def work(engine: InferenceEngine) -> tuple[list[Painted], list[Painted]]:
+    async def work(engine: InferenceEngine) -> tuple[list[PaintedImage], list[PaintedImage]]:
         engine.prepare("better", update)
-        alone = [await engine.paint(each, "better") for each in wishes]
+        alone = [await engine.paint(each, "better") for each in all_asked]
         with counted(pipeline) as rows:
-            company = await together(engine, wishes, "better")
+            company = await together(engine, all_asked, "better")
         each = 2 if family in ("sd", "sdxl", "sd3") else 1
         assert rows == [each * len(scales)] * 3
         return alone, company
@@ -59,16 +59,16 @@ def test_scale_0_is_the_base_and_scale_1_the_fused_model_bit_for_bit_and_any_mix
         assert far(one.image, wanted) <= 1 >= far(other.image, wanted)
 
 
-def palettes(model: nn.Module, scales: Sequence[float], update: Adapter) -> tuple[Weights, list[tuple[Palette, int]]]:
-    weights = Weights(model)
+def mixes(model: nn.Module, scales: Sequence[float], update: Adapter) -> tuple[DenoiserWeights, list[tuple[AdapterMix, int]]]:
+    weights = DenoiserWeights(model)
     version = weights.version("v", update)
-    return weights, [(Palette(version, scale), 1) for scale in scales]
+    return weights, [(AdapterMix(version, scale), 1) for scale in scales]
 
 
 def test_a_row_at_scale_0_is_the_base_to_the_bit_beside_rows_that_are_not() -> None:
     torch.manual_seed(0)
     model: Any = nn.Sequential(nn.Linear(9, 16), nn.GELU(), nn.Linear(16, 5))
-    weights, rows = palettes(model, [0.3, 0.0, 1.0], Adapter({"0": (torch.randn(3, 9), torch.randn(16, 3))}))
+    weights, rows = mixes(model, [0.3, 0.0, 1.0], Adapter({"0": (torch.randn(3, 9), torch.randn(16, 3))}))
     x = torch.randn(3, 7, 9)
     base = model(x)
     weights.ready(rows)
@@ -88,9 +88,9 @@ def test_every_row_has_its_own_sum_of_adapters(rows: list[tuple[float, float, in
     model: Any = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 4)).double()
     first = Adapter({"0": (draw(2, 6), draw(4, 2)), "1": (draw(1, 4), draw(4, 1))})
     second = Adapter({"1": (draw(3, 4), draw(4, 3))})
-    weights = Weights(model)
+    weights = DenoiserWeights(model)
     version, extra = weights.version("v", first), weights.factors(second)
-    weights.ready([(Palette(version, scale, ((extra, weight),)), count) for scale, weight, count in rows])
+    weights.ready([(AdapterMix(version, scale, ((extra, weight),)), count) for scale, weight, count in rows])
     x = draw(sum(count for *_, count in rows), 6)
     answer, at = model(x), 0
     weights.pristine()
@@ -108,12 +108,12 @@ def test_every_row_has_its_own_sum_of_adapters(rows: list[tuple[float, float, in
 def test_no_value_of_the_scale_has_a_copy_of_the_weights() -> None:
     model: Any = nn.Sequential(nn.Linear(8, 8))
     update = Adapter({"0": (torch.ones(1, 8), torch.ones(8, 1))})
-    weights, rows = palettes(model, [0.0, 0.25, 0.5, 1.0, 1.5], update)
+    weights, rows = mixes(model, [0.0, 0.25, 0.5, 1.0, 1.5], update)
     pristine, base = model[0].weight.data_ptr(), model[0].weight.clone()
     places = {}
-    for palette, count in rows:
-        weights.ready([(palette, count)])
-        places[palette.scale] = model[0].weight.data_ptr()
+    for mix, count in rows:
+        weights.ready([(mix, count)])
+        places[mix.scale] = model[0].weight.data_ptr()
     assert {scale for scale, place in places.items() if place != pristine} == {1.0}
     torch.testing.assert_close(rows[3][0].version.fused["0.weight"] - base, delta(update, "0"))  # pyright: ignore[reportOptionalSubscript]
     weights.ready(rows[:1])
@@ -126,28 +126,28 @@ def test_a_version_without_fused_weights_is_the_same_to_rounding() -> None:
     update = adapter(pipeline.transformer)
     engine = engine_of(pipeline, fuse=False)
     engine.prepare("better", update)
-    picture = painting(engine, lambda engine: engine.paint(wish(), "better"))
+    picture = painting(engine, lambda engine: engine.paint(asked(), "better"))
     assert far(picture.image, fused("flux", update, 1.0)) <= 1
 
 
 def test_adapters_on_top_add_to_the_version_and_the_least_recently_used_leave() -> None:
     pipeline = MAKERS["flux"][0]()
     own, style, other = (adapter(pipeline.transformer, seed=seed) for seed in (0, 1, 2))
-    size = Weights(pipeline.transformer).factors(style).bytes
+    size = DenoiserWeights(pipeline.transformer).factors(style).bytes
 
-    async def work(engine: InferenceEngine) -> Painted:
+    async def work(engine: InferenceEngine) -> PaintedImage:
         engine.prepare("better", own)
         engine.load_extra("style", style)
         with pytest.raises(NotFound, match="never"):
-            await engine.paint(wish(), "better", [("never", 1.0)])
-        styled, _ = await together(engine, [wish(scale=0.5), wish()], "better", extras=[("style", 0.7)])
+            await engine.paint(asked(), "better", [("never", 1.0)])
+        styled, _ = await together(engine, [asked(scale=0.5), asked()], "better", extras=[("style", 0.7)])
         engine.load_extra("other", other)
         assert engine.extras == ("style", "other")
-        await engine.paint(wish(steps=1), "better", [("style", 0.1)])
+        await engine.paint(asked(steps=1), "better", [("style", 0.1)])
         engine.load_extra("third", adapter(pipeline.transformer, seed=3))
         assert engine.extras == ("style", "third")
         with pytest.raises(Busy) as left:
-            await engine.paint(wish(), "better", [("other", 1.0)])
+            await engine.paint(asked(), "better", [("other", 1.0)])
         assert left.value.retry_after > 0
         with pytest.raises(InvalidInput, match="rank") as large:
             engine.load_extra("large", adapter(pipeline.transformer, rank=64))
@@ -164,5 +164,5 @@ def test_adapters_on_top_add_to_the_version_and_the_least_recently_used_leave() 
 @pytest.mark.parametrize("scale", [-0.1, 4.1, float("nan"), float("inf")])
 def test_a_scale_out_of_range_is_refused_by_name(scale: float) -> None:
     with pytest.raises(InvalidInput) as caught:
-        painting(engine_of(MAKERS["flux"][0]()), lambda engine: engine.paint(wish(scale=scale), "base"))
+        painting(engine_of(MAKERS["flux"][0]()), lambda engine: engine.paint(asked(scale=scale), "base"))
     assert caught.value.field == "adapter_scale"
