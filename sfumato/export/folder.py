@@ -24,13 +24,13 @@ from sfumato.diffusion.limits import ModelLimits
 from sfumato.diffusion.loading import load_pipeline
 from sfumato.errors import BrokenWeights, InvalidInput, MissingWeights
 from sfumato.export.bento import write_bento
-from sfumato.export.card import Licence, model_card
+from sfumato.export.card import Licence, MethodCard, model_card, recipes_of
 from sfumato.lora.adapter import Adapter, combine
 from sfumato.lora.binding import denoiser_of
 from sfumato.lora.files import Layout, export
 from sfumato.lora.fuse import Fuser
 from sfumato.registry.models import Models
-from sfumato.registry.records import Version
+from sfumato.registry.records import Lineage, Version
 from sfumato.runtime.adapters import decode_adapter
 from sfumato.runtime.references import VISTA
 from sfumato.runtime.versions import model_version
@@ -44,8 +44,8 @@ pipeline("{prompt}", **asked).images[0].save("picture.png")"""
 LORA_EXAMPLE = """
 # or the base model, with the adapter at any strength
 {base}
-pipeline.load_lora_weights("lora", weight_name="diffusers.safetensors", adapter_name="artaug")
-pipeline.set_adapters(["artaug"], [0.8])
+pipeline.load_lora_weights("lora", weight_name="diffusers.safetensors", adapter_name="{name}")
+pipeline.set_adapters(["{name}"], [0.8])
 pipeline("a red house by day", **asked).images[0].save("weaker.png")"""
 
 OF_VISTA = """import torch
@@ -63,7 +63,14 @@ class Exported:
 
 
 def export_version(
-    registry: Models, reference: str, to: Path, base: Path, *, licence: Licence, dtype: torch.dtype = torch.float32
+    registry: Models,
+    reference: str,
+    to: Path,
+    base: Path,
+    *,
+    licence: Licence,
+    methods: Mapping[str, MethodCard] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Exported:
     """Write a version as files for other programs.
 
@@ -73,6 +80,7 @@ def export_version(
         to: a folder that is not there yet, or is empty.
         base: the folder of its base model.
         licence: for the card.
+        methods: what the card says of the methods that trained it, by the recipe's name.
         dtype: of the fused model's numbers.
 
     Raises:
@@ -99,7 +107,9 @@ def export_version(
     _write_model(pipeline, adapter, to / "model", dtype)
     files = {"model/": "the whole pipeline for diffusers, the adapter fused in" if adapter else "the whole pipeline for diffusers"} | files
     files |= {"service.py, bentofile.yaml": "`bentoml build` here makes a Bento of `model/`", "lineage.json": "all it came of"}
-    _write_words(registry, version, to, pipeline, files, licence)
+    lineage = registry.lineage(version.id)
+    _write_lineage(version, lineage, to)
+    _write_card_and_bento(version, lineage, to, pipeline, files, licence, methods)
     return Exported(version.id, {"README.md": "this card's file"} | files, {layout.value: value for layout, value in differences.items()})
 
 
@@ -141,13 +151,21 @@ def _write_model(pipeline: DiffusionPipeline, adapter: Adapter | None, folder: P
             raise BrokenWeights(f"{folder}: {name} reads back as another one.", hint="Is the disk whole?")
 
 
-def _write_words(
-    registry: Models, version: Version, to: Path, pipeline: DiffusionPipeline, files: Mapping[str, str], licence: Licence
-) -> None:
-    lineage = registry.lineage(version.id)
+def _write_lineage(version: Version, lineage: Lineage, to: Path) -> None:
     nodes = [{"id": node.id, "content": dict(node.content)} for node in lineage.nodes]
     told = {"version": version.id, "nodes": nodes, "edges": [asdict(edge) for edge in lineage.edges]}
     (to / "lineage.json").write_text(json.dumps(told, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _write_card_and_bento(
+    version: Version,
+    lineage: Lineage,
+    to: Path,
+    pipeline: DiffusionPipeline,
+    files: Mapping[str, str],
+    licence: Licence,
+    methods: Mapping[str, MethodCard] | None,
+) -> None:
     limits: ModelLimits = family_of(pipeline).limits
     told_length = "max_sequence_length" in inspect.signature(type(pipeline).__call__).parameters
     tokens = limits.prompt_tokens if told_length else None
@@ -156,7 +174,8 @@ def _write_words(
     example = EXAMPLE.format(prompt="a red house by day", **asked)
     if version.parts:
         base = OF_VISTA if version.base.name == VISTA else f'pipeline = DiffusionPipeline.from_pretrained("{version.base.name}")'
-        example += LORA_EXAMPLE.format(base=base)
-    (to / "README.md").write_text(model_card(version, lineage, files, licence, example), encoding="utf-8")
+        recipes = recipes_of(lineage)
+        example += LORA_EXAMPLE.format(base=base, name=recipes[0] if len(recipes) == 1 else "adapter")
+    (to / "README.md").write_text(model_card(version, lineage, files, licence, example, methods), encoding="utf-8")
     name = re.sub(r"[^a-z0-9]+", "-", version.base.name.lower()).strip("-") or "model"
     write_bento(to, f"sfumato-{name}", limits, {"version": version.id[:12], "base": version.base.id[:12]}, tokens=tokens)
