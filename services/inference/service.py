@@ -1,7 +1,7 @@
 """The Bento service: ``bentoml serve services.inference:Inference``; settings ``SFUMATO_INFERENCE_*``, ``SFUMATO_*``.
 
-Bento answers ``/livez``, ``/healthz`` and ``/readyz``; everything else is the application in `services.inference.http`. It listens at
-once, and is ready when the first version of its model is.
+Bento answers ``/livez``, ``/healthz`` and ``/readyz``; everything else is the application in `services.inference.http`. The service
+listens at once, and is ready when the first version of its model is ready.
 """
 
 from __future__ import annotations
@@ -27,20 +27,23 @@ log = logging.getLogger(__name__)
 
 BENTOS = frozenset({"/livez", "/healthz", "/readyz"})
 LOOK = 0.2
-"""Seconds between looks whether the first version is there."""
+"""Seconds between checks whether the first version is ready."""
 
 state = AppState(InferenceSettings())
 _app = make_app(state)
 
 
 class Dispatcher:
-    """Bento's paths to Bento, all others to the application: one mounted in Bento's would not see paths that match no route's pattern."""
+    """Sends Bento's paths to Bento and all others to the application.
+
+    An application mounted in Bento's would not get the paths that match no route.
+    """
 
     def __init__(self, bento: ASGIApp) -> None:
         self._bento = bento
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request, or the process's beginning and end, which are Bento's."""
+        """Handle a request; lifespan events go to Bento."""
         is_ours = scope["type"] == "http" and scope["path"] not in BENTOS
         await (_app if is_ours else self._bento)(scope, receive, send)
 
@@ -53,11 +56,11 @@ class Dispatcher:
     logging={"access": {"enabled": False}},
 )
 class Inference:
-    """One network, its versions, and whoever asks for pictures of them."""
+    """Serves pictures of one network's versions."""
 
     @bentoml.on_startup
     async def begin(self) -> None:
-        """Listen at once; everything else is loaded beside."""
+        """Start to load in the background; the service listens at once."""
         telemetry = TelemetrySettings()
         logs.configure(telemetry)
         for chatty in ("bentoml", "uvicorn"):
@@ -69,7 +72,7 @@ class Inference:
 
     @bentoml.on_shutdown
     async def end(self) -> None:
-        """Let go of everything; requests have ended by now."""
+        """Close everything; all requests have ended."""
         self._ending.set()
         await self._serving
         self._observing.close()
@@ -96,7 +99,7 @@ Inference.add_asgi_middleware(Dispatcher)  # pyright: ignore[reportArgumentType]
 
 
 async def _tell_of_the_first(state: AppState) -> None:
-    """Say why there is nothing to serve yet, and when there is."""
+    """Log why no version is served yet, and when one is."""
     told = ""
     while not state.ready:
         trouble = state.images.catalog.trouble

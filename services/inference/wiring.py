@@ -1,4 +1,4 @@
-"""Everything that painting needs, brought up and let go again: weights, engine, registry, catalog."""
+"""Builds the service's parts and closes them again: weights, engine, registry, catalog."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ PRODUCTION = "production"
 
 
 def served_name(model: str) -> tuple[str, str]:
-    """The base's name and the alias that stands for it in ``vista@production``; production where none is named."""
+    """The base's name and the alias of a model such as ``vista@production``; the alias defaults to production."""
     name, _, alias = model.partition("@")
     return name, alias or PRODUCTION
 
 
 @asynccontextmanager
 async def opened(settings: InferenceSettings) -> AsyncIterator[Images]:
-    """A studio for the length of a block; the catalog may still be waiting for its first version.
+    """The service's `Images` while the context is open; the catalog may still wait for its first version.
 
     Raises:
         InvalidInput: a setting is unusable.

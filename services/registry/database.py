@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, select, text
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from services.registry.tables import ClockRow, EventRow
 from sfumato.errors import InvalidInput, Unavailable
@@ -185,16 +186,12 @@ def _on_connect(connection: Any, _: object) -> None:
 
 
 def _write_ahead(connection: Any) -> None:
-    """Let readers be beside a writer. Of several who turn a new file to that at once, SQLite refuses all but one without any waiting."""
-    end = time.monotonic() + PATIENCE
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            return
-        except sqlite3.OperationalError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.01)
+    """Write-ahead logging: readers run beside a writer. When several processes switch a new file to it at the same time, SQLite refuses
+    all but one at once, without the connection's timeout.
+    """
+    busy = retry_if_exception_type(sqlite3.OperationalError)
+    retrying = Retrying(retry=busy, stop=stop_after_delay(PATIENCE), wait=wait_fixed(0.01), reraise=True)
+    retrying(connection.execute, "PRAGMA journal_mode=WAL")
 
 
 def _on_begin(connection: Connection) -> None:

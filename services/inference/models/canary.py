@@ -1,19 +1,19 @@
 """A canary: a share of the traffic for a second alias, and the rule by which it is promoted or withdrawn.
 
-The rule, on what both versions did since the pair of them is served (`decide`):
+The rule, on the requests of both versions since they are served together (`decide`):
 
-1. **Withdrawn early**, after 20 requests of the canary: so many of them failed that its error rate is above the stable version's by
-   more than ``errors``, with 97.5 % confidence (the lower end of Wilson's interval).
-2. Nothing else is decided before the canary has ``requests`` requests, and the stable version half as many; where pictures are scored,
-   before a quarter as many pictures of each have their scores.
+1. **Withdrawn early**, after 20 requests of the canary: its error rate is above the stable version's by more than ``errors``, with
+   97.5 % confidence (the lower end of Wilson's interval).
+2. Nothing else is decided before the canary has ``requests`` requests and the stable version half as many; and, when pictures are
+   scored, before a quarter as many pictures of each have their scores.
 3. **Withdrawn** if its error rate is above the stable version's by more than ``errors``; or its median latency is more than
-   ``latency`` times the stable version's; or the mean of a score lies below the stable version's by more than its tolerance in
-   ``scores`` and the difference is more than twice its standard error.
+   ``latency`` times the stable version's; or the mean of a score is below the stable version's by more than its tolerance in
+   ``scores`` and by more than twice the standard error of the difference.
 4. **Promoted** otherwise.
 
-The decision is a move of an alias in the registry with the numbers as its reason: promotion moves the stable alias to the canary's
-version, withdrawal moves the canary's alias back to the stable one. So it is in the aliases' history for good, every replica follows
-it like any other move, and of several replicas that decide at once one succeeds.
+The decision moves an alias in the registry, with the numbers as the reason: promotion moves the stable alias to the canary's version,
+withdrawal moves the canary's alias to the stable version. It stays in the aliases' history, every replica follows it like any other
+move, and when several replicas decide at once, one succeeds.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from typing import Literal
 
 EARLY = 20
 KEPT = 5000
-"""Latencies and scores that are kept of a version, the newest."""
+"""The newest latencies and scores of a version that are kept."""
 Z = 1.96
 
 
 @dataclass(frozen=True, slots=True)
 class CanaryRule:
-    """How much traffic a canary gets, and when it is decided; see the module."""
+    """The canary's share of the traffic (``weight``) and the thresholds of the rule; see the module."""
 
     alias: str = "canary"
     weight: float = 0.0
@@ -45,7 +45,7 @@ class CanaryRule:
 
 @dataclass(slots=True)
 class VersionTally:
-    """What a version did: requests, failures among them, seconds of those that did not fail, scores of pictures by metric."""
+    """Counts of one version: requests, failed requests, seconds of those that succeeded, scores of pictures by metric."""
 
     requests: int = 0
     failed: int = 0
@@ -53,37 +53,37 @@ class VersionTally:
     scores: dict[str, deque[float]] = field(default_factory=dict)
 
     def add(self, seconds: float, ok: bool) -> None:
-        """A request that was answered."""
+        """Count a request that was answered."""
         self.requests += 1
         self.failed += not ok
         if ok:
             self.seconds.append(seconds)
 
     def scored(self, scores: Mapping[str, float]) -> None:
-        """A picture that was scored."""
+        """Count a picture's scores."""
         for metric, value in scores.items():
             self.scores.setdefault(metric, deque(maxlen=KEPT)).append(value)
 
     def pictures(self, metric: str) -> int:
-        """How many pictures have this score."""
+        """Number of pictures that have this score."""
         return len(self.scores.get(metric, ()))
 
     @property
     def error_rate(self) -> float:
-        """Failures by requests, 0 where there were none."""
+        """Failed requests divided by requests; 0 without requests."""
         return self.failed / self.requests if self.requests else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What is to be done with a canary, and why, in words for the registry's history."""
+    """Whether a canary is promoted or withdrawn, with the reason for the alias's history."""
 
     act: Literal["promote", "withdraw"]
     reason: str
 
 
 class TrafficSplit:
-    """Which requests go to the canary: exactly its share of them, spread evenly."""
+    """Chooses the requests that go to the canary: exactly its share, spread evenly."""
 
     def __init__(self, weight: float) -> None:
         self._weight, self._owed = weight, 0.0
@@ -98,7 +98,7 @@ class TrafficSplit:
 
 
 def decide(stable: VersionTally, canary: VersionTally, rule: CanaryRule, *, scored: bool) -> Verdict | None:
-    """The rule of the module; ``scored`` says whether pictures are. None: not yet."""
+    """Apply the rule of the module; ``scored`` says whether pictures are scored. None: not decided yet."""
     if canary.requests >= EARLY and _wilson_low(canary.failed, canary.requests) > stable.error_rate + rule.errors:
         return Verdict("withdraw", f"canary withdrawn early: {_errors(stable, canary)}")
     if canary.requests < rule.requests or stable.requests < rule.requests / 2:
@@ -123,7 +123,7 @@ def decide(stable: VersionTally, canary: VersionTally, rule: CanaryRule, *, scor
 
 
 def _worse(stable: deque[float] | None, canary: deque[float] | None, tolerance: float) -> bool:
-    """Whether the canary's mean is below by more than the tolerance, and not by chance."""
+    """Whether the canary's mean is below by more than the tolerance and by more than twice the standard error."""
     if stable is None or canary is None or min(len(stable), len(canary)) < 2:
         return False
     short = fmean(stable) - fmean(canary)

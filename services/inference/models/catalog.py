@@ -1,26 +1,27 @@
-"""Which version answers a request: aliases followed, versions changed between requests, a canary beside.
+"""Chooses the version that answers a request: follows aliases, changes versions between requests, splits traffic with a canary.
 
     catalog = Catalog(registry, engine, check, served=Served("vista", base_id))
     catalog.start()
     async with catalog.lease("vista+style-x:0.6") as lease:                       # raises NotFound, InvalidInput, Unavailable
-        painted = await engine.paint(wish, lease.version, lease.extras)
-        lease.done(seconds, ok=True, image=painted.image, prompt=wish.request.prompt)
+        painted = await engine.paint(wanted, lease.version, lease.extras)
+        lease.done(seconds, ok=True, image=painted.image, prompt=wanted.request.prompt)
 
-A lease is of one version from its first moment to its last; the version behind an alias changes between leases, once the new one
-is prepared and has passed its check, and the old one is let go of after its last lease. A version that fails stays out, the old one
-stays in. All of this is in one event loop; only fetching, preparing and watching are in threads.
+A lease holds one version from beginning to end. The version of an alias changes between leases, after the new version is prepared and
+has passed its check; the old one is dropped after its last lease. When a version fails its check, the old one stays. Everything runs in
+one event loop, except fetching, preparing and watching, which run in threads.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
-import structlog
+from tenacity import AsyncRetrying, RetryCallState, wait_exponential
 
 from services.inference.models import metrics
 from services.inference.models.aliases import AliasWatcher
@@ -33,20 +34,20 @@ from sfumato.errors import InvalidInput, NotFound, SfumatoError, Unavailable
 from sfumato.registry.client import RegistryClient
 from sfumato.types import Image
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 
 PAUSE = 2.0
-"""Seconds before what failed for want of the registry or the scorers is tried again; doubled each time."""
+"""Seconds before the first retry when the registry or the scoring service is away; doubled with every retry."""
 LONGEST_PAUSE = 60.0
 EARLIER = 3
-"""Places of an alias that are tried, newest first, where a service starts on one that is refused."""
+"""Earlier versions of an alias that are tried, newest first, when a service starts on a refused version."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServedBase:
-    """What a catalog serves: the base's name as clients write it, the id of its weights, and the alias that stands for it.
+    """What a catalog serves: the base's name as clients write it, the id of its weights, and the default alias.
 
-    ``keep`` versions that nobody needs any more stay prepared, those used last: going back to one takes no time.
+    ``keep`` unused versions stay prepared, the last used ones, so that a rollback is immediate.
     """
 
     name: str
@@ -57,11 +58,11 @@ class ServedBase:
 
 @dataclass(frozen=True, slots=True)
 class ListedModel:
-    """A model as ``GET /v1/models`` tells of it.
+    """An entry of ``GET /v1/models``.
 
-    ``id`` is what a client writes, ``version`` what answers then (empty: nothing yet), ``root`` the base's name, ``parent`` the version
-    it follows in its lineage (empty: none is told), ``created`` in seconds since 1970. ``refused`` says why what the alias points
-    at is not what answers.
+    ``id`` is the name for clients, ``version`` the version that answers (empty: none yet), ``root`` the base's name, ``parent`` the
+    version it follows in its lineage (empty: unknown), ``created`` in seconds since 1970. ``refused`` says why the version that the
+    alias points at does not answer.
     """
 
     id: str
@@ -75,7 +76,7 @@ class ListedModel:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VersionLease:
-    """One version for the length of a request: its full id, adapters on top by id with weights, by which alias, on which base."""
+    """One version for the length of a request: its full id, adapters on top by id with weights, the alias that led to it, its base."""
 
     version: str
     extras: tuple[tuple[str, float], ...]
@@ -84,9 +85,9 @@ class VersionLease:
     _traffic: CanaryTraffic = field(repr=False)
 
     def done(self, seconds: float, ok: bool, image: Image | None = None, prompt: str = "") -> None:
-        """Tell how it went: ``ok`` is False where the service failed, not where the request was refused or given up.
+        """Count the request: ``ok`` is False when the service failed, not when the request was refused or cancelled.
 
-        ``image`` and ``prompt`` may be scored, where a canary is on and nothing was added to the version.
+        ``image`` and ``prompt`` may be scored when there is a canary and no adapter was added to the version.
         """
         metrics.requests.labels(metrics.short(self.version), "ok" if ok else "failed").inc()
         if ok:
@@ -96,7 +97,7 @@ class VersionLease:
 
 
 class Catalog:
-    """See the module. Make it, and use it, in one running event loop."""
+    """See the module. It is made and used in one running event loop."""
 
     def __init__(
         self,
@@ -107,15 +108,15 @@ class Catalog:
         canary: CanaryRule | None = None,
         scores: Scorer | None = None,
     ) -> None:
-        """``registry`` is the catalog's from now on, and closed with it.
+        """The catalog owns ``registry`` and closes it.
 
         Args:
-            registry: of the versions.
-            engine: paints with what it is told to prepare.
-            check: of a version that is prepared; see `GoldenCheck`.
+            registry: holds the versions.
+            engine: prepares and drops versions.
+            check: checks a prepared version; see `GoldenCheck`.
             served: what is served.
-            canary: a second alias and its share of the requests that name no alias; None: there is none.
-            scores: for the canary's pictures.
+            canary: a second alias and its share of the requests that name no alias; None: there is no canary.
+            scores: scores the canary's pictures.
         """
         self._registry, self._served, self._rule = registry, served, canary or CanaryRule(weight=0.0)
         self._versions = PreparedVersions(registry, engine, served.base, check, served.keep)
@@ -132,14 +133,14 @@ class Catalog:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Begin to follow the registry; returns at once. `ready` tells when there is something to serve, `trouble` why not yet."""
+        """Start to follow the registry; returns at once. `ready` says whether a version is served, `trouble` why not."""
         self._loop = asyncio.get_running_loop()
         self._tasks = [asyncio.create_task(self._follow(alias)) for alias in self._followed]
         self._traffic.start()
         self._watcher.start()
 
     async def close(self) -> None:
-        """End following and let go of all versions; leases should be over."""
+        """Stop following and drop all versions; all leases should have ended."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -149,12 +150,12 @@ class Catalog:
 
     @property
     def ready(self) -> bool:
-        """Whether the served alias has a version that can be painted with."""
+        """Whether the served alias has a prepared version."""
         return self._served.alias in self._behind
 
     @property
     def trouble(self) -> str:
-        """Why there is nothing to serve, or why what is served is not what the registry says; empty where all is well."""
+        """Why no version is served, or why it is not the one that the registry names; empty without a problem."""
         alias = self._served.alias
         if alias in self._refused:
             id, reason = self._refused[alias]
@@ -165,12 +166,12 @@ class Catalog:
 
     @asynccontextmanager
     async def lease(self, model: str = "") -> AsyncIterator[VersionLease]:
-        """The version that a request's ``model`` means, for as long as the block lasts; see `read_name`.
+        """Hold the version that a request's ``model`` names, while the context is open; see `read_name`.
 
         Raises:
             NotFound: there is no such model, version or adapter.
-            InvalidInput: field ``model``: a weight out of range, a version or adapter that cannot be used here.
-            Unavailable: nothing can be served yet, or the registry is needed and does not answer.
+            InvalidInput: field ``model``: a weight out of range, or a version or adapter that does not fit the base.
+            Unavailable: no version is ready, or the registry is needed and does not answer.
         """
         asked = read_name(model, self._served.name)
         alias, found = self._standing(asked)
@@ -188,7 +189,7 @@ class Catalog:
             self._tidy()
 
     def listing(self) -> tuple[ListedModel, ...]:
-        """What can be asked for: the served name, and every alias of the registry that is followed or may be asked for."""
+        """The models for ``GET /v1/models``: the served name, the followed aliases, and all other aliases of the registry."""
         name, followed = self._served.name, [alias for alias in self._followed if alias in self._aliases or alias in self._behind]
         others = sorted(set(self._aliases) - set(followed))
         listed = [self._listed(f"{name}@{alias}", alias) for alias in [*followed, *others]]
@@ -206,7 +207,7 @@ class Catalog:
     # --- which version ---
 
     def _standing(self, asked: ModelReference) -> tuple[str, PreparedVersion | None]:
-        """The version that is behind a followed alias now: no waiting, so nothing changes between asking and holding it."""
+        """The version of a followed alias; without awaiting, so that it cannot change before it is held."""
         if asked.version:
             return "", None
         if asked.alias:
@@ -217,7 +218,7 @@ class Catalog:
         return self._served.alias, stable
 
     async def _meant(self, asked: ModelReference) -> str:
-        """The full id of a version that stands behind no followed alias."""
+        """The full id of a version that no followed alias points at."""
         if asked.version:
             return (await asyncio.to_thread(self._registry.get, asked.version)).id
         alias = asked.alias or self._served.alias
@@ -234,7 +235,7 @@ class Catalog:
             raise InvalidInput("model", f"version {id[:12]} is not served: {error}") from error
 
     async def _adapter(self, name: str) -> str:
-        """The full id of a version that is named as an adapter."""
+        """The full id of a version that is used as an adapter."""
         return self._aliases.get(name) or (await asyncio.to_thread(self._registry.get, name)).id
 
     def _tidy(self) -> None:
@@ -243,7 +244,7 @@ class Catalog:
     # --- following ---
 
     def _told(self, aliases: Mapping[str, str]) -> None:
-        """Where all aliases point; called from the thread that watches."""
+        """Receives where all aliases point; called in the watcher's thread."""
         self._loop.call_soon_threadsafe(partial(self._note, dict(aliases)))
 
     def _note(self, aliases: dict[str, str]) -> None:
@@ -254,24 +255,27 @@ class Catalog:
                 self._moves[alias].set()
 
     async def _follow(self, alias: str) -> None:
-        """Serve what the registry's alias points at, for ever; of several moves meanwhile the last one counts."""
-        pause = PAUSE
+        """Serve what the registry's alias points at until cancelled; of several moves in between only the last one counts.
+
+        Every error is retried: after an unknown one, too, the alias must still be followed.
+        """
+
+        def note(state: RetryCallState) -> None:
+            error = state.outcome.exception() if state.outcome is not None else None
+            unknown = error if not isinstance(error, SfumatoError) else None
+            log.warning("The alias %s cannot be followed yet: %s", alias, error, exc_info=unknown)
+            self._held_up[alias] = str(error)
+
+        waiting = wait_exponential(multiplier=PAUSE, max=LONGEST_PAUSE)
         while True:
             await self._moves[alias].wait()
-            self._moves[alias].clear()
-            try:
-                await self._turn_to(alias, self._aliases.get(alias, ""))
-                pause = PAUSE
-            except Exception as error:  # whatever it is, an alias that is not followed any more would be worse
-                unknown = not isinstance(error, SfumatoError)
-                log.warning("an alias cannot be followed yet", alias=alias, trouble=str(error), exc_info=unknown)
-                self._held_up[alias] = str(error)
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
-                self._moves[alias].set()
+            async for attempt in AsyncRetrying(wait=waiting, before_sleep=note):
+                with attempt:
+                    self._moves[alias].clear()
+                    await self._turn_to(alias, self._aliases.get(alias, ""))
 
     async def _turn_to(self, alias: str, id: str) -> None:
-        """Put a version behind an alias, or refuse it and leave what is there; at first go back to the last good one."""
+        """Serve a version for an alias, or refuse it and keep the present one; without a present one, go back to the last good one."""
         begun, current = self._moved_at, self._behind.get(alias)
         self._refused.pop(alias, None)
         if current is not None and current.id == id:
@@ -284,7 +288,7 @@ class Catalog:
         except VersionRefused as refused:
             self._refused[alias] = (id, str(refused))
             metrics.swaps.labels(alias, "refused").inc()
-            log.error("a version is refused", alias=alias, version=id, reason=str(refused), stays=current and current.id)
+            log.error("Alias %s: version %s is refused: %s; %s stays.", alias, id, refused, current.id if current else "no version")
             if current is None and alias == self._served.alias:
                 await self._go_back(alias, id)
             return
@@ -293,17 +297,17 @@ class Catalog:
         await self._find_parent(id)
 
     async def _go_back(self, alias: str, refused: str) -> None:
-        """Serve the newest earlier place of an alias that passes."""
+        """Serve the newest earlier version of an alias that passes its check."""
         history = await asyncio.to_thread(self._registry.history, alias)
         earlier = dict.fromkeys(move.version for move in reversed(history) if move.version != refused)
         for id in list(earlier)[:EARLIER]:
             try:
                 return self._put(alias, await self._versions.ready(id))
             except VersionRefused as error:
-                log.error("an earlier version is refused too", alias=alias, version=id, reason=str(error))
+                log.error("Alias %s: the earlier version %s is refused too: %s", alias, id, error)
 
     def _put(self, alias: str, found: PreparedVersion | None) -> None:
-        """From the next lease on, this version is behind the alias."""
+        """Use this version for the alias from the next lease on."""
         self._held_up.pop(alias, None)
         before = self._behind.pop(alias, None)
         if before is not None:
@@ -311,13 +315,13 @@ class Catalog:
         if found is not None:
             self._behind[alias] = found
             metrics.serving.labels(alias, metrics.short(found.id)).set(1)
-            log.info("a version is served", alias=alias, version=found.id, before=before and before.id)
+            log.info("Alias %s: version %s is served, after %s.", alias, found.id, before.id if before else "no version")
         stable, canary = self._behind.get(self._served.alias), self._behind.get(self._rule.alias)
         self._traffic.begin(stable and stable.id, canary and canary.id)
         self._tidy()
 
     async def _find_parent(self, id: str) -> None:
-        """Note which version this one follows, for the listing."""
+        """Look up which version this one follows, for the listing."""
         graph = await asyncio.to_thread(self._registry.lineage, id, 1)
         followed = [edge.source for edge in graph.edges if edge.node == f"version:{id}" and edge.relation == "follows"]
         self._parents[id] = followed[0].removeprefix("version:") if followed else ""

@@ -1,4 +1,4 @@
-"""Whether a version may be served: its golden pictures are finite, and score about what the registry recorded of it."""
+"""Checks a version before it is served: its golden pictures must be finite and score about as the registry recorded."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Protocol
+
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_fixed
 
 from sfumato.diffusion.limits import ModelLimits
 from sfumato.errors import Busy, Diverged, InvalidInput, Unavailable
@@ -22,16 +24,16 @@ from sfumato.v1.scoring_pb2_grpc import ScoringServiceStub
 METRICS = ("clip", "aesthetic")
 GOLDEN = Path(__file__).parent / "golden.txt"
 RECORDED = ("golden", "heldout")
-"""Where a version's record says what its pictures score: of these very prompts, else of the run's held-out ones."""
+"""Prefixes of a version's recorded metrics, in order of preference: of the golden prompts, of the run's held-out prompts."""
 TOGETHER = 4
-"""Golden pictures that are in work at the same time: requests come first."""
+"""Golden pictures in work at the same time; few, so that requests are not slowed down."""
 PAUSE = 0.2
-"""Seconds before a golden picture that the engine has no room for is asked for again."""
+"""Seconds between attempts to paint a golden picture while the engine's queue is full."""
 BATCH = 32
-"""Pictures of one call to the scoring service."""
+"""Pictures of one call of the scoring service."""
 
 Paint = Callable[[GenerateRequest, str], Awaitable[Image]]
-"""Paints a request with a version that is prepared.
+"""Paints a request with a prepared version.
 
 Raises:
     Diverged: the picture is not finite.
@@ -39,10 +41,10 @@ Raises:
 
 
 class Scorer(Protocol):
-    """Gives pictures numbers."""
+    """Scores pictures."""
 
     async def score(self, images: Sequence[Image], prompts: Sequence[str]) -> list[dict[str, float]]:
-        """CLIP agreement (cosine x 100) and aesthetic (1 to 10) of each picture; raises Unavailable where nobody answers."""
+        """CLIP agreement (cosine x 100) and aesthetic score (1 to 10) of each picture; raises Unavailable when the service is away."""
         ...
 
 
@@ -50,7 +52,7 @@ class ScoringClient:
     """The scoring service behind an address, as `Scorer`."""
 
     def __init__(self, address: str, settings: ClientSettings | None = None) -> None:
-        """Nothing is connected yet; see `sfumato.runtime.client.channel`."""
+        """Connects on the first call; see `sfumato.runtime.client.channel`."""
         self._address, self._channel = address, channel(address, settings)
         self._stub = ScoringServiceStub(self._channel)
 
@@ -77,11 +79,11 @@ class ScoringClient:
 
 @dataclass(frozen=True, slots=True)
 class GoldenPrompts:
-    """What every version paints before it is served, and how far below its record the mean of a score may lie.
+    """The prompts that every version paints before it is served, and how far below the record the mean of a score may be.
 
-    ``steps`` of None are the model's default. Limits are in a metric's own units: CLIP's cosine x 100, aesthetic's 1 to 10. They have
-    room for other prompts than the recorded ones; where the record is of the golden prompts themselves (``golden_clip``,
-    ``golden_aesthetic``) a tenth of them is allowed.
+    ``steps`` of None is the model's default. Limits are in a metric's own units: CLIP cosine x 100, aesthetic 1 to 10. They leave room
+    for other prompts than the recorded ones; when the golden prompts themselves were recorded (``golden_clip``, ``golden_aesthetic``),
+    a tenth of the limit applies.
     """
 
     prompts: tuple[str, ...] = ()
@@ -90,7 +92,7 @@ class GoldenPrompts:
     limits: Mapping[str, float] = field(default_factory=lambda: {"clip": 5.0, "aesthetic": 1.5})
 
     def requests(self, limits: ModelLimits) -> list[GenerateRequest]:
-        """One picture a prompt, each with a seed of its own, of the model's default size."""
+        """One request per prompt, each with its own seed, in the model's default size."""
         side, steps = limits.default_size, self.steps or limits.default_steps
         return [
             GenerateRequest(prompt, self.seed + index, side, side, steps, limits.default_guidance)
@@ -100,7 +102,7 @@ class GoldenPrompts:
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """What was found of a version: its golden pictures' mean scores, why it is refused (empty: it is not), and why there are no scores."""
+    """Result of a check: the golden pictures' mean scores, why the version is refused (empty: it passed), why there are no scores."""
 
     scores: Mapping[str, float]
     refused: str = ""
@@ -108,19 +110,19 @@ class CheckReport:
 
 
 class GoldenCheck:
-    """Paints the golden prompts with a version and holds their scores against the registry's record."""
+    """Paints the golden prompts with a version and compares their scores with the registry's record."""
 
     def __init__(self, paint: Paint, limits: ModelLimits, golden: GoldenPrompts, scores: Scorer | None) -> None:
-        """Without ``scores`` pictures are looked at for finite numbers only."""
+        """Without ``scores`` the check only requires finite pictures."""
         self._paint, self._golden, self._scores = paint, golden, scores
         self._requests = golden.requests(limits)
 
     async def __call__(self, version: Version) -> CheckReport:
-        """What is to be said of a version that is prepared."""
+        """Check a prepared version."""
         turn = asyncio.Semaphore(TOGETHER)
         painted = await asyncio.gather(*(self._painted(request, version.id, turn) for request in self._requests), return_exceptions=True)
         images = []
-        for result in painted:  # all have ended: nobody paints with the version any more when this is left
+        for result in painted:  # all tasks have ended, so that the caller may drop the version
             if isinstance(result, Diverged):
                 return CheckReport({}, result.message)
             if isinstance(result, BaseException):
@@ -136,13 +138,9 @@ class GoldenCheck:
         return CheckReport(means, "; ".join(self._faults(means, version.metrics)))
 
     async def _painted(self, request: GenerateRequest, version: str, turn: asyncio.Semaphore) -> Image:
-        """A golden picture; it waits where the engine has no room for it beside the requests it serves."""
+        """A golden picture; retried while the engine's queue is full."""
         async with turn:
-            while True:
-                try:
-                    return await self._paint(request, version)
-                except Busy:
-                    await asyncio.sleep(PAUSE)
+            return await AsyncRetrying(retry=retry_if_exception_type(Busy), wait=wait_fixed(PAUSE))(self._paint, request, version)
 
     def _faults(self, means: Mapping[str, float], recorded: Mapping[str, float]) -> list[str]:
         faults = []
@@ -158,10 +156,10 @@ class GoldenCheck:
 
 
 def read_golden(path: Path = GOLDEN) -> tuple[str, ...]:
-    """The prompts of a file, one a line; empty lines and those that begin with # are none.
+    """The prompts of a file, one per line; empty lines and lines that begin with # are ignored.
 
     Raises:
-        InvalidInput: it cannot be read, or holds none.
+        InvalidInput: the file cannot be read, or has no prompt.
     """
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]

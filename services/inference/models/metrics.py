@@ -1,4 +1,4 @@
-"""What Prometheus is told of the versions that are served. Versions are labelled with the first 12 digits of their ids."""
+"""Prometheus metrics of the served versions. The label ``version`` is the first 12 digits of the id."""
 
 from __future__ import annotations
 

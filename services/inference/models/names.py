@@ -1,4 +1,4 @@
-"""What a request's ``model`` says: ``vista``, ``vista@canary``, a version's id, and adapters on top: ``vista+style-x:0.6``."""
+"""Parses a request's ``model``: ``vista``, ``vista@canary``, a version's id, each with adapters on top: ``vista+style-x:0.6``."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from sfumato.registry.records import ALIAS, PREFIX
 
 MAX_EXTRAS = 8
 MAX_WEIGHT = 4.0
-"""A multiple of an adapter's update beyond which nothing is left of a picture."""
+"""The largest multiple of an adapter's update; beyond it pictures degenerate."""
 MAX_NAME = 400
 HINT = "Such as vista, vista@production, vista+style-x:0.6, or a version's id; see /v1/models."
 
 
 @dataclass(frozen=True, slots=True)
 class ModelReference:
-    """A model by name: ``alias`` of the served base (empty: whatever stands for it now), or ``version``, the beginning of an id.
+    """A parsed model name: ``alias`` of the served base (empty: the default alias), or ``version``, the beginning of an id.
 
-    ``extras`` are aliases or ids of registered adapters, with what their updates are multiplied with.
+    ``extras`` are aliases or ids of registered adapters, with the factors of their updates.
     """
 
     alias: str = ""
@@ -31,12 +31,12 @@ def read_name(text: str, base: str) -> ModelReference:
     """Read ``BASE[@ALIAS][+ADAPTER[:WEIGHT]]...`` or ``ID[+...]``; an empty text is ``BASE``.
 
     Args:
-        text: what the client wrote.
-        base: what the served base model is called, which may have slashes in it.
+        text: the client's text.
+        base: name of the served base model, which may contain slashes.
 
     Raises:
-        NotFound: no model can be called so.
-        InvalidInput: an adapter's weight is no number from -4 to 4, or there are more than 8.
+        NotFound: the text is not a model's name.
+        InvalidInput: an adapter's weight is not a number from -4 to 4, or there are more than 8 adapters.
     """
     name, *extras = text.strip()[: MAX_NAME + 1].split("+")
     if len(text) > MAX_NAME:

@@ -1,8 +1,9 @@
-"""Versions made ready beside painting: fetched, prepared by the engine, checked, kept while they are needed, dropped after."""
+"""Prepares versions in the background: fetches, prepares and checks them, keeps them while they are needed, drops them afterwards."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,8 +11,6 @@ from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, s
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
-
-import structlog
 
 from services.inference.models import metrics
 from services.inference.models.golden import CheckReport
@@ -21,10 +20,10 @@ from sfumato.registry.client import RegistryClient
 from sfumato.registry.records import Version
 from sfumato.runtime.adapters import decode_adapter
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 
 UNUSABLE = (BrokenWeights, MissingWeights, InvalidInput, Diverged, NotFound)
-"""What says that a version cannot be served; anything else says nothing of it."""
+"""Errors that mean the version cannot be served; any other error is not the version's fault."""
 
 
 class VersionEngine(Protocol):
@@ -32,29 +31,29 @@ class VersionEngine(Protocol):
 
     @property
     def extras(self) -> Collection[str]:
-        """Names of the adapters that are loaded."""
+        """Names of the loaded adapters."""
         ...
 
     def prepare(self, version: str, adapter: Adapter | None) -> None:
-        """Make a version ready to paint with; raises InvalidInput where the adapter does not fit the model."""
+        """Prepare a version; raises InvalidInput when the adapter does not fit the model."""
         ...
 
     def drop(self, version: str) -> None:
-        """Let go of it: nobody paints with it any more."""
+        """Drop a version that is no longer used."""
         ...
 
     def load_extra(self, name: str, adapter: Adapter) -> None:
-        """Have an adapter ready that requests may add to a version."""
+        """Load an adapter that requests may add to a version."""
         ...
 
     def hold(self, extras: Sequence[tuple[str, float]]) -> AbstractContextManager[object]:
-        """Keep loaded adapters while the context is open; raises NotFound where one is not loaded. It takes no time."""
+        """Keep loaded adapters while the context is open; raises NotFound when one is not loaded. Returns at once."""
         ...
 
 
 @dataclass(slots=True, eq=False)
 class PreparedVersion:
-    """A version that can be painted with; ``held`` counts those who do."""
+    """A version that is ready; ``held`` counts its leases."""
 
     version: Version
     held: int = 0
@@ -66,21 +65,21 @@ class PreparedVersion:
 
 
 class VersionRefused(Exception):
-    """A version that is not to be served, and why. It never leaves this service's catalog."""
+    """The version must not be served, and why. Only the catalog sees this exception."""
 
 
 Check = Callable[[Version], Awaitable[CheckReport]]
 
 
 class PreparedVersions:
-    """The versions that the engine has ready.
+    """The versions that are ready in the engine.
 
-    What the engine is asked to prepare or to drop it is asked by one thread, in order. Of those that nobody holds or needs the
-    ``keep`` used last stay, so that going back to one takes no preparation.
+    One thread calls the engine to prepare and drop versions, in order. Of the unused versions the ``keep`` last used ones stay, so that a
+    rollback needs no preparation.
     """
 
     def __init__(self, registry: RegistryClient, engine: VersionEngine, base: str, check: Check, keep: int) -> None:
-        """``base`` is the id of the base model that the engine has."""
+        """``base`` is the id of the engine's base model."""
         self._registry, self._engine, self._base, self._check, self._keep = registry, engine, base, check, keep
         self._ready: dict[str, PreparedVersion] = {}
         self._coming: dict[str, asyncio.Task[PreparedVersion]] = {}
@@ -88,22 +87,22 @@ class PreparedVersions:
         self._lane = ThreadPoolExecutor(1, thread_name_prefix="preparing")
 
     def get(self, id: str) -> PreparedVersion | None:
-        """A version that is ready."""
+        """A ready version, or None."""
         return self._ready.get(id)
 
     async def ready(self, id: str) -> PreparedVersion:
-        """A version, made ready first where it is not; those who ask for one at once wait for the same preparation.
+        """A version, prepared first when necessary; concurrent calls share one preparation.
 
         Raises:
             VersionRefused: it failed its check, or cannot be used with this base.
-            Unavailable: the registry or the scoring service does not answer; nothing is known of the version.
+            Unavailable: the registry or the scoring service does not answer; the version is not judged.
         """
         if found := self._ready.get(id):
             return found
         if id not in self._coming:
             task = self._coming[id] = asyncio.create_task(self._prepare(id))
             task.add_done_callback(partial(self._came, id))
-        self._awaited[id] += 1  # so that nobody lets go of it before those who wait for it are told
+        self._awaited[id] += 1  # so that it is not dropped before all waiting calls have it
         try:
             return await asyncio.shield(self._coming[id])
         finally:
@@ -111,7 +110,7 @@ class PreparedVersions:
 
     @asynccontextmanager
     async def extras(self, wanted: Sequence[tuple[str, float]]) -> AsyncIterator[None]:
-        """Have versions' adapters ready to be added to others, for as long as the block lasts.
+        """Keep versions' adapters loaded while the context is open, to be added to other versions.
 
         Raises: as `load_extra`.
         """
@@ -119,17 +118,17 @@ class PreparedVersions:
             for extra in wanted:
                 while True:
                     await self.load_extra(extra[0])
-                    with suppress(NotFound):  # it had to make room for another one meanwhile: once more
+                    with suppress(NotFound):  # unloaded for another one in between: load it again
                         held.enter_context(self._engine.hold([extra]))
                         break
             yield
 
     async def load_extra(self, id: str) -> None:
-        """Have a version's adapter ready to be added to others; unless it is held, it stays while the engine has room.
+        """Load a version's adapter, to be added to other versions; unless it is held, it stays while the engine has room.
 
         Raises:
-            InvalidInput: it is of another base model, is larger than all such adapters may be together, or is no adapter.
-            Busy: adapters in use leave no room for it.
+            InvalidInput: it has another base model, is larger than the whole budget, or is a base model.
+            Busy: the adapters in use leave no room for it.
         """
         if id in self._engine.extras:
             return
@@ -139,13 +138,13 @@ class PreparedVersions:
         await asyncio.get_running_loop().run_in_executor(self._lane, self._engine.load_extra, id, adapter)
 
     def release(self, found: PreparedVersion) -> None:
-        """One who held it does no more; see `let_go`."""
+        """End one lease; see `let_go`."""
         found.held -= 1
         if self._ready.get(found.id) is found:
             self._ready[found.id] = self._ready.pop(found.id)  # used last
 
     def let_go(self, needed: Collection[str]) -> None:
-        """Drop what nobody holds, but for those ``needed`` and the few that were used last."""
+        """Drop the unused versions, except those ``needed`` and the ``keep`` last used ones."""
         idle = [id for id, found in self._ready.items() if not found.held and not self._awaited[id] and id not in needed]
         for id in idle[: max(0, len(idle) - self._keep)]:
             del self._ready[id]
@@ -153,7 +152,7 @@ class PreparedVersions:
         metrics.prepared.set(len(self._ready))
 
     async def close(self) -> None:
-        """Wait for what is being prepared to end, and drop everything."""
+        """Cancel all preparations, and drop all versions."""
         for task in tuple(self._coming.values()):
             task.cancel()
         await asyncio.gather(*self._coming.values(), return_exceptions=True)
@@ -165,7 +164,7 @@ class PreparedVersions:
     def _came(self, id: str, task: asyncio.Task[PreparedVersion]) -> None:
         del self._coming[id]
         if not task.cancelled() and (error := task.exception()):
-            log.info("a version could not be made ready", version=id, reason=str(error))
+            log.info("Version %s could not be prepared: %s", id, error)
 
     async def _prepare(self, id: str) -> PreparedVersion:
         loop = asyncio.get_running_loop()
@@ -174,7 +173,7 @@ class PreparedVersions:
             await loop.run_in_executor(self._lane, self._engine.prepare, id, adapter)
         except UNUSABLE as error:
             raise VersionRefused(str(error)) from error
-        except RuntimeError as error:  # PyTorch's, such as that there is no memory for it
+        except RuntimeError as error:  # from PyTorch, such as out of memory
             raise VersionRefused(f"it could not be prepared: {error}") from error
         try:
             report = await self._check(version)
@@ -189,8 +188,8 @@ class PreparedVersions:
         if report.unscored and self._ready:
             self._drop(id)
             raise Unavailable(f"version {id[:12]} waits for its scores: {report.unscored}")
-        if report.unscored:  # nothing else can be served: better this, whose pictures are finite, than nothing
-            log.warning("the first version is served without scores", version=id, reason=report.unscored)
+        if report.unscored:  # there is no other version: a version with finite pictures is better than none
+            log.warning("Version %s is served without scores, because there is no other one: %s", id, report.unscored)
         found = self._ready[id] = PreparedVersion(version)
         metrics.prepared.set(len(self._ready))
         return found
@@ -210,7 +209,7 @@ class PreparedVersions:
 
 
 def _dropped(done: Future[None]) -> None:
-    """Say what went wrong with a drop that nobody waits for."""
+    """Log the error of a drop; it runs in the background."""
     error = done.exception()
     if error is not None:
-        log.error("a version could not be dropped", error=repr(error))
+        log.error("A version could not be dropped: %r", error)

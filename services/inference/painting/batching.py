@@ -1,9 +1,9 @@
-"""The meeting at the denoiser: pictures in work, each painted by a pipeline of its own, share one forward at every step.
+"""Batches the denoiser: pictures in work, each painted by its own pipeline, share one forward at every step.
 
-A pipeline's denoiser is a `Slot`: it looks like the network and answers like it, and its forward is a turn at the meeting. Whoever
-completes a forward carries it for all: there is no thread of its own to hand rows to, so a picture that is alone waits for nobody.
-A forward waits only for pictures that are between two of their steps (microseconds of a scheduler), never for one that reads its
-prompt, decodes, or is of another shape.
+In each pipeline a `Slot` replaces the denoiser. The slot has the network's interface; its forward hands the call to the
+`DenoiserBatcher`, which joins the calls of all slots row by row and splits the output. There is no separate batching thread: the thread
+whose call completes a batch runs the forward, so a single picture never waits. A forward waits only for pictures that are between two
+steps (microseconds of a scheduler), not for pictures that encode a prompt, decode, or have another shape.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from torch import Tensor, nn
 from sfumato.diffusion.arguments import Nested, bound, flatten, unflatten
 
 SEEN = 64
-"""Tensors whose contents a seat remembers: more than a pipeline makes once for all its steps."""
+"""Tensors whose digests a slot caches: more than a pipeline reuses over its steps."""
 
 Forward = Callable[[Sequence[tuple[Any, int]], dict[str, Any]], Any]
-"""Runs one forward: told whose rows it has (what each seat was given, and how many), and the arguments of the denoiser."""
+"""Runs one forward, given the adapter mix and the number of rows of each call, in order, and the denoiser's arguments."""
 
 
 class PictureCancelled(Exception):
-    """Nobody wants the picture any more; raised in its own thread at its next step."""
+    """The request was cancelled; raised in the picture's thread at its next step."""
 
 
 @dataclass(eq=False)
 class _DenoiserCall:
-    """One seat's call of the denoiser, apart: arguments with a row a sample, and all others. Calls of one ``key`` can be joined."""
+    """One call of the denoiser: per-sample arguments (``rows``) and all arguments (``flat``). Calls with equal ``key`` can be joined."""
 
     slot: Slot
     rows: dict[str, Tensor]
@@ -43,7 +43,7 @@ class _DenoiserCall:
     nested: Nested
     count: int
     key: Hashable
-    # Set when there is an answer, or when the call's own thread is to carry `batch`.
+    # Set when the answer is there, or when the call's own thread has to run `batch`.
     woken: threading.Event = field(default_factory=threading.Event)
     batch: list[_DenoiserCall] | None = None
     answer: Any = None
@@ -51,19 +51,24 @@ class _DenoiserCall:
 
     @property
     def device(self) -> torch.device:
-        """Where the latents are."""
+        """The device of the latents."""
         return next(iter(self.rows.values())).device
 
     def expanded(self, name: str) -> Tensor:
-        """An argument with all its rows; a timestep may come as one number for all of them."""
+        """An argument with all its rows; a scalar timestep is expanded."""
         tensor = self.rows[name].to(self.device)
         return tensor if tensor.ndim and len(tensor) == self.count else tensor.expand(self.count, *tensor.shape[1:])
 
 
 class DenoiserBatcher:
-    """Where seats' calls of one denoiser are joined; ``per_sample`` names the arguments with a row a sample, latents first.
+    """Joins the calls of the slots of one denoiser.
 
-    ``answer`` runs a forward, one at a time. ``forwards`` and ``rows`` count what was run.
+    Args:
+        denoiser: the network.
+        per_sample: names of the arguments that have one row per sample, latents first.
+        answer: runs a forward; it is never called from two threads at a time.
+
+    ``forwards`` and ``rows`` count what has run.
     """
 
     def __init__(self, denoiser: nn.Module, per_sample: Sequence[str], answer: Forward) -> None:
@@ -76,11 +81,11 @@ class DenoiserBatcher:
         self._running = False
 
     def slot(self) -> Slot:
-        """One more seat; nobody waits for it until it is taken."""
+        """A new slot; forwards do not wait for it until it is taken."""
         return Slot(self)
 
     def call(self, call: _DenoiserCall) -> Any:
-        """The answer to one call, in the calling thread; raises what the forward raised."""
+        """The denoiser's output for one call, in the calling thread; raises what the forward raised."""
         with self._lock:
             self._waiting.append(call)
             call.slot.expected = None
@@ -100,7 +105,7 @@ class DenoiserBatcher:
         return call.answer
 
     def slot_left(self) -> None:
-        """A seat is no longer waited for: what is complete without it is carried now, by one of those that wait."""
+        """A slot is no longer awaited: a batch that is complete without it runs now, in the thread of one of its calls."""
         with self._lock:
             batch = self._next()
         if batch is not None:
@@ -111,9 +116,9 @@ class DenoiserBatcher:
         batch[0].woken.set()
 
     def _next(self) -> list[_DenoiserCall] | None:
-        """The calls of the next forward, which is running from here on; ``None`` while none is complete. Under the lock.
+        """The calls of the next forward, which counts as running from now on; ``None`` while no batch is complete. Called under the lock.
 
-        The group of the oldest call goes first; one that still waits for a seat lets others pass.
+        Groups are tried in the order of their oldest call; a group that still waits for a slot does not hold up the others.
         """
         if self._running or self._paused:
             return None
@@ -137,10 +142,10 @@ class DenoiserBatcher:
         return None
 
     def _run_batch(self, batch: list[_DenoiserCall]) -> None:
-        """Run one forward and give everybody the own rows of its answer."""
+        """Run one forward and give every call its rows of the output."""
         try:
             self._run(batch)
-        except BaseException as error:  # theirs, not this thread's alone
+        except BaseException as error:  # it belongs to every call of the batch, not to this thread only
             for call in batch:
                 call.error = error
         with self._lock:
@@ -159,7 +164,7 @@ class DenoiserBatcher:
         whose = [(call.slot.mix, call.count) for call in batch]
         self.forwards += 1
         self.rows += sum(call.count for call in batch)
-        if len(batch) == 1:  # as the pipeline asked, to the bit
+        if len(batch) == 1:  # the pipeline's own arguments, so the output is bit-identical
             first.answer = self._answer(whose, unflatten(first.flat, first.nested))
             return
         joined = {name: torch.cat([call.expanded(name) for call in batch]) for name in first.rows}
@@ -169,7 +174,7 @@ class DenoiserBatcher:
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
-        """While open, no forward runs and none begins; for one thread at a time."""
+        """While the context is open no forward runs or starts; one thread at a time."""
         with self._lock:
             self._lock.wait_for(lambda: not self._paused)
             self._paused = True
@@ -184,19 +189,19 @@ class DenoiserBatcher:
 
 
 class Slot:
-    """One picture's place at a meeting. ``module`` stands in a pipeline for the denoiser.
+    """One picture's place in the batcher. ``module`` replaces the denoiser in a pipeline.
 
-    ``mix`` is what the picture is painted with, handed to `Forward`; ``max_rows`` the most rows of one forward of its size.
+    ``mix`` is the picture's adapter mix, passed to `Forward`; ``max_rows`` is the maximum number of rows of a forward of its size.
     """
 
     def __init__(self, batcher: DenoiserBatcher) -> None:
         self.mix: Any = None
         self.max_rows = 1
-        self.expected: Hashable = None  # the kind of call that is about to come, between two steps
+        self.expected: Hashable = None  # the key of the call that is about to come, between two steps
         self._batcher = batcher
         self._stopped = threading.Event()
         self._seen: dict[int, tuple[Tensor, bytes]] = {}
-        # The same parameters and parts; no hooks, which the denoiser itself has when its forward runs.
+        # It shares parameters and submodules. Hooks are removed: they run on the denoiser itself.
         module = copy(batcher.denoiser)
         for name, value in vars(module).items():
             if name.endswith("_hooks") and isinstance(value, OrderedDict):
@@ -207,7 +212,7 @@ class Slot:
 
     @contextmanager
     def taken(self, mix: Any, max_rows: int, stopped: threading.Event) -> Iterator[None]:
-        """For one picture, from its prompt to its last byte; once ``stopped`` is set, its next step raises `PictureCancelled`."""
+        """Occupy the slot for one picture, from encoding to decoding; after ``stopped`` is set, the next step raises `PictureCancelled`."""
         self.mix, self.max_rows, self._stopped = mix, max_rows, stopped
         with self._batcher._lock:
             self._batcher._slots.add(self)
@@ -222,12 +227,12 @@ class Slot:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """While open, the picture does something long, and nobody waits for it."""
+        """While the context is open the picture does long work elsewhere, and no forward waits for it."""
         self._leave()
         yield
 
     def check(self) -> None:
-        """Raises `PictureCancelled` where somebody said so."""
+        """Raises `PictureCancelled` when the picture was cancelled."""
         if self._stopped.is_set():
             raise PictureCancelled
 
@@ -248,11 +253,11 @@ class Slot:
         return _DenoiserCall(self, rows, flat, nested, len(rows[latents]), (shapes, others, tuple(nested.items())))
 
     def _identity(self, value: Any) -> Hashable:
-        """What an argument for all rows must be equal in, for two calls to share it."""
+        """A key that is equal for equal values: two calls can be joined only when their shared arguments are equal."""
         if isinstance(value, Tensor):
             if len(self._seen) > SEEN:
                 self._seen.clear()
-            if id(value) not in self._seen:  # kept, so that its id stays its own
+            if id(value) not in self._seen:  # the tensor is kept alive, so that its id is not reused
                 data = value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
                 self._seen[id(value)] = (value, hashlib.sha256(data).digest())
             return value.shape, value.dtype, self._seen[id(value)][1]

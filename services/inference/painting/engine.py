@@ -1,7 +1,7 @@
-"""The inference engine: pictures of any prompt, seed, size and number of steps, painted together on one copy of the network.
+"""The inference engine: paints pictures of any prompt, seed, size and number of steps in batches on one copy of the network.
 
-Every picture is painted by the unmodified diffusers pipeline in a thread of its own; they meet at the denoiser (`batcher`), whose
-weights are those that each picture's version and scale ask for (`weights`).
+Every picture is painted by the unmodified diffusers pipeline in its own thread; their denoiser calls are joined (`batching`), and
+each row sees the weights of its picture's version and scale (`weights`).
 """
 
 from __future__ import annotations
@@ -38,10 +38,14 @@ __all__ = ["EngineSettings", "EngineLoad", "InferenceEngine", "PaintRequest", "P
 class EngineSettings:
     """How the engine uses its machine.
 
-    At most ``pictures`` are in work and ``waiting`` wait behind them. ``max_batch`` rows (pictures, unconditional and region branches)
-    go through one forward, fewer where they would need more than ``memory`` bytes beside the weights (``None``: no limit).
-    ``extras`` is bytes of adapters that requests name on top. Without ``fuse`` a version takes no memory but its factors', and its
-    scale 1 is computed like any other. ``scales`` is the least and the largest scale that may be asked for.
+    Attributes:
+        pictures: in work at the same time.
+        waiting: pictures that may wait behind them.
+        max_batch: rows (pictures, unconditional and region branches) of one forward.
+        memory: bytes that a forward may need beside the weights; larger rows lower the batch size. ``None``: no limit.
+        extras: bytes of adapters that requests add on top of a version.
+        fuse: keep fused weights of every version for scale 1; without them scale 1 is computed like any other scale.
+        scales: smallest and largest adapter scale that is accepted.
     """
 
     pictures: int = 16
@@ -55,7 +59,7 @@ class EngineSettings:
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """How busy the engine is: pictures in work and waiting; forwards run so far, and rows in them."""
+    """Load of the engine: pictures in work and waiting; forwards run so far, and their rows."""
 
     working: int
     waiting: int
@@ -65,7 +69,7 @@ class EngineLoad:
 
 @dataclass(eq=False)
 class _Job:
-    """A picture that waits or is in work; ``held`` is what is let go when it ends."""
+    """A picture that waits or is in work; ``held`` is closed when it ends."""
 
     wanted: PaintRequest
     mix: AdapterMix
@@ -77,7 +81,7 @@ class _Job:
 
 
 class InferenceEngine:
-    """One network, any number of its versions. `paint` belongs to one event loop, everything else to any thread."""
+    """One network and any number of its versions. `paint` runs in one event loop; every other method may be called from any thread."""
 
     def __init__(self, pipeline: DiffusionPipeline, settings: EngineSettings | None = None) -> None:
         self.settings = settings or EngineSettings()
@@ -94,32 +98,32 @@ class InferenceEngine:
         self._autoencoding = threading.Lock() if self._changes_precision() else None
         self._tokenizing = threading.Lock()
         self._jobs: set[_Job] = set()
-        self._seconds = 0.0  # of a picture, lately
+        self._seconds = 0.0  # moving average of a picture's seconds
         self._closed = False
 
     @property
     def limits(self) -> ModelLimits:
-        """What may be asked of the model, and its defaults."""
+        """The model's limits and defaults."""
         return self._family.limits
 
     @property
     def load(self) -> EngineLoad:
-        """How busy the engine is now."""
+        """The current load."""
         working = sum(job.begun for job in tuple(self._jobs))
         return EngineLoad(working, len(self._jobs) - working, self._batcher.forwards, self._batcher.rows)
 
     @property
     def versions(self) -> tuple[str, ...]:
-        """Those that are prepared."""
+        """The prepared versions."""
         return tuple(self._versions)
 
     @property
     def extras(self) -> tuple[str, ...]:
-        """Those that are loaded, the least recently used first."""
+        """The loaded adapters, the least recently used first."""
         return self._extras.names
 
     def prepare(self, version: str, adapter: Adapter | None) -> None:
-        """Make a version ready beside the painting; nothing that is in work sees it. ``None`` is the base alone.
+        """Prepare a version while pictures are painted; pictures in work are not affected. ``None`` is the base model.
 
         Raises:
             InvalidInput: the adapter does not fit this model, or the fused weights are not finite.
@@ -131,24 +135,24 @@ class InferenceEngine:
         self._versions[version] = prepared
 
     def drop(self, version: str) -> None:
-        """Forget a version. Pictures in work keep it until they are done; its memory goes with the last of them."""
+        """Drop a version. Pictures in work keep it until they end; its memory is freed with the last of them."""
         if self._versions.pop(version, None) is not None:
             with self._batcher.quiet():
                 self._weights.pristine()
 
     def load_extra(self, name: str, adapter: Adapter) -> None:
-        """Make an adapter ready to be named by requests, in the place of the least recently used ones where memory is short.
+        """Load an adapter that requests can add; the least recently used adapters are unloaded when memory is short.
 
-        A name is for one adapter: nothing is done where it is loaded.
+        A name stands for one adapter: a loaded name is left as it is.
 
         Raises:
-            InvalidInput: it does not fit this model, or is larger than all such adapters may be together.
-            Busy: adapters in use leave no room for it.
+            InvalidInput: the adapter does not fit this model, or is larger than the whole budget.
+            Busy: the adapters in use leave no room for it.
         """
         self._extras.put(name, lambda: self._weights.factors(adapter))
 
     def hold(self, extras: Sequence[tuple[str, float]]) -> AbstractContextManager[object]:
-        """Keep loaded adapters while the context is open; entering it raises NotFound where one is not loaded."""
+        """Keep loaded adapters loaded while the context is open; entering it raises NotFound when one is not loaded."""
         return self._extras.used(extras)
 
     async def paint(
@@ -161,20 +165,20 @@ class InferenceEngine:
     ) -> PaintedImage:
         """Paint one picture, sharing forwards with all others in work.
 
-        Alone it is the bare pipeline's picture bit for bit; company changes it by rounding only. When the awaiting task is cancelled,
-        the picture's place is free at its next step. The prompts are tokenized here and now: limit their length before.
+        A picture that is painted alone is bit-identical to the bare pipeline's; batching changes it by rounding only. When the awaiting
+        task is cancelled, the picture ends at its next step. Prompts are tokenized in the event loop: limit their length before.
 
         Args:
             wanted: the picture.
-            version: one that is prepared; the picture keeps it to its end, whatever is prepared or dropped meanwhile.
-            extras: names and weights of adapters that are loaded, on top of the version.
-            on_step: told ``(steps done, steps in all)``, on the event loop.
-            previews: whom to show the picture while it is in work, on the event loop; the index told is 0.
+            version: a prepared version; the picture keeps it until it ends, even when the version is dropped in between.
+            extras: names and weights of loaded adapters, on top of the version.
+            on_step: called with ``(steps done, all steps)``, in the event loop.
+            previews: receives the picture while it is in work, in the event loop, with the index 0.
 
         Raises:
-            InvalidInput: naming the field that the model cannot serve: one of `check_request`'s, or ``adapter_scale``, ``extras[i]``.
-            NotFound: the version is not prepared, or an extra was never loaded.
-            Busy: as many pictures wait as may, or an extra had to leave for others; ``retry_after`` says when to come again.
+            InvalidInput: names the field that the model cannot serve: one of `check_request`'s, or ``adapter_scale``, ``extras[i]``.
+            NotFound: the version is not prepared, or an adapter was never loaded.
+            Busy: the queue is full, or an adapter was unloaded for others; ``retry_after`` says when to try again.
             Unavailable: the engine is closing.
         """
         if self._closed:
@@ -201,7 +205,7 @@ class InferenceEngine:
             raise
 
     async def close(self) -> None:
-        """Take no more pictures, and wait for those in work and waiting."""
+        """Accept no more pictures, and wait for those in work and waiting."""
         self._closed = True
         await asyncio.to_thread(self._threads.shutdown)
 
@@ -216,11 +220,11 @@ class InferenceEngine:
             check_request(wanted.request, self.limits, self._family.count_tokens)
 
     def _patience(self) -> float:
-        """Seconds until all that wait now will be in work, as far as the last pictures tell; one at least."""
+        """Estimated seconds until all waiting pictures are in work, from the last pictures' times; at least 1."""
         return max(1.0, self._seconds * self.settings.waiting / self.settings.pictures)
 
     def _paint(self, job: _Job) -> PaintedImage:
-        """In a thread of the pool."""
+        """Runs in a thread of the pool."""
         began, job.begun = time.monotonic(), True
         if not hasattr(self._pipeline_copies, "pipeline_copy"):
             self._pipeline_copies.pipeline_copy = PipelineCopy(self.pipeline, self._batcher, self._budget, self._autoencoding)
@@ -235,7 +239,7 @@ class InferenceEngine:
     def _max_rows(self, width: int, height: int) -> int:
         if self.settings.memory is None:
             return self.settings.max_batch
-        with self._batcher.quiet():  # it is counted on the network itself, without computing
+        with self._batcher.quiet():  # the budget is estimated on the network itself, without computing
             self._weights.pristine()
             self._budget.pictures(width, height)
             return self._budget.rows(width, height)
@@ -249,11 +253,11 @@ class InferenceEngine:
         job.held.close()
 
     def _changes_precision(self) -> bool:
-        """Whether the pipelines turn the autoencoder to float32 and back while they encode a picture."""
+        """Whether the pipelines switch the autoencoder to float32 and back while they encode a picture."""
         vae: Any = self.pipeline.components["vae"]
         return isinstance(self.pipeline, StableDiffusionXLPipeline) and bool(vae.config.force_upcast) and vae.dtype != torch.float32
 
 
 def _on(loop: asyncio.AbstractEventLoop, told: Callable[..., Any]) -> Callable[..., None]:
-    """The same, called from another thread."""
+    """The callback, for calls from other threads: it runs in ``loop``."""
     return lambda *args: loop.call_soon_threadsafe(told, *args) and None

@@ -1,4 +1,4 @@
-"""Adapters that requests may name on top of a version: loaded when first named, the least recently used leave when memory is short."""
+"""Adapters that requests add on top of a version: loaded on first use, the least recently used are unloaded when memory is short."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ class _LoadedAdapter:
 
 
 class Extras:
-    """At most ``budget`` bytes of adapters; those in use stay. From any thread."""
+    """A cache of at most ``budget`` bytes of adapters; adapters in use are never unloaded. Thread-safe."""
 
     def __init__(self, budget: int) -> None:
         self._budget = budget
         self._extras: OrderedDict[str, _LoadedAdapter] = OrderedDict()  # the least recently used first
-        self._left: set[str] = set()  # those that were loaded once
+        self._left: set[str] = set()  # those that were unloaded
         self._lock = threading.Lock()
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Those that are loaded, the least recently used first."""
+        """The loaded adapters, the least recently used first."""
         with self._lock:
             return tuple(self._extras)
 
     def put(self, name: str, load: Callable[[], LoraFactors]) -> None:
-        """Keep what ``load`` gives, unless an adapter of this name is here, in the place of others where it must be.
+        """Add the adapter that ``load`` returns, unless the name is loaded; unload others when it needs their room.
 
         Raises:
             InvalidInput: it is larger than the whole budget.
-            Busy: those in use leave no room for it.
+            Busy: the adapters in use leave no room for it.
         """
         with self._lock:
             if name in self._extras:
@@ -62,16 +62,16 @@ class Extras:
 
     @contextmanager
     def used(self, wanted: Sequence[tuple[str, float]]) -> Iterator[tuple[tuple[LoraFactors, float], ...]]:
-        """The adapters by name and weight, which stay while this is open.
+        """The adapters with their weights; they stay loaded while the context is open.
 
         Raises:
             NotFound: one was never loaded.
-            Busy: one was, and had to leave for others.
+            Busy: one was unloaded to make room for others.
         """
         with self._lock:
             missing = [name for name, _ in wanted if name not in self._extras]
             if self._left.intersection(missing):
-                raise Busy(f"The adapter {missing[0]} had to leave for others.", hint="Try again in a moment.", retry_after=1.0)
+                raise Busy(f"The adapter {missing[0]} was unloaded for others.", hint="Try again in a moment.", retry_after=1.0)
             if missing:
                 raise NotFound(f"The adapter {missing[0]} is not loaded.", hint="Load it, or leave it out.")
             taken = [self._extras[name] for name, _ in wanted]

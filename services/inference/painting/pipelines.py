@@ -1,4 +1,4 @@
-"""One picture at a time on an easel: a pipeline of its own around the shared network, from the request to the picture."""
+"""A copy of the diffusers pipeline around the shared network; it paints one picture at a time."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ DENOISERS = ("transformer", "unet")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PaintRequest:
-    """One picture that somebody wants.
+    """One picture to paint.
 
-    ``adapter_scale`` is alpha: 0 is the base model exactly, 1 the fused one, anything between and beyond it the line through both.
+    ``adapter_scale`` is alpha: 0 is exactly the base model, 1 the fused model; other values interpolate or extrapolate linearly.
     """
 
     request: GenerateRequest
@@ -38,7 +38,7 @@ class PaintRequest:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PaintedImage:
-    """A picture, and what it was painted with; the same seed gives it again. ``seconds`` from the first step of the work on."""
+    """A picture, its seed and version; the same seed gives it again. ``seconds``: from the start of the work, without waiting."""
 
     image: Image
     seed: int
@@ -47,10 +47,10 @@ class PaintedImage:
 
 
 class PipelineCopy:
-    """A copy of the pipeline with its own scheduler and tokenizers, which keep the state of the picture in work, and a seat at the
-    meeting in place of its denoiser. Networks are shared, and nothing else of the pipeline is changed.
+    """A copy of the pipeline with its own scheduler and tokenizers, which hold the state of the picture in work, and a `Slot` in place of
+    the denoiser. The networks are shared; the rest of the pipeline is unchanged.
 
-    ``autoencoding`` is held where the autoencoder's precision is changed meanwhile (SDXL's, which overflows in half precision).
+    ``autoencoding`` is held while the autoencoder's precision is changed (SDXL's autoencoder overflows in half precision).
     """
 
     def __init__(
@@ -81,12 +81,12 @@ class PipelineCopy:
         on_step: Callable[[int, int], None] | None = None,
         previews: Previews | None = None,
     ) -> Image:
-        """The picture; its forwards are shared with whoever is at the meeting, ``max_rows`` in one at most.
+        """Paint the picture; its forwards have at most ``max_rows`` rows, those of other pictures included.
 
         Raises:
             InvalidInput: the model cannot paint it.
-            Diverged: it left the range of finite numbers.
-            PictureCancelled: ``stopped`` was set meanwhile.
+            Diverged: the latents are not finite.
+            PictureCancelled: ``stopped`` was set.
         """
 
         def step_ended(done: int, total: int) -> None:

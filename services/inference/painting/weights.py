@@ -1,12 +1,12 @@
-"""The denoiser's weights, for pictures of any version and scale: pristine, fused by pointer, or with low-rank bypasses by row.
+"""The denoiser's weights for pictures of any version and scale: pristine, fused, or with low-rank bypasses per row.
 
-The network holds pristine weights once. A version has its factors and, for scale 1, a fused copy of the weights it changes::
+The network holds the pristine weights once. A version has its factors and, for scale 1, a fused copy of the weights it changes::
 
-    all rows at scale 0                       the pristine weights, to the bit
-    all rows at scale 1 of one version        its fused weights, ``W + B A``, put in place by pointer
-    anything else, any mixture                the pristine ones, and beside them ``y = W x + sum_k s_k[row] B_k (A_k x)``
+    all rows at scale 0                       the pristine weights, bit-identical
+    all rows at scale 1 of one version        its fused weights ``W + B A``, swapped in by pointer
+    any other mixture                         the pristine weights, and beside them ``y = W x + sum_k s_k[row] B_k (A_k x)``
 
-So no value of the scale has a copy of its own, and changing versions moves no data.
+No other scale needs a copy of the weights, and switching versions copies no data.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class LoraFactors:
 
     @property
     def bytes(self) -> int:
-        """Memory they take."""
+        """Size in memory."""
         return sum(a.nbytes + b.nbytes for a, b in self.modules.values())
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedVersion:
-    """One version of the model: the base alone where there are no ``factors``; ``fused`` weights by module for scale 1."""
+    """One version of the model in memory; without ``factors`` it is the base model. ``fused``: weights for scale 1, by parameter name."""
 
     name: str
     factors: LoraFactors | None
@@ -47,25 +47,25 @@ class LoadedVersion:
 
 @dataclass(frozen=True, eq=False)
 class AdapterMix:
-    """What one picture is painted with: a version at a scale, and further adapters at their own."""
+    """The weights of one picture: a version at a scale, and further adapters with their own scales."""
 
     version: LoadedVersion
     scale: float = 1.0
     extras: tuple[tuple[LoraFactors, float], ...] = ()
 
     def terms(self) -> list[tuple[LoraFactors, float]]:
-        """Every adapter that changes something, with its weight."""
+        """Every adapter with a weight other than 0, with its weight."""
         own = [(self.version.factors, self.scale)] if self.version.factors is not None else []
         return [(factors, weight) for factors, weight in (*own, *self.extras) if weight != 0]
 
     @property
     def fused(self) -> LoadedVersion | None:
-        """The version whose fused weights are all this picture needs."""
+        """The version, when its fused weights alone give this picture; else None."""
         return self.version if self.version.fused is not None and self.scale == 1 and len(self.terms()) == 1 else None
 
 
 class DenoiserWeights:
-    """Puts the weights in place that the rows of the next forward need. One thread at a time calls `ready`."""
+    """Switches the network's weights to what the rows of the next forward need. One thread at a time calls `ready`."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -76,7 +76,7 @@ class DenoiserWeights:
         self._scales: list[Tensor] = []
 
     def factors(self, adapter: Adapter) -> LoraFactors:
-        """An adapter made ready for the bypass.
+        """An adapter's factors in the network's precision and on its device.
 
         Raises:
             InvalidInput: it does not fit this model.
@@ -89,7 +89,7 @@ class DenoiserWeights:
 
     @torch.no_grad()
     def version(self, name: str, adapter: Adapter | None, *, fuse: bool = True) -> LoadedVersion:
-        """A version made ready, from the pristine weights in float32 as `sfumato.lora.fuse` does; nothing is put in place.
+        """Prepare a version: fused in float32 from the pristine weights, as `sfumato.lora.fuse` does. The network is not changed.
 
         Raises:
             InvalidInput: the adapter does not fit this model.
@@ -107,7 +107,7 @@ class DenoiserWeights:
         return LoadedVersion(name, factors, fused)
 
     def ready(self, rows: Sequence[tuple[AdapterMix, int]]) -> None:
-        """Put in place what a forward needs whose rows are these, in this order."""
+        """Switch to the weights for a forward with these rows, in this order."""
         first = rows[0][0]
         if first.fused is not None and all(mix.fused is first.fused for mix, _ in rows):
             assert first.fused.fused is not None
@@ -120,7 +120,7 @@ class DenoiserWeights:
         self._bypass(adapters, mixtures)
 
     def pristine(self) -> None:
-        """Put the base's own weights in place."""
+        """Switch to the base model's weights."""
         self._bypass([], [])
         self._place({})
 
@@ -134,7 +134,7 @@ class DenoiserWeights:
         self._placed = weights
 
     def _bypass(self, adapters: list[LoraFactors], mixtures: Sequence[tuple[list[tuple[LoraFactors, float]], int]]) -> None:
-        """Hang the adapters beside the layers they change, and note each row's scale of each."""
+        """Register the adapters as forward hooks of the layers they change, and set each row's scales."""
         if tuple(adapters) != self._bypassed:
             for handle in self._handles:
                 handle.remove()
@@ -145,7 +145,7 @@ class DenoiserWeights:
             self._scales = [self._by_row(factors, mixtures) for factors in adapters]
 
     def _by_row(self, adapter: LoraFactors, mixtures: Sequence[tuple[list[tuple[LoraFactors, float]], int]]) -> Tensor:
-        """The scale of one adapter, ``[rows]``."""
+        """The scales of one adapter: ``[rows]``."""
         scales = [sum(weight for factors, weight in terms if factors is adapter) for terms, count in mixtures for _ in range(count)]
         like = next(iter(adapter.modules.values()))[0]
         return torch.tensor(scales, dtype=like.dtype, device=like.device)
