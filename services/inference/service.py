@@ -52,7 +52,7 @@ class Dispatcher:
     name="inference",
     workers=1,  # one process holds one network; more replicas are more processes
     traffic={"timeout": 3600},
-    metrics={"enabled": False},  # its labels would be any path that anybody asks for; see services.inference.http.request_metrics
+    metrics={"enabled": False},  # its labels would be any requested path; see services.inference.http.request_metrics
     logging={"access": {"enabled": False}},
 )
 class Inference:

@@ -1,4 +1,4 @@
-"""Garbage collection: what no alias has ever pointed at, what nothing that is kept came of, and what is not new."""
+"""Garbage collection of old versions that no alias has ever pointed at and that no kept version came of."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ MANIFESTS = "manifests/"
 
 
 def garbage(session: Session, artifacts: ArtifactStore, before: float) -> Collection:
-    """What may go. Kept is every version that an alias points at or ever pointed at, every one that came at ``before`` (seconds
-    since 1970) or later, and all that these came of: parents, adapters, pairs, prompts. Files that a task's manifest names belong
-    to a run and stay.
+    """What may be deleted. Kept are all versions that an alias points at or has pointed at, all versions created at ``before`` (seconds
+    since 1970) or later, and everything these came of: parents, adapters, pairs, prompts. Files that a task's manifest names belong to
+    a run and are kept.
     """
     rows, moves, stored = tables.VersionRow, tables.AliasMoveRow, tables.AdapterRow
     rooted = or_(
@@ -41,7 +41,7 @@ def garbage(session: Session, artifacts: ArtifactStore, before: float) -> Collec
 
 
 def remove(session: Session, artifacts: ArtifactStore, found: Collection) -> None:
-    """Take it away: rows first, then files; if it ends between them, nothing is lost but the rows come back and the next one ends it."""
+    """Delete it: rows first, then files. When it is interrupted, the transaction is rolled back, and the next collection completes it."""
     for part in chunks(found.versions):
         session.execute(delete(tables.VersionAdapterRow).where(tables.VersionAdapterRow.version_id.in_(part)))
         session.execute(delete(tables.VersionRow).where(tables.VersionRow.id.in_(part)))
@@ -59,7 +59,7 @@ def remove(session: Session, artifacts: ArtifactStore, found: Collection) -> Non
 
 
 def _of_runs(artifacts: ArtifactStore) -> set[str]:
-    """Every file that a manifest in the store names: a run that goes on will look for it."""
+    """Every file that a manifest in the store names: a resumed run needs it."""
     return {digest for manifest in _manifests(artifacts) for digest in manifest["files"].values()}
 
 

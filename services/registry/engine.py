@@ -1,4 +1,4 @@
-"""The registry's engine: versions that never change, where they came from, and the aliases that point at them (design, section 4)."""
+"""The registry's engine: immutable versions, their lineage, and the aliases that point at them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ DAY = 86_400.0
 
 
 class Registry:
-    """One registry: a database of any number of processes, and the artifact store that its adapters lie in."""
+    """A registry: a database that any number of processes share, and the artifact store with its adapters."""
 
     def __init__(self, database: Database, artifacts: ArtifactStore) -> None:
         self._database = database
@@ -65,23 +65,23 @@ class Registry:
         metrics: Mapping[str, float] | None = None,
         note: str = "",
     ) -> Version:
-        """Keep a version: ``base`` with every adapter's update added, times its weight. The same content is the same version.
+        """Register a version: ``base`` plus every adapter's update times its weight. The same content is the same version.
 
-        Every adapter is looked at whole, and held against the base's modules where these are known, before anything is kept.
+        Every adapter is verified, and compared with the base's modules when these are known, before anything is stored.
 
         Args:
-            base: the model the adapters sit on; its modules, once told, are remembered.
-            parts: adapters by the SHA-256 of their files, in their order; none for the base model itself.
-            files: bytes by SHA-256 of those that are not in the artifact store already.
-            lineage: what it came of; edges of its own node are from ``version:<id>`` (see `version_id`).
-            metrics: what was measured; like ``note`` kept from the first time only.
-            note: a few words.
+            base: the adapters' base model; its modules are stored once they are given.
+            parts: adapters by the SHA-256 of their files, in order; none for the base model itself.
+            files: bytes by SHA-256, of adapters that are not in the artifact store yet.
+            lineage: what it came of; edges of its own node start at ``version:<id>`` (see `version_id`).
+            metrics: measured values; like ``note`` they are stored at the first registration only.
+            note: a short text.
 
         Raises:
-            InvalidInput: a field cannot be used; an adapter is none, is not finite or does not fit the base.
-            MissingWeights: an adapter is neither sent nor in the store.
+            InvalidInput: a field cannot be used; an adapter is unusable, not finite, or does not fit the base.
+            MissingWeights: an adapter is neither given nor in the store.
             BrokenWeights: an adapter in the store is damaged.
-            Conflict: somebody told other modules of the base meanwhile.
+            Conflict: another caller has registered other modules of the base in between.
         """
         parts, files = tuple(parts), files or {}
         check_digest("base", base.id)
@@ -102,7 +102,7 @@ class Registry:
             session = writing.session
             _keep_base(writing, base)
             for adapter in adapters:
-                self._artifacts.put(data[adapter.sha256])  # again, if a collection came in between: from here on none can
+                self._artifacts.put(data[adapter.sha256])  # again, in case a collection ran in between; from here on none can
                 _keep_adapter(writing, adapter)
             if session.get(tables.VersionRow, id) is None:
                 number = writing.say("registered", id, base=base.id, note=note)
@@ -118,22 +118,22 @@ class Registry:
         return self.get(id)
 
     def get(self, reference: str) -> Version:
-        """A version by alias, id, or the beginning of one (at least 6 digits).
+        """A version by alias, id, or a prefix of an id (at least 6 digits).
 
         Raises:
             NotFound: there is none.
-            InvalidInput: several ids begin so.
+            InvalidInput: the prefix is ambiguous.
         """
         with self._database.reading() as session:
             return _version(session, _resolve(session, reference))
 
     def resolve(self, reference: str) -> str:
-        """The id that an alias points at, or that begins so; see `get`."""
+        """The full id of a reference; see `get`."""
         with self._database.reading() as session:
             return _resolve(session, reference)
 
     def list(self, *, limit: int = 50, following: int = 0, base: str = "") -> Page:
-        """Versions, newest first, ``limit`` at a time; ``following`` is a page's token, ``base`` an id to choose by.
+        """Versions, newest first, ``limit`` per page; ``following`` is a page's token, ``base`` filters by the base's id.
 
         Raises:
             InvalidInput: a limit below 1 or above 500, or a token below 0.
@@ -162,17 +162,17 @@ class Registry:
         return self._artifacts.get(check_digest("adapter", digest))
 
     def merge(self, references: Sequence[tuple[str, float]], how: Merge = "stack", *, rank: int | None = None, note: str = "") -> Version:
-        """Versions of one base as a new one with a single adapter, registered with what was done.
+        """Merge versions of one base into a new one with a single adapter, and record the merge in its lineage.
 
         Args:
-            references: versions (see `get`) and what their updates are multiplied with.
-            how: ``stack`` adds the updates up, ``mean`` divides by their number.
-            rank: the rank to compress to (the best approximation), None for the exact sum.
-            note: a few words.
+            references: versions (see `get`) and the factors of their updates.
+            how: ``stack`` adds the updates, ``mean`` divides by their number.
+            rank: the rank to compress to (best approximation); None: the exact sum.
+            note: a short text.
 
         Raises:
-            NotFound: a version is not there.
-            InvalidInput: nothing to merge, different bases, or adapters that do not fit each other.
+            NotFound: there is no such version.
+            InvalidInput: there is nothing to merge, the bases differ, or the adapters do not fit each other.
         """
         from services.registry.merging import merged
 
@@ -194,7 +194,7 @@ class Registry:
         own = f"version:{version_id(base.id, whole)}"
         with self._database.reading() as session:
             before, _ = graph.reached(session, {f"version:{version.id}" for version in versions})
-        if own in before:  # such as a sum of one, or the half of a double: it is there, and nothing comes of itself
+        if own in before:  # such as the sum of one version: the result exists, and a node cannot come of itself
             return self.get(own.removeprefix("version:"))
         edges = [Edge(own, "made_by", step.id), *(Edge(step.id, "of", f"version:{version.id}") for version in versions)]
         return self.register(base, whole, files={result.sha256: result.data}, lineage=Lineage((step,), tuple(edges)), note=note)
@@ -207,18 +207,18 @@ class Registry:
             return {row.name: row.version_id for row in session.scalars(select(tables.AliasRow).order_by(tables.AliasRow.name))}
 
     def set_alias(self, alias: str, reference: str, *, expected: str, reason: str = "") -> Move:
-        """Let an alias point at a version, if it still points at ``expected``: of several who try at once, one succeeds.
+        """Compare and set: move an alias to a version if it still points at ``expected``; of concurrent calls one succeeds.
 
-        Where it points there already, nothing happens and its last move comes back.
+        If it points there already, nothing changes and its last move is returned.
 
         Args:
             alias: its name.
             reference: the version (see `get`).
-            expected: the id it points at now; empty: it is new.
-            reason: a few words for its history.
+            expected: the id it points at now; empty: the alias is new.
+            reason: a short text for its history.
 
         Raises:
-            Conflict: it points elsewhere by now.
+            Conflict: it points at another version.
             NotFound: there is no such version.
             InvalidInput: a field cannot be used.
         """
@@ -229,16 +229,16 @@ class Registry:
         with self._database.writing() as writing:
             version = _resolve(writing.session, reference)
             if version == expected and (moves := _moves(writing.session, alias)) and moves[-1].version_id == expected:
-                return _as_move(moves[-1])  # it is there: no move, and nothing for a rollback to trip over
+                return _as_move(moves[-1])  # no move, so that a rollback does not find one
             return _move(writing, alias, version, expected, reason)
 
     def rollback(self, alias: str, *, expected: str, reason: str = "") -> Move:
-        """Let an alias point where it pointed before; done again, a place further back.
+        """Move an alias back to the version before; repeated calls go further back.
 
         Raises:
-            Conflict: it does not point at ``expected`` any more.
+            Conflict: it does not point at ``expected``.
             NotFound: there is no such alias.
-            InvalidInput: it has never pointed anywhere else.
+            InvalidInput: it has no earlier version.
         """
         check_alias(alias)
         check_text("reason", reason)
@@ -246,7 +246,7 @@ class Registry:
             moves = _moves(writing.session, alias)
             if not moves:
                 raise NotFound(f"There is no alias {alias!r}.")
-            # A rollback stands where the place it restored stood: what lies before that is the next one to go back to.
+            # A rollback counts as the revision that it restored: the next rollback goes to the revision before that one.
             place: dict[int, int] = {}
             before: dict[int, int] = {}
             for move in moves:
@@ -270,10 +270,10 @@ class Registry:
             raise NotFound(f"There is no alias {alias[:80]!r}.")
         return tuple(_as_move(row) for row in moves)
 
-    # --- where things came from, what happened, what may go ---
+    # --- lineage, events, garbage collection ---
 
     def lineage(self, reference: str, depth: int | None = None) -> Lineage:
-        """Everything a version came of, at most ``depth`` steps away: adapters, pairs, prompts, parents, run, seeds, libraries.
+        """The lineage of a version, at most ``depth`` steps: adapters, pairs, prompts, parents, run, seeds, libraries.
 
         Raises:
             NotFound: there is no such version.
@@ -282,22 +282,22 @@ class Registry:
             return graph.load(session, {f"version:{_resolve(session, reference)}"}, depth)
 
     def events(self, after: int = 0, limit: int = MAX_PAGE) -> tuple[RegistryEvent, ...]:
-        """The events after number ``after``, in their order; none is missing and none will come between them."""
+        """The events after number ``after``, in order and without gaps; no later event gets a number between them."""
         query = select(tables.EventRow).where(tables.EventRow.number > after).order_by(tables.EventRow.number).limit(limit)
         with self._database.reading() as session:
             rows = session.scalars(query).all()
             return tuple(RegistryEvent(row.number, row.kind, row.subject, row.content, row.happened) for row in rows)
 
     def latest(self) -> int:
-        """The number of the last event; 0 where there is none."""
+        """The number of the last event; 0 without events."""
         with self._database.reading() as session:
             return session.scalars(select(tables.ClockRow.event)).one()
 
     def collect(self, *, older_than: float = 7 * DAY, dry_run: bool = True) -> Collection:
-        """Say what may go (see `garbage`), and with ``dry_run=False`` take it away; ``older_than`` in seconds.
+        """Find what may be deleted (see `garbage`), and delete it with ``dry_run=False``; ``older_than`` in seconds.
 
         Raises:
-            InvalidInput: an age below 0.
+            InvalidInput: ``older_than`` is below 0.
         """
         if not older_than >= 0:
             raise InvalidInput("older_than", f"{older_than} is no age in seconds.")
@@ -312,13 +312,13 @@ class Registry:
             return found
 
     def _known(self, base: Base) -> Base:
-        """The base with what is known of it."""
+        """The base with its stored name and modules."""
         with self._database.reading() as session:
             row = session.get(tables.BaseRow, base.id)
         if row is None or row.modules is None:
             return base
         if base.modules is not None and {name: list(shape) for name, shape in base.modules.items()} != row.modules:
-            raise InvalidInput("base", f"the modules of {base.id} are known to be others.", hint="The same files have the same modules.")
+            raise InvalidInput("base", f"its modules differ from the registered ones.", hint="The same files have the same modules.")
         return Base(base.id, row.name, row.modules)
 
 
@@ -330,7 +330,7 @@ def _keep_base(writing: Writing, base: Base) -> None:
     elif row.modules is None:
         row.modules = modules
     elif modules is not None and modules != row.modules:
-        raise Conflict(f"The modules of {base.id} were told by somebody else just now.", hint="Register again.")
+        raise Conflict(f"Other modules of {base.id} were registered in between.", hint="Register again.")
     writing.session.flush()
 
 
@@ -354,7 +354,7 @@ def _keep_adapter(writing: Writing, adapter: VerifiedAdapter) -> None:
 
 
 def _own_lineage(id: str, base: Base, parts: tuple[WeightedAdapter, ...], lineage: Lineage) -> Lineage:
-    """What is told, and what a version says by itself: its base and its adapters."""
+    """The given lineage, with the version's own node, its base and its adapters."""
     own = Node("version", id)
     base_node, adapters = Node("base", base.id), [Node("adapter", digest) for digest in dict.fromkeys(part.adapter for part in parts)]
     edges = [Edge(own.id, "based_on", base_node.id), *(Edge(own.id, "has", adapter.id) for adapter in adapters)]
@@ -390,13 +390,13 @@ def _moves(session: Session, alias: str) -> Sequence[tables.AliasMoveRow]:
 
 
 def _move(writing: Writing, alias: str, version: str, expected: str, reason: str, restores: int | None = None) -> Move:
-    """Compare and set. The condition is in the statement itself, so it would hold without the clock's lock too."""
+    """Compare and set. The condition is in the statement itself, so that it holds without the clock's lock, too."""
     session = writing.session
     row = session.get(tables.AliasRow, alias)
     current = row.version_id if row else ""
     if current != expected:
         where = f"points at {current[:12]}" if current else "does not exist"
-        raise Conflict(f"The alias {alias!r} {where}, not as expected.", hint="Look at it again, and decide anew.")
+        raise Conflict(f"The alias {alias!r} {where}, not as expected.", hint="Read the alias again, then decide.")
     if row is None:
         revision = 1
         session.add(tables.AliasRow(name=alias, version_id=version, revision=revision))
@@ -405,7 +405,7 @@ def _move(writing: Writing, alias: str, version: str, expected: str, reason: str
         same = (tables.AliasRow.name == alias) & (tables.AliasRow.version_id == expected) & (tables.AliasRow.revision == row.revision)
         changed: Any = session.execute(update(tables.AliasRow).where(same).values(version_id=version, revision=revision))
         if changed.rowcount != 1:
-            raise Conflict(f"The alias {alias!r} moved.", hint="Look at it again, and decide anew.")
+            raise Conflict(f"The alias {alias!r} moved.", hint="Read the alias again, then decide.")
     number = writing.say("alias", alias, version=version, previous=current, revision=revision, reason=reason)
     move = tables.AliasMoveRow(
         number=number,

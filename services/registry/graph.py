@@ -1,4 +1,4 @@
-"""The lineage graph: what came of what. It only grows, has no circles, and nothing in it is ever rewritten."""
+"""The lineage graph, from products to their sources. It is append-only and acyclic."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from services.registry import tables
 from sfumato.errors import InvalidInput
 from sfumato.registry.records import KIND, Edge, Lineage, Node, check_digest, digest_of
 
-# How many ids go into one query; SQLite takes 32 766.
+# Maximum ids of one query; SQLite allows 32 766.
 CHUNK = 1000
 
 
 def grow(session: Session, lineage: Lineage) -> None:
-    """Add nodes and edges; what is there already is left as it is.
+    """Add nodes and edges; existing ones are left unchanged.
 
     Raises:
-        InvalidInput: a digest that is not its content's, an edge to nowhere, or a circle.
+        InvalidInput: a digest that is not its content's, an edge to a missing node, or a cycle.
     """
     nodes = {node.id: _checked(node) for node in lineage.nodes}
     edges = dict.fromkeys(lineage.edges)
@@ -42,7 +42,7 @@ def grow(session: Session, lineage: Lineage) -> None:
 
 
 def reached(session: Session, roots: Iterable[str], depth: int | None = None) -> tuple[set[str], list[Edge]]:
-    """The ids of all nodes that the roots came of, the roots among them, and the edges between; at most ``depth`` steps away."""
+    """The ids of the roots and of all nodes they came of, and the edges between them, at most ``depth`` steps away."""
     seen, edges = set(roots), []
     front, steps = set(seen), 0
     while front and (depth is None or steps < depth):
@@ -55,7 +55,7 @@ def reached(session: Session, roots: Iterable[str], depth: int | None = None) ->
 
 
 def load(session: Session, roots: Iterable[str], depth: int | None = None) -> Lineage:
-    """The graph from some nodes on, nodes and edges in the order of their ids."""
+    """The graph from the roots on; nodes and edges in the order of their ids."""
     ids, edges = reached(session, roots, depth)
     rows = [row for part in chunks(sorted(ids)) for row in session.scalars(select(tables.NodeRow).where(tables.NodeRow.id.in_(part)))]
     nodes = sorted((Node(row.kind, row.id.partition(":")[2], row.content) for row in rows), key=lambda node: node.id)
@@ -63,7 +63,7 @@ def load(session: Session, roots: Iterable[str], depth: int | None = None) -> Li
 
 
 def chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Ids in lots that one query takes."""
+    """The ids in parts that fit into one query."""
     return (ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK))
 
 
@@ -87,7 +87,7 @@ def _edges_of(session: Session, nodes: set[str]) -> Iterator[tables.EdgeRow]:
 
 
 def _refuse_circles(session: Session, new: Sequence[Edge], there: set[str]) -> None:
-    """Only a new edge can close one, and only through what its sources came of."""
+    """Refuse cycles. Only a new edge can close one, through what its source came of."""
     _, old = reached(session, {edge.source for edge in new} & there)
     sources: dict[str, set[str]] = {}
     for edge in (*old, *new):

@@ -1,4 +1,4 @@
-"""The registry's tables. Rows are only ever added, but for an alias's place and what garbage collection takes away.
+"""The registry's tables. Rows are only added, except that aliases move and garbage collection deletes rows.
 
 Digests are SHA-256 in lower-case hex. Times are UTC seconds since 1970: the same number in every database.
 """
@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, MetaData, String, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-# Constraints have names of their own making, so that a migration can name them in every database.
+# Naming convention of constraints, so that a migration can name them in every database.
 NAMES = {
     "ix": "ix_%(table_name)s_%(column_0_name)s",
     "uq": "uq_%(table_name)s_%(column_0_name)s",
@@ -24,13 +24,13 @@ ALIAS = String(64)
 
 
 class Table(DeclarativeBase):
-    """Base of all of them."""
+    """Base class of all tables."""
 
     metadata = MetaData(naming_convention=NAMES)
 
 
 class ClockRow(Table):
-    """One row: the number of the last event. Every write locks it first, so events become visible in their order, without gaps."""
+    """One row: the number of the last event. Every write locks it first, so that events become visible in order and without gaps."""
 
     __tablename__ = "clock"
 
@@ -39,7 +39,7 @@ class ClockRow(Table):
 
 
 class BaseRow(Table):
-    """A base model: ``id`` is the hash of its files, ``modules`` the linears an adapter may sit on, where they are known.
+    """A base model: ``id`` is the hash of its files, ``modules`` its linear layers, or NULL when they are unknown.
 
     ``modules``: ``{"transformer.<module>": [out, in]}``.
     """
@@ -53,7 +53,7 @@ class BaseRow(Table):
 
 
 class AdapterRow(Table):
-    """A verified LoRA file; ``id`` is the SHA-256 of its bytes, which lie in the artifact store. ``size`` in bytes."""
+    """A verified LoRA file; ``id`` is the SHA-256 of its bytes, which are in the artifact store. ``size`` in bytes."""
 
     __tablename__ = "adapters"
 
@@ -68,9 +68,9 @@ class AdapterRow(Table):
 
 
 class VersionRow(Table):
-    """A model: base + adapters with weights. ``id`` is the hash of just that; ``metrics`` and ``note`` are what was first said of it.
+    """A model: base + adapters with weights. ``id`` is the hash of these; ``metrics`` and ``note`` are those of the first registration.
 
-    ``number`` is the event with which it came, which is the order of the list.
+    ``number`` is the number of its event; versions are listed in this order.
     """
 
     __tablename__ = "versions"
@@ -84,7 +84,7 @@ class VersionRow(Table):
 
 
 class VersionAdapterRow(Table):
-    """One adapter of a version, in its place, with its weight."""
+    """One adapter of a version, with its position and weight."""
 
     __tablename__ = "version_adapters"
 
@@ -105,7 +105,7 @@ class AliasRow(Table):
 
 
 class AliasMoveRow(Table):
-    """Where an alias pointed when: ``previous_id`` is empty for its first place; ``restores`` is the revision a rollback went back to."""
+    """A move of an alias: ``previous_id`` is NULL for the first one; ``restores`` is the revision that a rollback went back to."""
 
     __tablename__ = "alias_moves"
     __table_args__ = (UniqueConstraint("alias", "revision"),)
@@ -121,7 +121,7 @@ class AliasMoveRow(Table):
 
 
 class NodeRow(Table):
-    """A thing of the lineage. ``id`` is ``<kind>:<digest>``: of its bytes where it has any, else of its content."""
+    """A node of the lineage. ``id`` is ``<kind>:<digest>``: the digest of its bytes if it has any, else of its content."""
 
     __tablename__ = "nodes"
 
@@ -131,7 +131,7 @@ class NodeRow(Table):
 
 
 class EdgeRow(Table):
-    """``node`` came of ``source``, in the way that ``relation`` says."""
+    """``node`` came of ``source``; ``relation`` says how."""
 
     __tablename__ = "edges"
     __table_args__ = (Index("ix_edges_source", "source_id"),)
@@ -142,7 +142,7 @@ class EdgeRow(Table):
 
 
 class EventRow(Table):
-    """What happened, numbered without gaps in the order in which it can be seen."""
+    """An event; numbers have no gaps and follow the order in which events become visible."""
 
     __tablename__ = "events"
 

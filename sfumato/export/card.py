@@ -1,4 +1,4 @@
-"""A model card (Mitchell et al. 2019) in the hub's format: a header of YAML that machines read, and words."""
+"""The model card (Mitchell et al. 2019) in the hub's format: a YAML header, and text."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class MethodCard:
 
 @dataclass(frozen=True, slots=True)
 class Licence:
-    """An identifier the hub knows (``apache-2.0``), or ``other`` with a name and an address of its text."""
+    """A licence: an identifier of the hub (``apache-2.0``), or ``other`` with a name and a link to its text."""
 
     id: str = "other"
     name: str = ""
@@ -59,11 +59,11 @@ def model_card(
     """The card of a version.
 
     Args:
-        version: as the registry has it.
-        lineage: everything it came of.
-        files: what lies beside the card, with words for each.
-        licence: of the whole; the base model's own holds besides.
-        example: lines of Python that paint a picture.
+        version: the registered version.
+        lineage: its whole lineage.
+        files: the files beside the card, each with a description.
+        licence: of the export; the base model's licence applies, too.
+        example: Python code that paints a picture.
         methods: by the name of the recipe, for the recipes of the runs in the lineage. A recipe without one is told by its name only.
     """
     header: dict[str, Any] = {"license": licence.id}

@@ -1,10 +1,10 @@
-"""Everything that a registered version is exported as, in one folder; each part is loaded back and compared.
+"""Exports a registered version into one folder; each part is loaded back and compared.
 
     README.md                 the model card
     model/                    a diffusers pipeline with the adapter fused in
     lora/diffusers.safetensors, lora/kohya.safetensors, lora/peft/     the adapter alone, in each layout its model has
     service.py, bentofile.yaml                                         for `bentoml build` in the folder
-    lineage.json              what it came of, as the registry has it
+    lineage.json              its lineage, as the registry has it
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from sfumato.runtime.references import VISTA
 from sfumato.runtime.versions import model_version
 
 KOHYA = (FluxPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline)
-"""Pipelines whose kohya layout diffusers reads, so that it can be proven."""
+"""Pipelines whose kohya layout diffusers can read, so that the export can be verified."""
 EXAMPLE = """from diffusers import DiffusionPipeline
 pipeline = DiffusionPipeline.from_pretrained("model")
 asked = dict(height={side}, width={side}, num_inference_steps={steps}, guidance_scale={guidance}{more})
@@ -55,7 +55,7 @@ pipeline = DiffusionPipeline.from_pretrained(weights.locate("generator"), torch_
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What was written: words by file, and the largest relative difference of an update after loading each layout back."""
+    """The written files with their descriptions, and for each layout the largest relative difference of an update after loading it."""
 
     version: str
     files: Mapping[str, str]
@@ -72,22 +72,22 @@ def export_version(
     methods: Mapping[str, MethodCard] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Exported:
-    """Write a version as files for other programs.
+    """Write a version's files for other programs.
 
     Args:
-        registry: where it is.
-        reference: the version, by alias, id, or the beginning of one.
-        to: a folder that is not there yet, or is empty.
+        registry: holds the version.
+        reference: the version, by alias, id, or a prefix of an id.
+        to: a folder that does not exist, or is empty.
         base: the folder of its base model.
         licence: for the card.
-        methods: what the card says of the methods that trained it, by the recipe's name.
-        dtype: of the fused model's numbers.
+        methods: the cards of the methods that trained it, by the recipe's name.
+        dtype: precision of the fused model.
 
     Raises:
         NotFound: there is no such version.
         InvalidInput: ``to`` is not empty, or cannot be written.
-        MissingWeights: ``base`` is another model than the version's.
-        BrokenWeights: what was written does not load as it should.
+        MissingWeights: ``base`` is not the version's base model.
+        BrokenWeights: a written file loads back with other values.
     """
     _check_folder(to)
     version = registry.get(reference)
@@ -130,13 +130,13 @@ def _name(layout: Layout) -> str:
 
 
 def _write_layouts(adapter: Adapter, folder: Path, pipeline: DiffusionPipeline) -> dict[Layout, float]:
-    """Every layout that the model has; the largest difference of an update after each was loaded back."""
+    """Write every layout that the model supports; returns the largest relative difference of an update after loading each back."""
     layouts = [layout for layout in Layout if layout is not Layout.KOHYA or isinstance(pipeline, KOHYA)]
     return {layout: export(adapter, folder / _name(layout), layout, pipeline) for layout in layouts}
 
 
 def _write_model(pipeline: DiffusionPipeline, adapter: Adapter | None, folder: Path, dtype: torch.dtype) -> None:
-    """The pipeline with ``W + B A`` in place of ``W``; it is read back, and its denoiser compared with what was written."""
+    """Write the pipeline with ``W + B A`` in place of ``W``; its denoiser is read back and compared bit by bit."""
     denoiser = denoiser_of(pipeline)
     if adapter is not None:
         Fuser(denoiser).fuse(adapter)

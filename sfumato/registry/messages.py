@@ -1,4 +1,4 @@
-"""Records to the contract's messages and back: what the service and its clients do the same way."""
+"""Conversion between records and protobuf messages, for the service and its clients."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ JSON_HINT = "Give a JSON object, with finite numbers."
 
 
 def base_to(base: Base) -> registry_pb2.BaseModel:
-    """With its linears, where they are known."""
+    """With its linear layers, when they are known."""
     linears = [registry_pb2.Linear(name=name, outputs=shape[0], inputs=shape[1]) for name, shape in (base.modules or {}).items()]
     return registry_pb2.BaseModel(id=base.id, name=base.name, linears=linears)
 
 
 def base_from(message: registry_pb2.BaseModel) -> Base:
-    """Without linears nothing is known of them.
+    """A message without linear layers gives ``modules`` of None.
 
     Raises:
-        InvalidInput: one is named twice.
+        InvalidInput: a layer is named twice.
     """
     modules = {linear.name: [linear.outputs, linear.inputs] for linear in message.linears}
     if len(modules) != len(message.linears):
@@ -37,12 +37,12 @@ def parts_to(parts: Iterable[WeightedAdapter]) -> list[common_pb2.AdapterRef]:
 
 
 def parts_from(messages: Iterable[common_pb2.AdapterRef]) -> tuple[WeightedAdapter, ...]:
-    """A weight that is not told is 1."""
+    """An absent weight is 1."""
     return tuple(WeightedAdapter(ref.artifact, ref.weight if ref.HasField("weight") else 1.0) for ref in messages)
 
 
 def version_to(version: Version) -> registry_pb2.ModelVersion:
-    """Without the base's linears, which are many."""
+    """Without the base's linear layers, which are many."""
     return registry_pb2.ModelVersion(
         id=version.id,
         number=version.number,
@@ -56,7 +56,7 @@ def version_to(version: Version) -> registry_pb2.ModelVersion:
 
 
 def version_from(message: registry_pb2.ModelVersion) -> Version:
-    """The base's modules are not told."""
+    """Without the base's modules."""
     return Version(
         message.id,
         message.number,
@@ -70,7 +70,7 @@ def version_from(message: registry_pb2.ModelVersion) -> Version:
 
 
 def lineage_to(lineage: Lineage) -> registry_pb2.LineageGraph:
-    """What is said of a thing becomes JSON."""
+    """A node's content becomes JSON."""
     nodes = [
         registry_pb2.LineageNode(kind=node.kind, digest=node.digest, content=json.dumps(node.content) if node.content else "")
         for node in lineage.nodes
@@ -80,10 +80,10 @@ def lineage_to(lineage: Lineage) -> registry_pb2.LineageGraph:
 
 
 def lineage_from(message: registry_pb2.LineageGraph, own: str = "") -> Lineage:
-    """``own`` is the id of the node that edges without one are from.
+    """``own`` is the id of the node at which edges without a node start.
 
     Raises:
-        InvalidInput: what is said of a thing is not a JSON object.
+        InvalidInput: a node's content is not a JSON object.
     """
     nodes = tuple(Node(node.kind, node.digest, _content(node.content, index)) for index, node in enumerate(message.nodes))
     return Lineage(nodes, tuple(Edge(edge.node or own, edge.relation, edge.source) for edge in message.edges))
@@ -112,7 +112,7 @@ def move_from(message: registry_pb2.AliasMove) -> Move:
 
 
 def event_to(event: RegistryEvent) -> registry_pb2.RegistryEvent:
-    """Its content by its kind; of a kind that the contract does not know, number and time only."""
+    """The content by the event's kind; an unknown kind has only number and time."""
     told = registry_pb2.RegistryEvent(number=event.number, happened=event.happened)
     match event.kind:
         case "registered":
@@ -126,7 +126,7 @@ def event_to(event: RegistryEvent) -> registry_pb2.RegistryEvent:
 
 
 def event_from(message: registry_pb2.RegistryEvent) -> RegistryEvent:
-    """The same event as the registry has it."""
+    """The event as the registry stores it."""
     kind, subject, content = "", "", dict[str, Any]()
     match message.WhichOneof("what"):
         case "registered":

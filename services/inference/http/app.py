@@ -1,4 +1,4 @@
-"""The HTTP application: routes, and what every answer has in common."""
+"""The HTTP application: its routes, and the steps that all requests share."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ VERSION = "x-sfumato-model-version"
 
 
 class AppState:
-    """Everything between a socket and the studio; requests are answered once there is a studio, and told to come again before."""
+    """The application's state: keys, audit log, kept answers, and `Images` once the model is loaded."""
 
     def __init__(self, settings: InferenceSettings) -> None:
-        """Raises InvalidInput: the file of keys, or a rate, is unusable."""
+        """Raises InvalidInput when the file of keys or a rate is unusable."""
         self.settings = settings
         self.keyring = Keyring.read(settings.keys, rate=settings.rate, concurrency=settings.concurrency)
         self.audit = AuditLog(settings.audit, settings.audit_prompts)
@@ -55,33 +55,33 @@ class AppState:
 
     @property
     def images(self) -> Images:
-        """Where pictures are made.
+        """Paints the pictures.
 
         Raises:
-            Unavailable: not yet, or not any more.
+            Unavailable: the model is still being loaded, or the service is ending.
         """
         if self._images is None:
             raise Unavailable(self.trouble or "The model is being loaded.", hint="Wait until /readyz answers 200.")
         return self._images
 
     def open(self, images: Images) -> None:
-        """From now on requests are served."""
+        """Serve requests from now on."""
         self._images = images
 
     def close(self) -> None:
-        """From now on none is."""
+        """Serve no more requests."""
         self._images, self.trouble = None, "This service is being ended."
         self.audit.close()
 
     @property
     def ready(self) -> bool:
-        """Whether a request would be served now."""
+        """Whether a version is ready to answer requests."""
         return self._images is not None and self._images.catalog.ready
 
 
 @dataclass(eq=False)
 class RequestContext:
-    """A request to paint on its way through: who sent it, what it asks for, and what the log will say of it."""
+    """A request to paint: its client, its fields once they are parsed, and what the audit log records of it."""
 
     owner: Owner
     path: str
@@ -95,13 +95,13 @@ class RequestContext:
 
     @property
     def fingerprint(self) -> str:
-        """What tells it from other requests."""
+        """A digest that differs for different requests."""
         assert self.fields is not None
         return f"{self.path} {bodies.fingerprint(self.fields) if self.edit is None else self.edit.fingerprint()}"
 
 
 def make_app(state: AppState) -> FastAPI:
-    """The application on a front."""
+    """The application."""
     app = FastAPI(**documents.ABOUT)
     for kind in HANDLED:
         app.add_exception_handler(kind, _failed)
@@ -109,7 +109,7 @@ def make_app(state: AppState) -> FastAPI:
 
     @app.post("/v1/images/generations", **documents.GENERATIONS)
     async def generations(request: Request) -> Response:
-        """Paint pictures from words."""
+        """Paint pictures from a prompt."""
 
         async def read() -> tuple[GenerationRequest, None]:
             return await bodies.read_generation(request, state.settings.max_body), None
@@ -118,7 +118,7 @@ def make_app(state: AppState) -> FastAPI:
 
     @app.post("/v1/images/edits", **documents.EDITS)
     async def edits(request: Request) -> Response:
-        """Paint pictures from words and a picture; where there is a mask, only there."""
+        """Paint pictures from a prompt and an image; with a mask, only the masked part."""
 
         async def read() -> tuple[EditRequest, bodies.EditForm]:
             edit = await bodies.read_edit(request, state.settings.max_upload)
@@ -128,13 +128,13 @@ def make_app(state: AppState) -> FastAPI:
 
     @app.get("/v1/models", **documents.MODELS)
     async def models(request: Request) -> ModelsAnswer:
-        """The models that requests may name, with the base they stand on and the version they came of."""
+        """The models that requests may name, with their base and the version before."""
         state.keyring.owner(request.headers.get("authorization", ""))
         return ModelsAnswer(data=_listed(state))
 
     @app.get("/v1/models/{model:path}", **documents.MODEL)
     async def model(request: Request, model: str) -> ModelField:
-        """One of them."""
+        """One model."""
         state.keyring.owner(request.headers.get("authorization", ""))
         for listed in _listed(state):
             if listed.id == model:
@@ -143,7 +143,7 @@ def make_app(state: AppState) -> FastAPI:
 
     @app.get("/metrics", include_in_schema=False)
     def metrics() -> Response:
-        """For Prometheus."""
+        """Metrics for Prometheus."""
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     page.mount(app, state.settings)
@@ -154,12 +154,12 @@ def make_app(state: AppState) -> FastAPI:
 async def _served(
     state: AppState, request: Request, kind: str, read: Callable[[], Awaitable[tuple[ImageFields, bodies.EditForm | None]]]
 ) -> Response:
-    """Read, admit, paint once, answer, and tell the audit log how it ended."""
+    """Read, admit, paint once, answer, and write to the audit log."""
     owner = state.keyring.owner(request.headers.get("authorization", ""))
     client = request.client.host if request.client else ""
     context = RequestContext(owner, request.url.path, request.headers.get("idempotency-key"), client, request.state.request_id)
     try:
-        state.images  # noqa: B018 (before a large body is read)
+        state.images  # noqa: B018 (raises Unavailable before a large body is read)
         fields, context.edit = await read()
         context.fields = fields
         paint = partial(_painted, state, context)
@@ -175,7 +175,7 @@ async def _served(
 
 
 async def _painted(state: AppState, context: RequestContext, show: Callable[[Preview], object] | None) -> FinishedImages:
-    """The request's pictures, painted now or kept from before; the audit log is told either way."""
+    """The request's pictures, painted now or kept from an earlier request; both go into the audit log."""
     fields, before = context.fields, False
     assert fields is not None
 
@@ -210,7 +210,7 @@ async def _painted(state: AppState, context: RequestContext, show: Callable[[Pre
 
 
 def _tell(state: AppState, context: RequestContext, error: Exception) -> None:
-    """A request that was refused, failed or was given up, in the audit log."""
+    """Write a request that was refused, failed or was cancelled to the audit log."""
     refused, event = told(error), "given up" if isinstance(error, ClientDisconnect) else "refused"
     state.audit.tell(event, context.fields, **_who(context), status=refused.status, code=refused.code, param=refused.param)
 
@@ -221,7 +221,7 @@ def _who(context: RequestContext) -> Mapping[str, Any]:
 
 
 def _images_answer(finished: FinishedImages) -> dict[str, Any]:
-    """The answer that is no stream."""
+    """The answer when it is not streamed."""
     pictures = [PictureField(b64_json=base64.b64encode(file).decode(), seed=seed) for seed, file in finished.files]
     return ImagesAnswer(
         created=finished.created,
@@ -249,5 +249,5 @@ def _listed(state: AppState) -> list[ModelField]:
 
 
 async def _failed(_: Request, error: Exception) -> Response:
-    """Any error as OpenAI's clients read it."""
+    """Any error in OpenAI's shape."""
     return answer(told(error))

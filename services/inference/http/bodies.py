@@ -1,4 +1,4 @@
-"""Reading what clients send: a body's kind and size, JSON, and multipart forms as OpenAI's clients write them."""
+"""Reads request bodies: media type and size, JSON, and multipart forms as OpenAI's clients write them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sfumato.errors import InvalidInput
 from sfumato.runtime.images import MAX_BYTES
 
 MOST_FIELDS, LONGEST_FIELD = 400, 1_000_000
-"""Parts of a form that are no files, and bytes of one."""
+"""Maximum number of form fields that are not files, and maximum bytes of one."""
 IMAGE_FIELDS = ("image", "image[]")
 _REGION = re.compile(r"regions\[\]\[(prompt|strength|bbox)\](\[\])?")
 
@@ -32,35 +32,35 @@ Model = TypeVar("Model", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EditForm:
-    """A form of ``POST /v1/images/edits``: its fields, and the bytes of its files."""
+    """The form of ``POST /v1/images/edits``: its fields, and the bytes of its files."""
 
     fields: EditRequest
     image: bytes
     mask: bytes | None
 
     def fingerprint(self) -> str:
-        """A digest of all of it."""
+        """A digest of all fields and files."""
         return _digest(self.fields, self.image, self.mask or b"")
 
 
 async def read_generation(request: Request, most: int) -> GenerationRequest:
-    """A request's JSON of ``most`` bytes.
+    """A request's JSON body of at most ``most`` bytes.
 
     Raises:
-        RequestRefused: 415, it is not JSON by its header; 413, it is larger.
-        ValidationError: it is not JSON, or not as described.
+        RequestRefused: 415, its header names another media type; 413, it is larger.
+        ValidationError: it is not JSON, or does not fit the schema.
     """
     _expect(request, "application/json")
     return GenerationRequest.model_validate_json(await _bounded(request, most).body())
 
 
 async def read_edit(request: Request, most: int) -> EditForm:
-    """A request's multipart form of ``most`` bytes. Regions are a field of JSON, or fields ``regions[][prompt]`` as clients write them.
+    """A request's multipart form of at most ``most`` bytes. Regions are one field of JSON, or fields ``regions[][prompt]``.
 
     Raises:
-        RequestRefused: 415, it is no form by its header; 413, it is larger; 400, it cannot be read.
-        InvalidInput: a file is absent, too large, or one of several.
-        ValidationError: its fields are not as described.
+        RequestRefused: 415, its header names another media type; 413, it is larger; 400, it cannot be read.
+        InvalidInput: a file is too large, or there are several.
+        ValidationError: its fields do not fit the schema.
     """
     _expect(request, "multipart/form-data")
     try:
@@ -70,9 +70,9 @@ async def read_edit(request: Request, most: int) -> EditForm:
             fields = _fields(form)
     except (MultiPartException, MultipartParseError) as error:
         raise RequestRefused(400, f"The form cannot be read: {error}", "invalid_form") from error
-    except HTTPException as error:  # what Starlette makes of the first within an application
+    except HTTPException as error:  # Starlette converts the first into this one within an application
         raise RequestRefused(400, f"The form cannot be read: {error.detail}", "invalid_form") from error
-    # As from JSON text, so that a form's words become numbers and yet 1.5 is no whole number.
+    # Validated as strings: form values become numbers, but 1.5 is not an integer.
     edit = EditRequest.model_validate_strings(fields, strict=False) if not fields.get("regions") else _with_regions(fields)
     if image is None:
         raise RequestRefused(400, "image: is required.", "missing_required_parameter", "image")
@@ -80,15 +80,15 @@ async def read_edit(request: Request, most: int) -> EditForm:
 
 
 def fingerprint(fields: BaseModel) -> str:
-    """A digest of a body that has no files."""
+    """A digest of a body without files."""
     return _digest(fields)
 
 
 def _bounded(request: Request, most: int) -> Request:
-    """The request, whose body may have ``most`` bytes, whatever its header says.
+    """The request with its body limited to ``most`` bytes, independently of its header.
 
     Raises:
-        RequestRefused: 413, its header says more; reading it raises the same.
+        RequestRefused: 413, its header names more; reading more raises the same.
     """
     told, read = request.headers.get("content-length", ""), 0
     refusal = RequestRefused(413, f"The body is larger than {most} bytes.", "request_too_large")
@@ -130,7 +130,7 @@ async def _file(form: FormData, *names: str) -> bytes | None:
 
 
 def _fields(form: FormData) -> dict[str, Any]:
-    """The form's fields that are no files, each once; regions written in brackets are put together."""
+    """The form's fields that are not files, each at most once; regions in bracket notation are assembled."""
     found: dict[str, Any] = {}
     spread: dict[str, list[str]] = {}
     for name, value in form.multi_items():
@@ -149,7 +149,7 @@ def _fields(form: FormData) -> dict[str, Any]:
 
 
 def _gathered(spread: Mapping[str, list[str]]) -> list[dict[str, Any]]:
-    """Regions of the words of all prompts, the numbers of all boxes, and the strengths of all or none."""
+    """Regions from all prompts, the sides of all boxes, and the strengths of all or none of them."""
     prompts, numbers, strengths = (spread.get(name, []) for name in ("prompt", "bbox", "strength"))
     if len(numbers) != 4 * len(prompts) or len(strengths) not in (0, len(prompts)):
         raise InvalidInput("regions", "each needs a prompt and a bbox of four numbers.", hint="Or send them as one field of JSON.")
@@ -161,7 +161,7 @@ def _gathered(spread: Mapping[str, list[str]]) -> list[dict[str, Any]]:
 
 
 def _with_regions(fields: dict[str, Any]) -> EditRequest:
-    """The fields with regions, which may still be a text of JSON."""
+    """The fields with their regions, which may still be JSON text."""
     regions = fields["regions"]
     if isinstance(regions, str):
         try:

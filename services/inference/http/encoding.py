@@ -1,4 +1,4 @@
-"""Pictures on their way out: files that carry how they were made, in the form that common tools read."""
+"""Encodes pictures into files that contain how they were made, in the formats that common tools read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 @dataclass(frozen=True, slots=True)
 class GenerationParameters:
-    """How a picture was made. ``version`` is the model version's full id, ``settings`` what else is worth telling, by its name."""
+    """How a picture was made. ``version`` is the model version's full id; ``settings`` are further values by name."""
 
     prompt: str
     negative_prompt: str
@@ -39,7 +39,7 @@ class GenerationParameters:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def infotext(self) -> str:
-        """The words of Stable Diffusion web UI (AUTOMATIC1111), which Civitai and others read too.
+        """The text format of Stable Diffusion web UI (AUTOMATIC1111), which Civitai and others read too.
 
         The prompt, a line ``Negative prompt:`` where there is one, and a last line of ``Name: value`` pairs; values that hold
         commas, colons or line ends are JSON strings.
@@ -62,10 +62,10 @@ class GenerationParameters:
 
 
 def encode(image: Image, parameters: GenerationParameters, kind: Format = "png", quality: int = 95) -> bytes:
-    """The bytes of a file of the picture; equal pictures made in the same way give equal bytes.
+    """The bytes of the picture's file; equal pictures with equal parameters give equal bytes.
 
-    PNG has the recipe in its text chunk ``parameters`` and the model's version in ``model_version``; JPEG and WebP in the EXIF field
-    UserComment, where the same tools look for it. ``quality`` is 0 to 100, of JPEG and WebP.
+    PNG has the parameters in its text chunk ``parameters`` and the model's version in ``model_version``; JPEG and WebP have the
+    parameters in the EXIF field UserComment, where the same tools read them. ``quality`` is 0 to 100, for JPEG and WebP.
     """
     buffer, picture = io.BytesIO(), Pillow.fromarray(image)
     if kind == "png":
@@ -81,7 +81,7 @@ def encode(image: Image, parameters: GenerationParameters, kind: Format = "png",
 
 
 def _plain(text: str) -> str:
-    """The text without what no text chunk may hold."""
+    """The text without the control characters that a text chunk must not contain."""
     return _CONTROL.sub(" ", text).strip()
 
 

@@ -1,7 +1,7 @@
-"""``Idempotency-Key``: a request that comes again is answered with what was answered before; nothing is painted twice.
+"""``Idempotency-Key``: a repeated request gets the first one's answer; nothing is painted twice.
 
-As in the IETF's draft (httpapi-idempotency-key-header): the key belongs to whoever sent it, and to one request. While the first is
-at work those that come again wait for the same answer; a request that failed is forgotten, so that it may be tried again.
+As in the IETF's draft (httpapi-idempotency-key-header): a key belongs to one owner and one request. While the first request is in work,
+repeated ones wait for the same answer; a failed request is forgotten, so that it can be tried again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LONGEST_KEY = 255
 
 @dataclass(eq=False)
 class _KeptAnswer(Generic[Answer]):
-    """A request that was begun: what it was, its answer, how many wait for it, and the size and age once it is there."""
+    """A request that was started: its fingerprint, its work, how many callers wait for it, and the answer's size and time."""
 
     fingerprint: str
     work: asyncio.Task[Answer]
@@ -33,21 +33,21 @@ class _KeptAnswer(Generic[Answer]):
 
 
 class IdempotentAnswers(Generic[Answer]):
-    """Answers by owner and key, for a time and within a number of bytes; of one event loop."""
+    """Answers by owner and key, limited in age and in bytes; for one event loop."""
 
     def __init__(self, keep: float, room: int, size: Callable[[Answer], int], clock: Callable[[], float] = time.monotonic) -> None:
-        """``keep`` is seconds, ``room`` bytes of all answers, as ``size`` tells them."""
+        """``keep``: seconds; ``room``: bytes of all answers, measured by ``size``."""
         self._keep, self._room, self._size, self._clock = keep, room, size, clock
         self._kept: OrderedDict[tuple[str, str], _KeptAnswer[Answer]] = OrderedDict()
         self._held = 0
 
     async def once(self, owner: str, key: str, fingerprint: str, work: Callable[[], Awaitable[Answer]]) -> tuple[Answer, bool]:
-        """The answer of ``work``, done once for each key; and whether it had been asked for before.
+        """The answer of ``work``, which runs once per key; and whether the key was used before.
 
-        ``fingerprint`` tells requests apart. When all who wait for it are gone, the work is cancelled.
+        ``fingerprint`` identifies the request. When every waiting caller is gone, the work is cancelled.
 
         Raises:
-            RequestRefused: 422, the key was another request's; 400, it is too long or empty. And what ``work`` raises.
+            RequestRefused: 422, the key was used for another request; 400, it is too long or empty. Also what ``work`` raises.
         """
         if not 0 < len(key) <= LONGEST_KEY:
             raise RequestRefused(400, f"Idempotency-Key: must have 1 to {LONGEST_KEY} characters.", "invalid_value", "Idempotency-Key")
@@ -83,7 +83,7 @@ class IdempotentAnswers(Generic[Answer]):
             self._forget_old()
 
     def _forget_old(self) -> None:
-        """Let go of answers that are too old, and of the oldest while all are too large."""
+        """Drop answers that are too old, and the oldest ones while all answers together are too large."""
         limit = self._clock() - self._keep
         for name, kept in list(self._kept.items()):
             if kept.done and (kept.done < limit or self._held > self._room):

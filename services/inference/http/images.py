@@ -1,4 +1,4 @@
-"""From a request that was understood to the files it is answered with: model, wishes, pictures, check, files."""
+"""From a parsed request to its picture files: lease a version, paint, check for nudity, encode."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from sfumato.runtime.nudenet import Detector
 
 INLINE = 1 << 17
-"""Bytes of pictures that are made files of in less time than a thread takes to begin."""
+"""Bytes of pictures up to which encoding takes less time than starting a thread."""
 RANDOM_SEEDS = 2**32
-"""Seeds that are drawn where none is given: numbers that every language's JSON holds."""
+"""Range of random seeds: integers that JSON parsers of all languages hold exactly."""
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """A picture in work: which of the request's, the how-manieth of its previews, its file, and what paints it."""
+    """A picture in work: its index in the request, the index of the preview, the encoded file, and the version that paints it."""
 
     picture: int
     index: int
@@ -49,7 +49,7 @@ Show = Callable[[Preview], object]
 
 @dataclass(frozen=True, slots=True)
 class FinishedImages:
-    """A request's files, each with its seed, and what they were painted by."""
+    """A request's files, each with its seed, and the model and version that painted them."""
 
     files: tuple[tuple[int, bytes], ...]
     created: int
@@ -61,13 +61,13 @@ class FinishedImages:
 
     @property
     def bytes(self) -> int:
-        """Of all files."""
+        """Size of all files."""
         return sum(len(file) for _, file in self.files)
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Everything that painting needs, once it is there."""
+    """Answers requests for images with the engine and the catalog."""
 
     engine: InferenceEngine
     catalog: Catalog
@@ -76,13 +76,13 @@ class Images:
     detector: Detector | None = None
 
     async def paint(self, fields: ImageFields, edit: EditForm | None = None, show: Show | None = None) -> FinishedImages:
-        """Paint what is asked for by exactly one version of the model; ``show`` is told the pictures in work, in this event loop.
+        """Paint all pictures of a request by one version of the model; ``show`` receives previews, in this event loop.
 
-        Cancelling it gives up all its pictures.
+        Cancelling it cancels all its pictures.
 
         Raises:
-            InvalidInput: naming the field that cannot be served.
-            RequestRefused: the model is unknown; a picture was held back.
+            InvalidInput: names the field that cannot be served.
+            RequestRefused: the model is unknown, or a picture was held back.
             Busy, Unavailable: try again later.
         """
         all_wanted = self._paint_requests(fields, None) if edit is None else await asyncio.to_thread(self._paint_requests, fields, edit)
@@ -105,7 +105,7 @@ class Images:
     async def _timed(
         self, all_wanted: Sequence[PaintRequest], lease: VersionLease, fields: ImageFields, show: Show | None
     ) -> list[PaintedImage]:
-        """The pictures, and word to the version's statistics; what is the client's doing, or the queue's, says nothing of a version."""
+        """The pictures; the request is counted for its version, except errors caused by the client or by a full queue."""
         begun = time.perf_counter()
         try:
             painted = await self._painted(all_wanted, lease, fields, show)
@@ -120,7 +120,7 @@ class Images:
     async def _painted(
         self, all_wanted: Sequence[PaintRequest], lease: VersionLease, fields: ImageFields, show: Show | None
     ) -> list[PaintedImage]:
-        """All pictures side by side; where one fails, the others are given up."""
+        """All pictures concurrently; when one fails, the others are cancelled."""
         encoding: list[asyncio.Task[None]] = []
         previews = [self._previews(index, wanted, lease, fields, show, encoding) for index, wanted in enumerate(all_wanted)]
         tasks = [
@@ -129,7 +129,7 @@ class Images:
         ]
         try:
             painted = list(await asyncio.gather(*tasks))
-            await asyncio.gather(*encoding)  # so that a preview never comes after its picture
+            await asyncio.gather(*encoding)  # so that no preview is sent after its picture
             return painted
         finally:
             await ended([*tasks, *encoding])
@@ -143,7 +143,7 @@ class Images:
         show: Show | None,
         encoding: list[asyncio.Task[None]],
     ) -> Previews | None:
-        """Tells of a picture in work, as often as was asked for at most."""
+        """Sends the previews of one picture, at most as many as requested."""
         if show is None or not fields.partial_images:
             return None
         most = fields.partial_images
@@ -165,7 +165,7 @@ class Images:
         return Previews(max(1, -(-wanted.request.steps_made // (most + 1))), tell)
 
     def _paint_requests(self, fields: ImageFields, edit: EditForm | None) -> list[PaintRequest]:
-        """One wish for each picture, the model's own where nothing is said."""
+        """One `PaintRequest` per picture, with the model's defaults for absent fields."""
         from services.inference.painting.engine import PaintRequest
 
         limits = self.engine.limits
@@ -197,7 +197,7 @@ class Images:
 
 
 async def look_at(images: Sequence[Image], detector: Detector | None) -> None:
-    """Hold back pictures that are not to be given out, all of a request's where one is not; without a detector none is.
+    """Hold back all pictures of a request when the detector finds nudity in one of them; without a detector nothing is checked.
 
     Raises:
         RequestRefused: 400, ``moderation_blocked``.
@@ -208,7 +208,7 @@ async def look_at(images: Sequence[Image], detector: Detector | None) -> None:
 
 
 def _started(edit: EditForm, limits: ModelLimits) -> Start:
-    """The picture to start from and its mask, in the size that is painted: what is asked for, else the picture's own."""
+    """The picture to start from and its mask, in the painted size: the requested size, else the picture's own."""
     image = decode_image(edit.image, "image")
     mask = None if edit.mask is None else decode_mask(edit.mask, "mask")
     if mask is not None and mask.shape != image.shape[:2]:
@@ -262,5 +262,5 @@ def _box(sides: Sequence[int]) -> tuple[int, int, int, int]:
 
 
 def _name(lease: VersionLease) -> str:
-    """What a request would call the model."""
+    """The model's name in a request."""
     return f"{lease.base}@{lease.alias}" if lease.alias else lease.base

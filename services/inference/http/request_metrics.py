@@ -1,4 +1,4 @@
-"""Counts and times every request, gives it an id, and lets no error past."""
+"""Middleware that counts and times every request, gives it an id, and answers unexpected errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class RequestMetrics:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handle one request."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         begun, status, identity = time.perf_counter(), 0, f"req_{secrets.token_hex(12)}"
@@ -48,7 +48,7 @@ class RequestMetrics:
                 await self._app(scope, receive, sent)
             except Exception as error:
                 refused = told(error)
-                if status:  # half an answer is out: what is left is to end the connection
+                if status:  # part of the answer was sent: only closing the connection is left
                     raise
                 await answer(refused)(scope, receive, sent)
             finally:
@@ -58,6 +58,6 @@ class RequestMetrics:
 
 
 def _route(scope: Scope) -> str:
-    """The route's path as it is written, so that unknown paths are one."""
+    """The route's path pattern; all unknown paths have the label ``other``."""
     found: Any = scope.get("route")
     return getattr(found, "path", "") or "other"

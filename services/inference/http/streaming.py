@@ -1,4 +1,4 @@
-"""Answers over time: server-sent events as OpenAI's clients read them, and work that ends when nobody waits for it."""
+"""Server-sent events as OpenAI's clients read them, and work that is cancelled when the client disconnects."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from sfumato.runtime.ending import ended
 Result = TypeVar("Result")
 
 QUIET = 15.0
-"""Seconds without an event after which a comment says that the connection is alive."""
+"""Seconds without an event after which a comment keeps the connection alive."""
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """The work's result; it is cancelled when whoever asked goes away.
+    """The work's result; the work is cancelled when the client disconnects.
 
-    The request's body must have been read: whatever comes after it is the end of the connection.
+    The request's body must have been read before: the next message is the disconnect.
 
     Raises:
-        ClientDisconnect: nobody is there to be told.
+        ClientDisconnect: the client disconnected.
     """
     working, leaving = asyncio.create_task(work), asyncio.create_task(_gone(request))
     try:
@@ -47,14 +47,14 @@ async def streamed(
     shared: Mapping[str, Any],
     headers: Callable[[str], Mapping[str, str]],
 ) -> StreamingResponse:
-    """A stream of the work's previews and pictures; what goes wrong before the first is raised, and has its own status.
+    """A stream of the work's previews and pictures; an error before the first event is raised, so that it gets its own status.
 
     Args:
-        request: who is answered.
+        request: the request to answer.
         kind: ``image_generation`` or ``image_edit``, the first part of the events' types.
-        work: paints, and tells the function it is given of pictures in work.
-        shared: fields of every event: output_format, size where it is known.
-        headers: those of the response, for the version of the model that paints.
+        work: paints, and calls its argument with every preview.
+        shared: fields of every event, such as output_format and size.
+        headers: of the response, by the version of the model that paints.
     """
     events: asyncio.Queue[Preview | FinishedImages | Exception] = asyncio.Queue()
 

@@ -27,7 +27,7 @@ UNUSABLE = (BrokenWeights, MissingWeights, InvalidInput, Diverged, NotFound)
 
 
 class VersionEngine(Protocol):
-    """What an engine does for versions; see `services.inference.painting.engine`. Each may take a while, and is called in a thread."""
+    """The part of an engine that the catalog uses; see `services.inference.painting.engine`. Calls may be slow and run in a thread."""
 
     @property
     def extras(self) -> Collection[str]:

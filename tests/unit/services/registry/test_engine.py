@@ -62,7 +62,7 @@ def test_what_was_once_told_of_a_base_is_held_against_later_adapters(registry: R
     digest, data = adapter(1)
     with pytest.raises(InvalidInput, match="has no linear"):
         registry.register(Base(BASE.id, "tiny"), [WeightedAdapter(digest)], files={digest: data})
-    with pytest.raises(InvalidInput, match="known to be others"):
+    with pytest.raises(InvalidInput, match="differ from the registered ones"):
         registry.register(BASE)
 
 

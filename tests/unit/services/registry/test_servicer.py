@@ -86,7 +86,7 @@ def _everything(models: Models) -> list[object]:
         (lambda: models.set_alias("a b", first.id, expected=""), InvalidInput, "alias"),
         (lambda: models.register(Base(BASE.id, "x"), [WeightedAdapter("d" * 64)]), MissingWeights, "d" * 64),
         (lambda: models.register(Base("f" * 64, "x", {TO_Q: [9, 9]}), [WeightedAdapter(digest)]), InvalidInput, "another model"),
-        (lambda: models.register(Base(BASE.id, "x", {TO_Q: [9, 9]})), InvalidInput, "known to be others"),
+        (lambda: models.register(Base(BASE.id, "x", {TO_Q: [9, 9]})), InvalidInput, "differ from the registered ones"),
         (lambda: models.merge([]), InvalidInput, "versions|sources"),
         (lambda: models.list(limit=501), InvalidInput, "limit"),
     ]
