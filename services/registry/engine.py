@@ -318,7 +318,7 @@ class Registry:
         if row is None or row.modules is None:
             return base
         if base.modules is not None and {name: list(shape) for name, shape in base.modules.items()} != row.modules:
-            raise InvalidInput("base", f"its modules differ from the registered ones.", hint="The same files have the same modules.")
+            raise InvalidInput("base", "its modules differ from the registered ones.", hint="The same files have the same modules.")
         return Base(base.id, row.name, row.modules)
 
 
