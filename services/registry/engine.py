@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from services.registry import graph, tables
+from services.registry import aliases, graph, tables
 from services.registry.adapters import VerifiedAdapter, check_base, verified
 from services.registry.collecting import garbage, remove
 from services.registry.database import Database, Writing
@@ -99,22 +98,12 @@ class Registry:
             self._artifacts.put(content)
         id = version_id(base.id, parts)
         with self._database.writing() as writing:
-            session = writing.session
             _keep_base(writing, base)
             for adapter in adapters:
                 self._artifacts.put(data[adapter.sha256])  # again, in case a collection ran in between; from here on none can
                 _keep_adapter(writing, adapter)
-            if session.get(tables.VersionRow, id) is None:
-                number = writing.say("registered", id, base=base.id, note=note)
-                session.add(tables.VersionRow(id=id, number=number, base_id=base.id, metrics=numbers, note=note, created=writing.now))
-                session.flush()
-                places = enumerate(parts)
-                session.add_all(
-                    tables.VersionAdapterRow(version_id=id, position=place, adapter_id=part.adapter, weight=float(part.weight))
-                    for place, part in places
-                )
-                session.flush()
-            graph.grow(session, _own_lineage(id, base, parts, lineage))
+            _keep_version(writing, id, base, parts, numbers, note)
+            graph.grow(writing.session, _own_lineage(id, base, parts, lineage))
         return self.get(id)
 
     def get(self, reference: str) -> Version:
@@ -228,9 +217,9 @@ class Registry:
             raise InvalidInput("expected", f"{expected[:80]!r} is no id of a version.", hint="Give all 64 digits; empty for a new alias.")
         with self._database.writing() as writing:
             version = _resolve(writing.session, reference)
-            if version == expected and (moves := _moves(writing.session, alias)) and moves[-1].version_id == expected:
-                return _as_move(moves[-1])  # no move, so that a rollback does not find one
-            return _move(writing, alias, version, expected, reason)
+            if version == expected and (moves := aliases.moves_of(writing.session, alias)) and moves[-1].version_id == expected:
+                return aliases.as_record(moves[-1])  # no move, so that a rollback does not find one
+            return aliases.move(writing, alias, version, expected, reason)
 
     def rollback(self, alias: str, *, expected: str, reason: str = "") -> Move:
         """Move an alias back to the version before; repeated calls go further back.
@@ -243,20 +232,13 @@ class Registry:
         check_alias(alias)
         check_text("reason", reason)
         with self._database.writing() as writing:
-            moves = _moves(writing.session, alias)
+            moves = aliases.moves_of(writing.session, alias)
             if not moves:
                 raise NotFound(f"There is no alias {alias!r}.")
-            # A rollback counts as the revision that it restored: the next rollback goes to the revision before that one.
-            place: dict[int, int] = {}
-            before: dict[int, int] = {}
-            for move in moves:
-                if move.restores is None:
-                    before[move.revision] = place.get(move.revision - 1, 0)
-                place[move.revision] = move.restores or move.revision
-            target = before[place[moves[-1].revision]]
-            if not target:
+            target = aliases.rollback_target(moves)
+            if target is None:
                 raise InvalidInput("alias", f"{alias!r} has no earlier place to go back to.")
-            return _move(writing, alias, moves[target - 1].version_id, expected, reason, restores=target)
+            return aliases.move(writing, alias, target.version_id, expected, reason, restores=target.revision)
 
     def history(self, alias: str) -> tuple[Move, ...]:
         """All moves of an alias, the first one first.
@@ -265,10 +247,10 @@ class Registry:
             NotFound: there is no such alias.
         """
         with self._database.reading() as session:
-            moves = _moves(session, alias)
+            moves = aliases.moves_of(session, alias)
         if not moves:
             raise NotFound(f"There is no alias {alias[:80]!r}.")
-        return tuple(_as_move(row) for row in moves)
+        return tuple(aliases.as_record(row) for row in moves)
 
     # --- lineage, events, garbage collection ---
 
@@ -353,6 +335,22 @@ def _keep_adapter(writing: Writing, adapter: VerifiedAdapter) -> None:
     writing.session.flush()
 
 
+def _keep_version(
+    writing: Writing, id: str, base: Base, parts: tuple[WeightedAdapter, ...], metrics: dict[str, float], note: str
+) -> None:
+    if writing.session.get(tables.VersionRow, id) is not None:
+        return
+    number = writing.say("registered", id, base=base.id, note=note)
+    row = tables.VersionRow(id=id, number=number, base_id=base.id, metrics=metrics, note=note, created=writing.now)
+    writing.session.add(row)
+    writing.session.flush()
+    writing.session.add_all(
+        tables.VersionAdapterRow(version_id=id, position=position, adapter_id=part.adapter, weight=float(part.weight))
+        for position, part in enumerate(parts)
+    )
+    writing.session.flush()
+
+
 def _own_lineage(id: str, base: Base, parts: tuple[WeightedAdapter, ...], lineage: Lineage) -> Lineage:
     """The given lineage, with the version's own node, its base and its adapters."""
     own = Node("version", id)
@@ -382,45 +380,3 @@ def _version(session: Session, id: str) -> Version:
     parts = tuple(WeightedAdapter(part.adapter_id, part.weight) for part in session.scalars(places))
     names = session.scalars(select(tables.AliasRow.name).where(tables.AliasRow.version_id == id).order_by(tables.AliasRow.name))
     return Version(id, row.number, Base(base.id, base.name, base.modules), parts, row.metrics, row.note, row.created, tuple(names))
-
-
-def _moves(session: Session, alias: str) -> Sequence[tables.AliasMoveRow]:
-    moves = tables.AliasMoveRow
-    return session.scalars(select(moves).where(moves.alias == alias).order_by(moves.revision)).all()
-
-
-def _move(writing: Writing, alias: str, version: str, expected: str, reason: str, restores: int | None = None) -> Move:
-    """Compare and set. The condition is in the statement itself, so that it holds without the clock's lock, too."""
-    session = writing.session
-    row = session.get(tables.AliasRow, alias)
-    current = row.version_id if row else ""
-    if current != expected:
-        where = f"points at {current[:12]}" if current else "does not exist"
-        raise Conflict(f"The alias {alias!r} {where}, not as expected.", hint="Read the alias again, then decide.")
-    if row is None:
-        revision = 1
-        session.add(tables.AliasRow(name=alias, version_id=version, revision=revision))
-    else:
-        revision = row.revision + 1
-        same = (tables.AliasRow.name == alias) & (tables.AliasRow.version_id == expected) & (tables.AliasRow.revision == row.revision)
-        changed: Any = session.execute(update(tables.AliasRow).where(same).values(version_id=version, revision=revision))
-        if changed.rowcount != 1:
-            raise Conflict(f"The alias {alias!r} moved.", hint="Read the alias again, then decide.")
-    number = writing.say("alias", alias, version=version, previous=current, revision=revision, reason=reason)
-    move = tables.AliasMoveRow(
-        number=number,
-        alias=alias,
-        revision=revision,
-        previous_id=current or None,
-        version_id=version,
-        restores=restores,
-        reason=reason,
-        moved=writing.now,
-    )
-    session.add(move)
-    session.flush()
-    return _as_move(move)
-
-
-def _as_move(row: tables.AliasMoveRow) -> Move:
-    return Move(row.alias, row.revision, row.previous_id or "", row.version_id, row.reason, row.moved)

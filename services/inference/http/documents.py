@@ -120,7 +120,7 @@ def _description(app: FastAPI) -> dict[str, Any]:
 
 def _form(fields: dict[str, Any]) -> dict[str, Any]:
     """The form of an edit: its fields and its files. Regions are JSON text in a form."""
-    files = {"image": {**_FILE, "description": "PNG, JPEG or WebP."}, "mask": {**_FILE, "description": "Transparent: painted anew."}}
+    files = {"image": {**_FILE, "description": "PNG, JPEG or WebP."}, "mask": {**_FILE, "description": "Transparent parts are repainted."}}
     regions = {"type": "string", "contentMediaType": "application/json", "description": "As in generations, as JSON."}
     properties = fields["properties"] | {"regions": regions} | files
     return {**fields, "title": "EditForm", "properties": properties, "required": ["image", "prompt"]}

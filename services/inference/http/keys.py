@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from services.inference.http.errors import RequestRefused, seconds
 from sfumato.errors import InvalidInput
 
-ANYBODY = "anybody"
+KEYLESS = "anybody"
 """The owner's name in the audit log when there are no keys."""
 
 
@@ -57,7 +57,7 @@ class Keyring:
         self._owners: Mapping[str, Owner] = {
             key.sha256: Owner(key.name, _rate(rate if key.rate is None else key.rate), key.concurrency or concurrency) for key in keys
         }
-        self._anybody = None if keys else Owner(ANYBODY, _rate(rate), concurrency)
+        self._keyless = None if keys else Owner(KEYLESS, _rate(rate), concurrency)
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
 
     @classmethod
@@ -88,8 +88,8 @@ class Keyring:
         Raises:
             RequestRefused: 401, there are keys and the request has none of them.
         """
-        if self._anybody is not None:
-            return self._anybody
+        if self._keyless is not None:
+            return self._keyless
         scheme, _, shown = authorization.strip().partition(" ")
         # The digest is looked up, so that the timing does not depend on the keys.
         owner = self._owners.get(hashlib.sha256(shown.strip().encode("utf-8", "replace")).hexdigest())

@@ -101,7 +101,7 @@ class GenerationRequest(ImageFields):
 
 
 class EditRequest(ImageFields):
-    """``POST /v1/images/edits`` but for its files: ``image``, and ``mask`` where only a part is painted anew."""
+    """``POST /v1/images/edits`` but for its files: ``image``, and ``mask`` when only a part is painted again."""
 
     strength: Annotated[float | None, Field(ge=0, le=1, description="How far from the image: 0 gives it back, 1 forgets it.")] = None
     input_fidelity: Annotated[Literal["high", "low"] | None, Field(description="high: strength 0.4, where that is absent.")] = None

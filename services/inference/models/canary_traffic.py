@@ -10,7 +10,7 @@ from statistics import fmean
 
 from services.inference.models import metrics
 from services.inference.models.canary import CanaryRule, TrafficSplit, Verdict, VersionTally, decide
-from services.inference.models.golden import Scorer
+from services.inference.models.golden import ImageScorer
 from sfumato.errors import Conflict, SfumatoError
 from sfumato.registry.client import RegistryClient
 from sfumato.types import Image
@@ -26,7 +26,7 @@ TOGETHER = 16
 class CanaryTraffic:
     """Counts for one pair of versions at a time; the counts restart when either version changes."""
 
-    def __init__(self, rule: CanaryRule, registry: RegistryClient, stable: str, scores: Scorer | None) -> None:
+    def __init__(self, rule: CanaryRule, registry: RegistryClient, stable: str, scores: ImageScorer | None) -> None:
         """``stable`` is the alias that the canary is compared with."""
         self.split = TrafficSplit(rule.weight)
         self._rule, self._registry, self._alias, self._scores = rule, registry, stable, scores
@@ -84,7 +84,7 @@ class CanaryTraffic:
             log.error("The verdict could not be recorded, counting starts again: %s", error)
             self.begin(stable, canary)
 
-    async def _score_all(self, scores: Scorer) -> None:
+    async def _score_all(self, scores: ImageScorer) -> None:
         while True:
             waiting = [await self._pictures.get()]
             while len(waiting) < TOGETHER and not self._pictures.empty():

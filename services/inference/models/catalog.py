@@ -27,7 +27,7 @@ from services.inference.models import metrics
 from services.inference.models.aliases import AliasWatcher
 from services.inference.models.canary import CanaryRule
 from services.inference.models.canary_traffic import CanaryTraffic
-from services.inference.models.golden import Scorer
+from services.inference.models.golden import ImageScorer
 from services.inference.models.names import HINT, ModelReference, read_name
 from services.inference.models.versions import Check, PreparedVersion, PreparedVersions, VersionEngine, VersionRefused
 from sfumato.errors import InvalidInput, NotFound, SfumatoError, Unavailable
@@ -106,7 +106,7 @@ class Catalog:
         check: Check,
         served: ServedBase,
         canary: CanaryRule | None = None,
-        scores: Scorer | None = None,
+        scores: ImageScorer | None = None,
     ) -> None:
         """The catalog owns ``registry`` and closes it.
 

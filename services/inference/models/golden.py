@@ -40,7 +40,7 @@ Raises:
 """
 
 
-class Scorer(Protocol):
+class ImageScorer(Protocol):
     """Scores pictures."""
 
     async def score(self, images: Sequence[Image], prompts: Sequence[str]) -> list[dict[str, float]]:
@@ -49,7 +49,7 @@ class Scorer(Protocol):
 
 
 class ScoringClient:
-    """The scoring service behind an address, as `Scorer`."""
+    """The scoring service behind an address, as `ImageScorer`."""
 
     def __init__(self, address: str, settings: ClientSettings | None = None) -> None:
         """Connects on the first call; see `sfumato.runtime.client.channel`."""
@@ -57,7 +57,7 @@ class ScoringClient:
         self._stub = ScoringServiceStub(self._channel)
 
     async def score(self, images: Sequence[Image], prompts: Sequence[str]) -> list[dict[str, float]]:
-        """See `Scorer`."""
+        """See `ImageScorer`."""
         return await asyncio.to_thread(self._score, images, prompts)
 
     def close(self) -> None:
@@ -112,7 +112,7 @@ class CheckReport:
 class GoldenCheck:
     """Paints the golden prompts with a version and compares their scores with the registry's record."""
 
-    def __init__(self, paint: Paint, limits: ModelLimits, golden: GoldenPrompts, scores: Scorer | None) -> None:
+    def __init__(self, paint: Paint, limits: ModelLimits, golden: GoldenPrompts, scores: ImageScorer | None) -> None:
         """Without ``scores`` the check only requires finite pictures."""
         self._paint, self._golden, self._scores = paint, golden, scores
         self._requests = golden.requests(limits)

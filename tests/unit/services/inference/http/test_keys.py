@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from services.inference.http.errors import RequestRefused
-from services.inference.http.keys import ANYBODY, Key, Keyring
+from services.inference.http.keys import KEYLESS, Key, Keyring
 from sfumato.errors import InvalidInput
 
 
@@ -23,7 +23,7 @@ def ring(**more: object) -> Keyring:
 
 def test_who_asks_is_told_by_the_key_alone() -> None:
     assert ring().owner("Bearer right").name == "web" and ring().owner("bearer  2 ").name == "other"
-    assert Keyring().owner("").name == ANYBODY and Keyring().owner("Bearer whatever").name == ANYBODY
+    assert Keyring().owner("").name == KEYLESS and Keyring().owner("Bearer whatever").name == KEYLESS
     for shown in ("", "right", "Bearer", "Bearer wrong", "Basic right", "Bearer right right"):
         with pytest.raises(RequestRefused) as caught:
             ring().owner(shown)

@@ -17,7 +17,7 @@ from torch import nn
 
 from services.inference.models.canary import CanaryRule
 from services.inference.models.catalog import Catalog, ServedBase
-from services.inference.models.golden import GoldenCheck, GoldenPrompts, Scorer
+from services.inference.models.golden import GoldenCheck, GoldenPrompts, ImageScorer
 from services.inference.painting.engine import EngineSettings, InferenceEngine, PaintRequest
 from sfumato.diffusion.families import FluxFamily
 from sfumato.diffusion.loading import load_pipeline
@@ -87,7 +87,7 @@ class House:
         *,
         golden: GoldenPrompts = GOLDEN,
         canary: CanaryRule | None = None,
-        scores: Scorer | None = None,
+        scores: ImageScorer | None = None,
         keep: int = 0,
         extras: int = 2**30,
         wait: bool = True,
