@@ -30,6 +30,7 @@ from sfumato.runtime import logs
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.bus import CONSUMER, Bus, stream_of
 from sfumato.runtime.bus.worker import Worker
+from sfumato.runtime.cancel import cancel_all
 from sfumato.runtime.device import pick_device
 from sfumato.runtime.settings import BusSettings, Settings, TelemetrySettings
 from sfumato.runtime.tasks import Output, Task

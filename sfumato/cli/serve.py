@@ -73,7 +73,7 @@ def _listen(host: str, port: int) -> None:
     """
     import uvicorn
 
-    from services.inference.service import Inference, front
+    from services.inference.service import Inference, state
 
     class ImageServer(uvicorn.Server):
         """Ctrl-C drains it; a second Ctrl-C ends it at once."""
@@ -94,8 +94,8 @@ def _listen(host: str, port: int) -> None:
             server.run(sockets=[listening])
     if server.force_exit:
         raise KeyboardInterrupt
-    if front.failure is not None:
-        raise front.failure
+    if state.failure is not None:
+        raise state.failure
 
 
 def _bound(host: str, port: int) -> socket.socket:
