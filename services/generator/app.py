@@ -44,9 +44,9 @@ def services(serving: ServingSettings) -> Sequence[Service]:
         folder = located(painting.model) if painting.model else model_folder(VISTA, "generator", settings)
         return serve(folder, painting.precision, GeneratorSettings(max_batch=painting.max_batch))
 
-    lane = EngineQueue(load, waiting=serving.waiting)
-    servicer = GeneratorServicer(lane, ArtifactStore(settings.artifacts_url))
-    return [Service("sfumato.v1.GeneratorService", partial(add_GeneratorServiceServicer_to_server, servicer), lane, HANDLERS)]
+    queue = EngineQueue(load, waiting=serving.waiting)
+    servicer = GeneratorServicer(queue, ArtifactStore(settings.artifacts_url))
+    return [Service("sfumato.v1.GeneratorService", partial(add_GeneratorServiceServicer_to_server, servicer), queue, HANDLERS)]
 
 
 if __name__ == "__main__":

@@ -30,14 +30,14 @@ PREVIEW = 128
 class GeneratorServicer(GeneratorServiceServicer):
     """See ``protos/sfumato/v1/generator.proto``."""
 
-    def __init__(self, lane: EngineQueue[ServedGenerator], artifacts: ArtifactStore) -> None:
-        self._lane, self._artifacts = lane, artifacts
+    def __init__(self, queue: EngineQueue[ServedGenerator], artifacts: ArtifactStore) -> None:
+        self._queue, self._artifacts = queue, artifacts
 
     async def GetLimits(self, request: generator_pb2.GetLimitsRequest, context: Any) -> generator_pb2.GetLimitsResponse:
         """What may be asked of the model, and its defaults."""
-        limits = self._lane.engine.limits
+        limits = self._queue.engine.limits
         return generator_pb2.GetLimitsResponse(
-            base=self._lane.engine.base,
+            base=self._queue.engine.base,
             grid=limits.grid,
             min_size=limits.min_size,
             max_size=limits.max_size,
@@ -57,7 +57,7 @@ class GeneratorServicer(GeneratorServiceServicer):
         def work(served: ServedGenerator, caller: Caller) -> list[generator_pb2.Picture]:
             return self._painted(served, request, lambda done, total: caller.check())
 
-        return generator_pb2.GenerateResponse(pictures=await self._lane.call(work))
+        return generator_pb2.GenerateResponse(pictures=await self._queue.call(work))
 
     async def GenerateStream(
         self, request: generator_pb2.GenerateStreamRequest, context: Any
@@ -77,7 +77,7 @@ class GeneratorServicer(GeneratorServiceServicer):
             pictures = generator_pb2.Pictures(pictures=self._painted(served, request, step_ended, previews))
             return generator_pb2.GenerateStreamResponse(pictures=pictures)
 
-        async for event in self._lane.stream(work):
+        async for event in self._queue.stream(work):
             yield event
 
     def _painted(

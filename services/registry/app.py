@@ -36,9 +36,9 @@ def services(serving: ServingSettings) -> Sequence[Service]:
     def load() -> Registry:
         return Registry(Database(settings.registry_database), ArtifactStore(settings.artifacts_url))
 
-    lane = EngineQueue(load, waiting=serving.waiting, unload=Registry.close)
-    servicer = RegistryServicer(lane, registry.watch_interval)
-    return [Service("sfumato.v1.RegistryService", partial(add_RegistryServiceServicer_to_server, servicer), lane)]
+    queue = EngineQueue(load, waiting=serving.waiting, unload=Registry.close)
+    servicer = RegistryServicer(queue, registry.watch_interval)
+    return [Service("sfumato.v1.RegistryService", partial(add_RegistryServiceServicer_to_server, servicer), queue)]
 
 
 if __name__ == "__main__":

@@ -22,12 +22,12 @@ Result = TypeVar("Result")
 
 
 class RegistryServicer(RegistryServiceServicer):
-    """See ``protos/sfumato/v1/registry.proto``. Writes are serialized in the lane, as in the database; reads run concurrently."""
+    """See ``protos/sfumato/v1/registry.proto``. Writes are serialized in the queue, as in the database; reads run concurrently."""
 
-    def __init__(self, lane: EngineQueue[Registry], interval: float = 0.5) -> None:
+    def __init__(self, queue: EngineQueue[Registry], interval: float = 0.5) -> None:
         """``interval``: seconds between two queries for new events, while there are watchers."""
-        self._lane = lane
-        self._watching = Watching(lambda: lane.engine, interval)
+        self._queue = queue
+        self._watching = Watching(lambda: queue.engine, interval)
 
     async def Register(self, request: pb.RegisterRequest, context: Any) -> pb.RegisterResponse:
         """Keep a version."""
@@ -44,7 +44,7 @@ class RegistryServicer(RegistryServiceServicer):
                 version = registry.register(base, parts, files=files, lineage=lineage, metrics=request.metrics, note=request.note)
             return pb.RegisterResponse(version=messages.version_to(version))
 
-        return await self._lane.call(work)
+        return await self._queue.call(work)
 
     async def GetVersion(self, request: pb.GetVersionRequest, context: Any) -> pb.GetVersionResponse:
         """A version."""
@@ -71,7 +71,7 @@ class RegistryServicer(RegistryServiceServicer):
                 version = registry.merge(sources, METHODS[request.method], rank=rank, note=request.note)
             return pb.MergeResponse(version=messages.version_to(version))
 
-        return await self._lane.call(work)
+        return await self._queue.call(work)
 
     async def SetAlias(self, request: pb.SetAliasRequest, context: Any) -> pb.SetAliasResponse:
         """Let an alias point at a version."""
@@ -81,7 +81,7 @@ class RegistryServicer(RegistryServiceServicer):
             move = registry.set_alias(request.alias, request.version, expected=request.expected, reason=request.reason)
             return pb.SetAliasResponse(move=messages.move_to(move))
 
-        return await self._lane.call(work)
+        return await self._queue.call(work)
 
     async def Rollback(self, request: pb.RollbackRequest, context: Any) -> pb.RollbackResponse:
         """Let an alias point where it pointed before."""
@@ -91,7 +91,7 @@ class RegistryServicer(RegistryServiceServicer):
             move = registry.rollback(request.alias, expected=request.expected, reason=request.reason)
             return pb.RollbackResponse(move=messages.move_to(move))
 
-        return await self._lane.call(work)
+        return await self._queue.call(work)
 
     async def ListAliases(self, request: pb.ListAliasesRequest, context: Any) -> pb.ListAliasesResponse:
         """All aliases."""
@@ -119,4 +119,4 @@ class RegistryServicer(RegistryServiceServicer):
             yield pb.WatchRegistryResponse(number=event.number, event=messages.event_to(event))
 
     async def _read(self, work: Callable[[Registry], Result]) -> Result:
-        return await asyncio.to_thread(work, self._lane.engine)
+        return await asyncio.to_thread(work, self._queue.engine)

@@ -39,9 +39,9 @@ def services(serving: ServingSettings) -> Sequence[Service]:
     def load() -> ScoringEngine:
         return engine_of(vista_root(settings), scoring.models, scoring.metrics)
 
-    lane = EngineQueue(load, waiting=serving.waiting)
-    servicer = ScoringServicer(lane, ArtifactStore(settings.artifacts_url))
-    return [Service("sfumato.v1.ScoringService", partial(add_ScoringServiceServicer_to_server, servicer), lane, HANDLERS)]
+    queue = EngineQueue(load, waiting=serving.waiting)
+    servicer = ScoringServicer(queue, ArtifactStore(settings.artifacts_url))
+    return [Service("sfumato.v1.ScoringService", partial(add_ScoringServiceServicer_to_server, servicer), queue, HANDLERS)]
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from sfumato.v1.scoring_pb2_grpc import ScoringServiceServicer
 class ScoringServicer(ScoringServiceServicer):
     """See ``protos/sfumato/v1/scoring.proto``."""
 
-    def __init__(self, lane: EngineQueue[ScoringEngine], artifacts: ArtifactStore) -> None:
-        self._lane, self._artifacts = lane, artifacts
+    def __init__(self, queue: EngineQueue[ScoringEngine], artifacts: ArtifactStore) -> None:
+        self._queue, self._artifacts = queue, artifacts
 
     async def Score(self, request: ScoreRequest, context: Any) -> ScoreResponse:
         """Score a batch of pictures."""
@@ -26,12 +26,12 @@ class ScoringServicer(ScoringServiceServicer):
             caller.check()
             return engine.score(images, [item.prompt for item in request.items], list(request.metrics) or None)
 
-        return ScoreResponse(scores=[Scores(values=row) for row in await self._lane.call(work)])
+        return ScoreResponse(scores=[Scores(values=row) for row in await self._queue.call(work)])
 
     async def ListMetrics(self, request: ListMetricsRequest, context: Any) -> ListMetricsResponse:
         """What can be asked for."""
         metrics = [
             Metric(name=m.name, low=m.low, high=m.high, higher_is_better=m.higher_is_better, version=m.version)
-            for m in self._lane.engine.metrics
+            for m in self._queue.engine.metrics
         ]
         return ListMetricsResponse(metrics=metrics)

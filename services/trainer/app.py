@@ -43,10 +43,10 @@ def services(serving: ServingSettings) -> Sequence[Service]:
         folder = located(base.model) if base.model else model_folder(VISTA, "generator", settings)
         return serve(folder, base.precision)
 
-    lane = EngineQueue(load, waiting=serving.waiting)
-    servicer = TrainerServicer(lane, ArtifactStore(settings.artifacts_url))
+    queue = EngineQueue(load, waiting=serving.waiting)
+    servicer = TrainerServicer(queue, ArtifactStore(settings.artifacts_url))
     handlers = {kind: handler for kind, handler in HANDLERS.items() if base.joint or kind != JOINT.task}
-    return [Service("sfumato.v1.TrainerService", partial(add_TrainerServiceServicer_to_server, servicer), lane, handlers)]
+    return [Service("sfumato.v1.TrainerService", partial(add_TrainerServiceServicer_to_server, servicer), queue, handlers)]
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ PAIR = {"latents": "after", "prompt": "prompt"}
 class TrainerServicer(TrainerServiceServicer):
     """See ``protos/sfumato/v1/trainer.proto``."""
 
-    def __init__(self, lane: EngineQueue[ServedTrainer], artifacts: ArtifactStore) -> None:
-        self._lane, self._artifacts = lane, artifacts
+    def __init__(self, queue: EngineQueue[ServedTrainer], artifacts: ArtifactStore) -> None:
+        self._queue, self._artifacts = queue, artifacts
 
     async def Train(self, request: trainer_pb2.TrainRequest, context: Any) -> AsyncIterator[trainer_pb2.TrainResponse]:
         """Train the pairs together; how far it is while it goes on, and the adapters last."""
@@ -49,7 +49,7 @@ class TrainerServicer(TrainerServiceServicer):
 
             return trainer_pb2.TrainResponse(result=self._result(self._trained(served, request, on_step)))
 
-        async for event in self._lane.stream(work):
+        async for event in self._queue.stream(work):
             yield event
 
     def _trained(self, served: ServedTrainer, request: trainer_pb2.TrainRequest, on_step: Any) -> Sequence[TrainedAdapter | Diverged]:

@@ -25,6 +25,7 @@ from sfumato.registry.bases import base_modules
 from sfumato.registry.client import RegistryClient
 from sfumato.registry.records import Base, WeightedAdapter
 from sfumato.runtime.models.adapters import encode_adapter
+from sfumato.runtime.models.versions import model_version
 from sfumato.runtime.settings import ClientSettings
 from sfumato.vista import weights
 from tests.integration.programs import ROOT, SECONDS, program

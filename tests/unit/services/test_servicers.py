@@ -68,9 +68,9 @@ def painted_by(engine: GeneratorEngine) -> generator_served.ServedGenerator:
 
 @pytest.fixture(scope="module")
 def generator(store: ArtifactStore) -> Iterator[generator_pb2_grpc.GeneratorServiceStub]:
-    lane = EngineQueue(lambda: painted_by(GeneratorEngine(tiny.flux())))
-    register = partial(generator_pb2_grpc.add_GeneratorServiceServicer_to_server, GeneratorServicer(lane, store))
-    with served(lambda _: [Service("sfumato.v1.GeneratorService", register, lane)]) as channel:
+    queue = EngineQueue(lambda: painted_by(GeneratorEngine(tiny.flux())))
+    register = partial(generator_pb2_grpc.add_GeneratorServiceServicer_to_server, GeneratorServicer(queue, store))
+    with served(lambda _: [Service("sfumato.v1.GeneratorService", register, queue)]) as channel:
         yield generator_pb2_grpc.GeneratorServiceStub(channel)
 
 
@@ -82,17 +82,17 @@ def pipeline() -> FluxPipeline:
 @pytest.fixture(scope="module")
 def trainer(store: ArtifactStore, pipeline: FluxPipeline) -> Iterator[trainer_pb2_grpc.TrainerServiceStub]:
     model = trainer_served.TrainedModel(pipeline)
-    lane = EngineQueue(lambda: trainer_served.ServedTrainer(lambda: model, BASE))
-    register = partial(trainer_pb2_grpc.add_TrainerServiceServicer_to_server, TrainerServicer(lane, store))
-    with served(lambda _: [Service("sfumato.v1.TrainerService", register, lane)]) as channel:
+    queue = EngineQueue(lambda: trainer_served.ServedTrainer(lambda: model, BASE))
+    register = partial(trainer_pb2_grpc.add_TrainerServiceServicer_to_server, TrainerServicer(queue, store))
+    with served(lambda _: [Service("sfumato.v1.TrainerService", register, queue)]) as channel:
         yield trainer_pb2_grpc.TrainerServiceStub(channel)
 
 
 @pytest.fixture
 def grounding(store: ArtifactStore, vlm: ScriptedVlm) -> Iterator[grounding_pb2_grpc.GroundingServiceStub]:
-    lane = EngineQueue(lambda: GroundingEngine(HttpBackend(vlm.url, "served"), VISTA))
-    register = partial(grounding_pb2_grpc.add_GroundingServiceServicer_to_server, GroundingServicer(lane, store))
-    with served(lambda _: [Service("sfumato.v1.GroundingService", register, lane)]) as channel:
+    queue = EngineQueue(lambda: GroundingEngine(HttpBackend(vlm.url, "served"), VISTA))
+    register = partial(grounding_pb2_grpc.add_GroundingServiceServicer_to_server, GroundingServicer(queue, store))
+    with served(lambda _: [Service("sfumato.v1.GroundingService", register, queue)]) as channel:
         yield grounding_pb2_grpc.GroundingServiceStub(channel)
 
 
@@ -302,8 +302,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_calls_and_tasks_with_different_adapters_take_turns_on_one_generator(store: ArtifactStore, folder: Path) -> None:
     one, other = (store.put(encode_adapter(random_adapter(seed))) for seed in (1, 2))
-    lane = EngineQueue(lambda: generator_served.serve(folder, "float32", GeneratorSettings()))
-    register = partial(generator_pb2_grpc.add_GeneratorServiceServicer_to_server, GeneratorServicer(lane, store))
+    queue = EngineQueue(lambda: generator_served.serve(folder, "float32", GeneratorSettings()))
+    register = partial(generator_pb2_grpc.add_GeneratorServiceServicer_to_server, GeneratorServicer(queue, store))
     painting = generator_pb2.Painting(prompt="a red house", seeds=[7], steps=2)
 
     def by_task(adapter: str) -> bytes:
@@ -321,7 +321,7 @@ def test_calls_and_tasks_with_different_adapters_take_turns_on_one_generator(sto
 
     expected = {adapter: alone(adapter) for adapter in ("", one, other)}
     assert len(set(expected.values())) == 3
-    with served(lambda _: [Service("sfumato.v1.GeneratorService", register, lane)]) as channel:
+    with served(lambda _: [Service("sfumato.v1.GeneratorService", register, queue)]) as channel:
         stub = generator_pb2_grpc.GeneratorServiceStub(channel)
 
         def by_call(adapter: str) -> bytes:
@@ -331,16 +331,16 @@ def test_calls_and_tasks_with_different_adapters_take_turns_on_one_generator(sto
         for call, task in ((one, other), (one, ""), ("", one), (other, other), (one, "")):
             assert by_call(call) == expected[call]
             assert by_task(task) == expected[task]
-        assert lane.engine.engine() is generator_served.engine_of(folder, "float32")
+        assert queue.engine.engine() is generator_served.engine_of(folder, "float32")
         # A task for another model takes the engine's place; the next call has its own again.
-        assert generator_served.engine_of(folder, "bfloat16") is not lane.engine.engine()
+        assert generator_served.engine_of(folder, "bfloat16") is not queue.engine.engine()
         assert by_call(one) == expected[one]
 
 
 def test_calls_and_tasks_with_different_adapters_take_turns_on_one_trainer(store: ArtifactStore, folder: Path) -> None:
     theta = store.put(encode_adapter(random_adapter(1)))
-    lane = EngineQueue(lambda: trainer_served.serve(folder, "float32"))
-    register = partial(trainer_pb2_grpc.add_TrainerServiceServicer_to_server, TrainerServicer(lane, store))
+    queue = EngineQueue(lambda: trainer_served.serve(folder, "float32"))
+    register = partial(trainer_pb2_grpc.add_TrainerServiceServicer_to_server, TrainerServicer(queue, store))
     tuned = common_pb2.ModelRef(adapters=[common_pb2.AdapterRef(artifact=theta)])
     request, pair = training(store, model=tuned)
     item = {"prompt": pair.prompt, "seed": pair.seed, "before": request.pairs[0].before, "after": request.pairs[0].after}
@@ -351,7 +351,7 @@ def test_calls_and_tasks_with_different_adapters_take_turns_on_one_trainer(store
         task = Task(stage="t", kind="trainer.train", items=(item,), params=settings | {"adapter": adapter}, **named)
         return trainer_tasks.HANDLERS[task.kind](task, store).files["0.safetensors"]
 
-    with served(lambda _: [Service("sfumato.v1.TrainerService", register, lane)]) as channel:
+    with served(lambda _: [Service("sfumato.v1.TrainerService", register, queue)]) as channel:
         stub = trainer_pb2_grpc.TrainerServiceStub(channel)
 
         def by_call(request: trainer_pb2.TrainRequest) -> bytes:

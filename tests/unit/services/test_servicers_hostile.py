@@ -104,29 +104,29 @@ class Target:
 
 
 def scoring(store: ArtifactStore) -> Service:
-    lane = EngineQueue(lambda: ScoringEngine([Brightness()]))
-    register = partial(scoring_pb2_grpc.add_ScoringServiceServicer_to_server, ScoringServicer(lane, store))
-    return Service("sfumato.v1.ScoringService", register, lane)
+    queue = EngineQueue(lambda: ScoringEngine([Brightness()]))
+    register = partial(scoring_pb2_grpc.add_ScoringServiceServicer_to_server, ScoringServicer(queue, store))
+    return Service("sfumato.v1.ScoringService", register, queue)
 
 
 def grounding(store: ArtifactStore) -> Service:
-    lane = EngineQueue(lambda: GroundingEngine(Echo(), VISTA))
-    register = partial(grounding_pb2_grpc.add_GroundingServiceServicer_to_server, GroundingServicer(lane, store))
-    return Service("sfumato.v1.GroundingService", register, lane)
+    queue = EngineQueue(lambda: GroundingEngine(Echo(), VISTA))
+    register = partial(grounding_pb2_grpc.add_GroundingServiceServicer_to_server, GroundingServicer(queue, store))
+    return Service("sfumato.v1.GroundingService", register, queue)
 
 
 def generator(store: ArtifactStore) -> Service:
     engine = GeneratorEngine(tiny.flux())
-    lane = EngineQueue(lambda: generator_served.ServedGenerator(lambda: engine, BASE, engine.limits, engine.settings))
-    register = partial(generator_pb2_grpc.add_GeneratorServiceServicer_to_server, GeneratorServicer(lane, store))
-    return Service("sfumato.v1.GeneratorService", register, lane)
+    queue = EngineQueue(lambda: generator_served.ServedGenerator(lambda: engine, BASE, engine.limits, engine.settings))
+    register = partial(generator_pb2_grpc.add_GeneratorServiceServicer_to_server, GeneratorServicer(queue, store))
+    return Service("sfumato.v1.GeneratorService", register, queue)
 
 
 def trainer(store: ArtifactStore) -> Service:
     model = trainer_served.TrainedModel(tiny.flux())
-    lane = EngineQueue(lambda: trainer_served.ServedTrainer(lambda: model, BASE))
-    register = partial(trainer_pb2_grpc.add_TrainerServiceServicer_to_server, TrainerServicer(lane, store))
-    return Service("sfumato.v1.TrainerService", register, lane)
+    queue = EngineQueue(lambda: trainer_served.ServedTrainer(lambda: model, BASE))
+    register = partial(trainer_pb2_grpc.add_TrainerServiceServicer_to_server, TrainerServicer(queue, store))
+    return Service("sfumato.v1.TrainerService", register, queue)
 
 
 def artifacts(store: ArtifactStore) -> Service:
