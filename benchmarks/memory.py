@@ -25,7 +25,8 @@ from orchestrator.events import Teller
 from orchestrator.recipes.artaug.tasks import paint, painted
 from orchestrator.spec import PromptSets, RunSpec, held
 
-from orchestrator.engine import Each, Engine, Gather
+from orchestrator.engine.engine import Engine
+from orchestrator.engine.stages import Barrier, PerBatch
 from orchestrator.recipes.artaug import Model, Painted, Plan, Sample, State
 from orchestrator.recipes.artaug.pairs import generate
 from orchestrator.recipes.artaug.state import KEPT, start
@@ -93,9 +94,9 @@ def _after(samples: tuple[Sample, ...], done: Manifest) -> tuple[Sample, ...]:
 
 
 STAGES = (
-    Each("generate", "generator", generate, _before),
-    Each("regenerate", "generator", _again, _after),
-    Gather("filter", nothing, select),
+    PerBatch("generate", "generator", generate, _before),
+    PerBatch("regenerate", "generator", _again, _after),
+    Barrier("filter", nothing, select),
 )
 
 

@@ -15,12 +15,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from orchestrator.transport import LocalTransport
 from sfumato.cli.planning import planned
 
 import sfumato  # noqa: F401 - before diffusers and transformers
-from orchestrator.engine import Engine
+from orchestrator.engine.engine import Engine
 from orchestrator.recipes import artaug
+from orchestrator.transports.local import LocalTransport
 from sfumato.cli.machine import local_services
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.settings import Settings

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sfumato.cli.planning import write_record
 from typer.testing import CliRunner, Result
 
 from services.registry.app import services
 from sfumato.cli.main import app
-from sfumato.cli.planning import write_record
 from sfumato.errors import Conflict, InvalidInput, MissingWeights, NotFound, Unavailable
 from sfumato.lora import adapter as algebra
 from sfumato.lora.adapter import Adapter

@@ -12,7 +12,8 @@ import pytest
 from orchestrator.events import Event, Teller
 from orchestrator.finishing import finish
 
-from orchestrator.engine import Each, Engine, Gather, Progress
+from orchestrator.engine.engine import Engine
+from orchestrator.engine.stages import Barrier, PerBatch, Progress
 from orchestrator.recipes import artaug
 from orchestrator.recipes.artaug import State
 from orchestrator.recipes.artaug.state import KEPT, SET_ASIDE, SetAside, set_aside
@@ -20,8 +21,8 @@ from sfumato.errors import PoisonTask
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.tasks import Manifest, Task
 from tests.unit.bus_system import running
+from tests.unit.orchestrator.engine.test_engine import Numbers
 from tests.unit.orchestrator.rehearsal import InPlace, plan_of, write_spec
-from tests.unit.orchestrator.test_engine import Numbers
 
 REASON = "A task was set aside after 3 tries: out of memory."
 
@@ -49,9 +50,9 @@ def _nothing(task: Task, reason: str) -> Manifest:
 
 
 STAGES = (
-    Each("double", "echo", lambda _, __, samples: _task(samples), _doubled, lambda samples, reason: tuple(-1 for _ in samples)),
-    Each("again", "echo", lambda _, __, samples: _task(samples), _doubled),
-    Gather("sum", lambda _, __: [_task([3]), _task([4])], _summed, without=_nothing),
+    PerBatch("double", "echo", lambda _, __, samples: _task(samples), _doubled, lambda samples, reason: tuple(-1 for _ in samples)),
+    PerBatch("again", "echo", lambda _, __, samples: _task(samples), _doubled),
+    Barrier("sum", lambda _, __: [_task([3]), _task([4])], _summed, on_dead_letter=_nothing),
 )
 
 
@@ -69,7 +70,7 @@ def test_the_batch_leaves_the_rest_goes_on_and_a_stage_may_do_without(tmp_path: 
             "sum": (2, 2, 1),
         }
         with pytest.raises(PoisonTask, match="2 tries.*the engine divided by zero"):
-            engine.run((replace(STAGES[0], without=None),), Numbers((3, 5)))
+            engine.run((replace(STAGES[0], on_dead_letter=None),), Numbers((3, 5)))
 
 
 # --- the recipe: what is left out, and where it is told ---
