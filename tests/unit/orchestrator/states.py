@@ -130,9 +130,10 @@ def no_gain(store: ArtifactStore | None = None) -> State:
     """A run whose only training was of no use at any strength."""
     whole = finished(store, iterations=1)
     first = whole.iterations[0]
+    kept = [one for one in first.samples if one.verdict == KEPT]
     return replace(
         whole,
-        iterations=(replace(first, attempt=attempt("differential", [one for one in first.samples if one.verdict == KEPT], None, alpha=0.0)),),
+        iterations=(replace(first, attempt=attempt("differential", kept, None, alpha=0.0)),),
         naive=None,
         stop_reason="no alpha improves the tuning prompts",
     )

@@ -25,14 +25,14 @@ def test_floats_come_back_to_the_last_bit(values: list[float]) -> None:
 
 
 def test_samples_come_back_as_they_were() -> None:
-    rows_on_file = to_row_file(SAMPLES)
-    assert rows_on_file == SAMPLES and tuple(rows_on_file) == SAMPLES and len(rows_on_file) == len(SAMPLES)
-    assert (rows_on_file[0], rows_on_file[BLOCK], rows_on_file[-1], rows_on_file[-3:]) == (SAMPLES[0], SAMPLES[BLOCK], SAMPLES[-1], SAMPLES[-3:])
-    assert rows_on_file != SAMPLES[1:] and rows_on_file != (*SAMPLES[:-1], SAMPLES[0])
-    assert isinstance(rows_on_file[0], Sample) and isinstance(rows_on_file[0].regions, tuple)
+    on_file = to_row_file(SAMPLES)
+    assert on_file == SAMPLES and tuple(on_file) == SAMPLES and len(on_file) == len(SAMPLES)
+    assert (on_file[0], on_file[BLOCK], on_file[-1], on_file[-3:]) == (SAMPLES[0], SAMPLES[BLOCK], SAMPLES[-1], SAMPLES[-3:])
+    assert on_file != SAMPLES[1:] and on_file != (*SAMPLES[:-1], SAMPLES[0])
+    assert isinstance(on_file[0], Sample) and isinstance(on_file[0].regions, tuple)
     with pytest.raises(IndexError):
-        rows_on_file[len(SAMPLES)]
-    assert copy.deepcopy(rows_on_file) is rows_on_file
+        on_file[len(SAMPLES)]
+    assert copy.deepcopy(on_file) is on_file
     assert tuple(to_row_file(())) == ()
 
 
@@ -40,16 +40,16 @@ def test_samples_come_back_as_they_were() -> None:
 def test_blocks_may_be_written_in_any_order_and_are_read_in_theirs(order: list[int], last: int) -> None:
     rows = list(range(8 * 4 + last))
     blocks = list(batched(rows, 4))
-    rows_on_file: RowFile[int] = RowFile(4)
+    on_file: RowFile[int] = RowFile(4)
     for block in order:
-        rows_on_file.put(block, blocks[block])
-    assert list(rows_on_file) == rows
-    assert [rows_on_file[index] for index in range(len(rows))] == rows
+        on_file.put(block, blocks[block])
+    assert list(on_file) == rows
+    assert [on_file[index] for index in range(len(rows))] == rows
 
 
 def test_two_readers_do_not_disturb_each_other() -> None:
-    rows_on_file = to_row_file(range(300))
-    assert all(a == b == rows_on_file[a] for a, b in zip(rows_on_file, rows_on_file, strict=True))
+    on_file = to_row_file(range(300))
+    assert all(a == b == on_file[a] for a, b in zip(on_file, on_file, strict=True))
 
 
 def test_what_json_has_no_number_for_is_kept() -> None:

@@ -40,7 +40,9 @@ def _slowly(seconds: float) -> tuple[PerBatch, ...]:
     return (PerBatch("first", "echo", task, taken), PerBatch("second", "echo", task, taken))
 
 
-def _run(transport: Transport, artifacts: ArtifactStore, stages: tuple[PerBatch | Barrier, ...], notify: Callable[[Progress], None]) -> Numbers:
+def _run(
+    transport: Transport, artifacts: ArtifactStore, stages: tuple[PerBatch | Barrier, ...], notify: Callable[[Progress], None]
+) -> Numbers:
     return Engine(None, 2, transport, artifacts, notify).run(stages, Numbers(tuple(range(1, 9))))
 
 

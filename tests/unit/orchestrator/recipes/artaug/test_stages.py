@@ -223,5 +223,6 @@ def test_tasks_say_in_what_precision_and_memory_they_are_to_be_done() -> None:
 
 def test_a_candidate_without_choice_is_taken_as_it_is() -> None:
     plan = _plan(tune=None)
-    state = tuning.choose_alpha(plan, replace(_attempt(), attempt=TuningAttempt("differential", (), "", (), candidates=(Candidate(1.0, "f"),))), [])
+    attempt = TuningAttempt("differential", (), "", (), candidates=(Candidate(1.0, "f"),))
+    state = tuning.choose_alpha(plan, replace(_attempt(), attempt=attempt), [])
     assert state.attempt is not None and (state.attempt.alpha, state.attempt.stacked) == (1.0, "f")
