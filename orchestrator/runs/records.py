@@ -8,6 +8,7 @@ bus knows of runs is about the present moment only (see `orchestrator.replica.in
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ FOLDER = "runs/"
 RECORD, OUTCOME = "record.json", "outcome.json"
 LOCAL_RECORD = "run.json"
 """The record of a local run of sfumato 0.1, in the run's own folder."""
+_ID = re.compile(r"[a-z0-9-]+")
+"""What the id of a run consists of; other names are no runs, and never a path."""
 
 
 class _Strict(BaseModel):
@@ -89,7 +92,7 @@ class Records:
         Raises:
             NotFound: there is no such run.
         """
-        found = self._artifacts.read_stamped(_key(name, RECORD)) or self._local(name)
+        found = (self._artifacts.read_stamped(_key(name, RECORD)) or self._local(name)) if _ID.fullmatch(name) else None
         if found is None:
             raise NotFound(f"There is no run {name}.", hint="The ids: sfumato runs ls")
         return Record.model_validate_json(found[0]), found[1]
@@ -148,7 +151,7 @@ class Records:
 
     def _local(self, name: str) -> tuple[bytes, datetime] | None:
         """The record of a local run of sfumato 0.1, and when it was written last."""
-        path = self._folder / name / LOCAL_RECORD if self._folder is not None and Path(name).name == name else None
+        path = self._folder / name / LOCAL_RECORD if self._folder is not None and _ID.fullmatch(name) else None
         if path is None or not path.is_file():
             return None
         return path.read_bytes(), datetime.fromtimestamp(path.stat().st_mtime, UTC)
