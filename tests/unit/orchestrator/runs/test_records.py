@@ -38,7 +38,7 @@ def _version_1(record: Record, **more: object) -> bytes:
 
 
 def _local_run(folder: Path, name: str, data: bytes, written: float) -> None:
-    (folder / name).mkdir(parents=True)
+    (folder / name).mkdir(parents=True, exist_ok=True)
     (folder / name / "run.json").write_bytes(data)
     os.utime(folder / name / "run.json", (written, written))
 
