@@ -32,8 +32,8 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from services.inference.engine import InferenceEngine, Wish  # noqa: E402 - found beside this file, wherever it is started from
-from services.inference.weights import Palette  # noqa: E402
+from services.inference.painting.engine import InferenceEngine, PaintRequest  # noqa: E402 - found beside this file, wherever it is started from
+from services.inference.painting.weights import AdapterMix  # noqa: E402
 from sfumato.diffusion.families import FluxFamily  # noqa: E402
 from sfumato.diffusion.loading import load_pipeline  # noqa: E402
 from sfumato.lora.adapter import Adapter  # noqa: E402
@@ -99,15 +99,15 @@ class Engine:
         self.engine.prepare("fused", adapter(self.network, rank, 0))
         self.loop = asyncio.new_event_loop()
 
-    def wish(self, seed: int, scale: float) -> Wish:
+    def asked(self, seed: int, scale: float) -> PaintRequest:
         """A picture at the model's own size and steps."""
         limits = self.engine.limits
         size = limits.default_size
-        return Wish(GenerateRequest(PROMPT, seed, size, size, limits.default_steps, limits.default_guidance), scale)
+        return PaintRequest(GenerateRequest(PROMPT, seed, size, size, limits.default_steps, limits.default_guidance), scale)
 
     def paint_bare(self, seed: int) -> None:
         """By the pipeline itself, for as many tokens as the model reads: its default of 512 would be most of the work."""
-        wanted = self.wish(seed, 0).request
+        wanted = self.asked(seed, 0).request
         self.bare(
             wanted.prompt, width=wanted.width, height=wanted.height, num_inference_steps=wanted.steps, guidance_scale=wanted.guidance_scale,
             generator=torch.Generator().manual_seed(seed), max_sequence_length=self.engine.limits.prompt_tokens,
@@ -122,7 +122,7 @@ class Engine:
             async def one(seed: int) -> float:
                 async with places:
                     start = time.perf_counter()
-                    await self.engine.paint(self.wish(seed, scale), "fused")
+                    await self.engine.paint(self.asked(seed, scale), "fused")
                     return time.perf_counter() - start
 
             return list(await asyncio.gather(*[one(seed) for seed in seeds]))
@@ -140,7 +140,7 @@ class Engine:
             seed = 0
             while not ending.is_set():
                 seed, start = seed + 1, time.perf_counter()
-                await engine.paint(self.wish(seed, 1.0), current[0])
+                await engine.paint(self.asked(seed, 1.0), current[0])
                 into.append(time.perf_counter() - start)
 
         async def work() -> None:
@@ -181,11 +181,11 @@ class Engine:
         arguments = {"hidden_states": latents, "timestep": torch.ones(1), "img_ids": ids, "txt_ids": ids[:1], "return_dict": False, **text}
         alone: list[float] = []
         bare: list[float] = []
-        seat, version = self.engine._meeting.seat(), self.engine._versions["fused"]
+        slot, version = self.engine._batcher.slot(), self.engine._versions["fused"]
         network.forward = lambda **_: (latents,)
         try:
-            with seat.taken(Palette(version), 16, threading.Event()):
-                for asked, into in [(seat.module, alone), (network, bare)] * times:
+            with slot.taken(AdapterMix(version), 16, threading.Event()):
+                for asked, into in [(slot.module, alone), (network, bare)] * times:
                     start = time.perf_counter()
                     asked(**arguments)
                     into.append(time.perf_counter() - start)

@@ -20,11 +20,11 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from services.trainer import joint
-from services.trainer.checkpoint import Step
+from services.trainer.checkpoint import FitStep
 from services.trainer.distributed import Processes
 from services.trainer.group import Alone, Group, workers
-from services.trainer.joint import JointSettings, JointTraining, Picture
+from services.trainer.objectives import joint
+from services.trainer.objectives.joint import JointPicture, JointSettings, JointTraining
 from sfumato.diffusion.families import family_of
 from sfumato.diffusion.loading import load_pipeline
 from sfumato.runtime.processes import free_ports
@@ -40,7 +40,7 @@ def seconds_a_step(training: JointTraining, group: Group) -> list[float]:
     """Of every step after the first ones."""
     moments = [time.perf_counter()]
 
-    def tell(_: Step) -> None:
+    def tell(_: FitStep) -> None:
         moments.append(time.perf_counter())
 
     training.run(group, on_step=tell)
@@ -64,7 +64,7 @@ def member(rank: int, size: int, port: int, steps: int, results: Any) -> None:
     side = family_of(pipeline).limits.default_size
     shape = family_of(pipeline).mask((0, 0, side, side), side, side).shape
     generator = torch.Generator().manual_seed(0)
-    pictures = [Picture(prompt, torch.randn(*shape, generator=generator)) for prompt in PROMPTS]
+    pictures = [JointPicture(prompt, torch.randn(*shape, generator=generator)) for prompt in PROMPTS]
     training = JointTraining(pipeline, pictures, JointSettings(steps=WARM + steps), side, side)
     group, ours = Processes() if size > 1 else Alone(), joint.summed
     seconds: dict[str, list[float]] = {"tree": [], "all-reduce": []}

@@ -16,12 +16,12 @@ import time
 from pathlib import Path
 
 from orchestrator.transport import LocalTransport
+from sfumato.cli.planning import planned
 
 import sfumato  # noqa: F401 - before diffusers and transformers
 from orchestrator.engine import Engine
 from orchestrator.recipes import artaug
 from sfumato.cli.machine import local_services
-from sfumato.cli.planning import planned
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.settings import Settings
 

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from services.trainer.engine import Pair, TrainSettings, train_pairs
+from services.trainer.engine import train_pairs
+from services.trainer.pairs import TrainingPair, TrainSettings
 from sfumato.diffusion.families import family_of
 from sfumato.diffusion.loading import load_pipeline
 from sfumato.vista.weights import locate
@@ -27,22 +28,25 @@ PACKED = (1, 4, 8)
 SHORT, LONG = 2, 8
 
 
-def pairs(pipeline: Any, count: int) -> list[Pair]:
+def pairs(pipeline: Any, count: int) -> list[TrainingPair]:
     """Random latents: their values cost nothing and save nothing."""
     family = family_of(pipeline)
     size = family.limits.default_size
     shape = family.mask((0, 0, size, size), size, size).shape
     latents = torch.randn(2 * count, *shape, generator=torch.Generator().manual_seed(0))
-    return [Pair("a full moon over mountains and a lake at night", latents[2 * k], latents[2 * k + 1], k, size, size) for k in range(count)]
+    return [
+        TrainingPair("a full moon over mountains and a lake at night", latents[2 * k], latents[2 * k + 1], k, size, size)
+        for k in range(count)
+    ]
 
 
-def train_with_peft(pipeline: Any, pair: Pair, settings: TrainSettings) -> None:
+def train_with_peft(pipeline: Any, pair: TrainingPair, settings: TrainSettings) -> None:
     """Section 3.3 as one would write it with PEFT: an adapter on X, then another on X' over it."""
     from peft import LoraConfig  # not before sfumato: peft imports transformers
 
     assert isinstance(settings.rank, int)
     family = family_of(pipeline)
-    denoiser, objective, batch = pipeline.transformer, family.objective, settings.batch
+    denoiser, objective, batch = pipeline.transformer, family.parameterization, settings.batch
     texts = {name: text.expand(batch, *text.shape[1:]) for name, text in family.encode([pair.prompt]).items()}
     fits = (("first", pair.before, settings.steps_before), ("second", pair.after, settings.steps_after))
     for number, (name, latents, steps) in enumerate(fits):

@@ -1,1 +1,1 @@
-"""What brings the system onto a cluster beside the chart: the tools' binaries, the plain manifests, backups."""
+"""Deployment to a cluster besides the chart: helm and kubectl, plain manifests, images, sizes, backups."""

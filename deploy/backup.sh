@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Save a release's registry and artifacts into a folder, or bring them back:  backup.sh save|load NAMESPACE FOLDER
-# For a registry in a file and artifacts on the volume. PostgreSQL has pg_dump and pg_restore, buckets their own copies: do as here,
-# first the database, then the artifacts (what a database names was stored before). The bus holds nothing that would be missed.
-# RELEASE names another release than sfumato; KUBECTL another kubectl.
+# Save a release's registry and artifacts into a folder, or restore them:  backup.sh save|load NAMESPACE FOLDER
+# For a registry in a file and artifacts on a volume. With PostgreSQL use pg_dump and pg_restore, with buckets their own copies, in the
+# same order: first the database, then the artifacts (artifacts are stored before a database names them). The bus needs no backup.
+# RELEASE is the release (default: sfumato), KUBECTL the kubectl to use.
 set -euo pipefail
 what=$1 namespace=$2 folder=$3
 kubectl=${KUBECTL:-kubectl} release=${RELEASE:-sfumato}
@@ -19,7 +19,7 @@ save)
   mv "$folder/artifacts.tar.part" "$folder/artifacts.tar"
   ;;
 load)
-  # Artifacts first: nothing is named then that is not there. Files that are there already are the same and stay.
+  # Artifacts first, so that the registry names only artifacts that exist. Existing files have the same content and stay.
   "$kubectl" "${files[@]:0:1}" --stdin "${files[@]:1}" -- tar --extract --skip-old-files --file - --directory "$store" <"$folder/artifacts.tar"
   "$kubectl" "${registry[@]:0:1}" --stdin "${registry[@]:1}" -- python -m services.registry.copying load <"$folder/registry.sqlite"
   ;;

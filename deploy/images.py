@@ -1,9 +1,9 @@
-"""Images of everything that is deployed: ``python -m deploy.images build`` and ``smoke``, with Docker's engine on this machine.
+"""The images of all deployed programs: ``python -m deploy.images build`` and ``smoke``, with Docker's engine on this machine.
 
-    build [NAME...]   build them, the common one first, and print their sizes
-    smoke [NAME...]   start each as a pod would run it, wait until it says that it is ready, and ask it over gRPC or HTTP
+    build [NAME...]   build them, the common layer first, and print their sizes
+    smoke [NAME...]   start each as a pod does, wait until it reports ready, and call it over gRPC or HTTP
 
-The base is an argument: ``BASE=...`` names another one with Python 3.11, ``TORCH_INDEX=...`` an index with PyTorch's CPU build.
+The base is an argument: ``BASE=...`` names another image with Python 3.11, ``TORCH_INDEX=...`` an index with PyTorch's CPU build.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ SECONDS = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Bytes of an image, and of those in it that the image of PyTorch does not have."""
+    """Bytes of an image, and the bytes that are not in the PyTorch image."""
 
     whole: int
     own: int
 
 
 def build(names: Sequence[str], base: str, torch_index: str) -> dict[str, Size]:
-    """Build images and the one they stand on; their sizes.
+    """Build images and their base; returns their sizes.
 
     Raises:
-        Unavailable: Docker's engine does not answer, or a build fails; its last words.
+        Unavailable: Docker's engine does not answer, or a build fails; the message holds the end of its log.
     """
     tag = version("sfumato")
     given = {"BASE": base} if base else {}
@@ -62,10 +62,10 @@ def build(names: Sequence[str], base: str, torch_index: str) -> dict[str, Size]:
 
 
 def smoke(names: Sequence[str]) -> Iterator[tuple[str, float]]:
-    """Start every image with no more than a pod gives it; its name, and the seconds until it was ready.
+    """Start every image with only what a pod gives it; yields its name and the seconds until it was ready.
 
     Raises:
-        Unavailable: one ended, or was not ready in time; its last words.
+        Unavailable: one ended, or was not ready in time; the message holds the end of its log.
     """
     with tempfile.TemporaryDirectory() as folder, NatsServer(Path(folder)) as nats:
         for name in names:

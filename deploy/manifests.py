@@ -1,8 +1,8 @@
-"""Plain manifests out of the chart, for people without Helm: ``python -m deploy.manifests`` writes `deploy/k8s/` anew.
+"""Plain manifests rendered from the chart, for use without Helm: ``python -m deploy.manifests`` rewrites `deploy/k8s/`.
 
-`base` is the chart with its own values, a file a component; an overlay is a preset: what it has more, and for everything else the
-JSON patches by which it differs. Hooks are Helm's and are left out (the registry migrates its database itself when it starts), and
-secrets are made by `deploy/k8s/secrets.sh`. A test holds all of it equal to the chart.
+`base` is the chart with its default values, one file per component; an overlay is a preset: additional objects, and JSON patches where
+it differs. Helm hooks are omitted (the registry migrates its database when it starts); `deploy/k8s/secrets.sh` creates the secrets. A
+test compares the result with the chart.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ Key = tuple[str, str]
 
 
 def rendered(preset: str = "", *words: str) -> list[Object]:
-    """All objects that the chart makes of a preset, hooks among them."""
+    """All objects that the chart renders for a preset, including hooks."""
     values = ("--values", str(CHART / f"values-{preset}.yaml")) if preset else ()
     text = run(HELM, "template", "sfumato", str(CHART), "--namespace", NAMESPACE, *values, *words)
     return [found for found in yaml.load_all(text, Loader=yaml.CSafeLoader) if found]
 
 
 def plain(objects: list[Object]) -> dict[Key, Object]:
-    """The same without what is Helm's: hooks, its annotations and its label."""
+    """The objects without Helm's parts: hooks, annotations and label."""
     kept = {}
     for found in objects:
         metadata = found["metadata"]
@@ -55,7 +55,7 @@ def plain(objects: list[Object]) -> dict[Key, Object]:
 
 
 def difference(old: Any, new: Any, path: str = "") -> Iterator[Object]:
-    """The JSON patch (RFC 6902) that makes ``new`` of ``old``; lists are replaced as a whole."""
+    """The JSON patch (RFC 6902) from ``old`` to ``new``; lists of different length are replaced as a whole."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in old.keys() | new.keys():
             where = f"{path}/{name.replace('~', '~0').replace('/', '~1')}"
@@ -73,7 +73,7 @@ def difference(old: Any, new: Any, path: str = "") -> Iterator[Object]:
 
 
 def write(target: Path = TARGET) -> None:
-    """Write the base and every overlay below a folder; what else lies there stays."""
+    """Write the base and every overlay into a folder; other files stay."""
     base = plain(rendered("", *GIVEN))
     _write_base(target / "base", base)
     for preset in PRESETS:
@@ -116,7 +116,7 @@ def _kustomization(resources: list[str]) -> Object:
 
 
 class _Blocks(yaml.CSafeDumper):
-    """Texts of several lines as blocks."""
+    """Writes texts of several lines as blocks."""
 
 
 def _block(dumper: _Blocks, text: str) -> yaml.ScalarNode:

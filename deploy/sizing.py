@@ -1,6 +1,6 @@
-"""Parameters of the models in docs/operators.md's table, counted on the architectures themselves: ``python -m deploy.sizing``.
+"""Parameters of the models in docs/operators.md's table, counted on the architectures: ``python -m deploy.sizing``.
 
-Published configurations, built without memory for their weights; of Vista the shipped files.
+Published configurations on the meta device, without memory for weights; for Vista the shipped files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def counted(model: str) -> dict[str, int]:
         return {name: sum(weight.numel() for part in parts for weight in part().parameters()) for name, parts in _PARTS[model].items()}
 
 def gigabytes(model: str, bytes_each: int) -> float:
-    """GB of all its weights, at so many bytes a number."""
+    """GB of all its weights, at ``bytes_each`` bytes per parameter."""
     return sum(counted(model).values()) * bytes_each / 1e9
 
 def _shipped() -> dict[str, int]:

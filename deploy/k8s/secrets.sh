@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Make the two secrets that the manifests name, with passwords that nobody has to think of: ./secrets.sh [kubectl's arguments].
-# Run it once; again only with other passwords for all of it. KUBECTL names another kubectl.
+# Create the two secrets that the manifests name, with random passwords: ./secrets.sh [kubectl's arguments].
+# Run it once; a second run replaces all passwords. KUBECTL is the kubectl to use.
 set -euo pipefail
 kubectl=${KUBECTL:-kubectl}
 password() { LC_ALL=C tr -dc A-Za-z0-9 </dev/urandom | head -c 40 || true; }

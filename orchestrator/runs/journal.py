@@ -5,13 +5,13 @@ from __future__ import annotations
 from types import TracebackType
 
 from sfumato.runs.records import Event
-from sfumato.runtime.journal import Journal
+from sfumato.runtime.journal import RunJournal
 
 
 class JournalWriter:
     """Writes events into a journal. Use it in a ``with`` block."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: RunJournal) -> None:
         self._journal = journal
         self._section: tuple[str, int] | None = None
 

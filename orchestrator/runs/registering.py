@@ -17,7 +17,7 @@ from orchestrator.runs.replay import replay_finished
 from sfumato.errors import InvalidInput
 from sfumato.registry.bases import base_modules
 from sfumato.registry.models import Models
-from sfumato.registry.records import Base, Part, Version
+from sfumato.registry.records import Base, Version, WeightedAdapter
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.models.references import present_folder
 from sfumato.runtime.settings import Settings
@@ -61,7 +61,7 @@ def register_run(
         versions.append(
             registry.register(
                 base,
-                (Part(product.adapter),),
+                (WeightedAdapter(product.adapter),),
                 files={product.adapter: artifacts.get(product.adapter)},
                 lineage=product.lineage(base, versions[-1]),
                 metrics=product.metrics,

@@ -57,6 +57,18 @@ def submission(text: str, inputs: Mapping[str, Sequence[str]], settings: Setting
     return _submission(parsed(text), inputs, settings, fetch=False)
 
 
+def check_prompts(content: Content, inputs: Mapping[str, Sequence[str]], recipe: AnyRecipe) -> None:
+    """Check that the sets of prompts are large enough, and that those which are apart share none.
+
+    Raises:
+        Faults: every one that is not.
+    """
+    sets = {wanted.name: inputs.get(wanted.name, ()) for wanted in recipe.inputs}
+    faults = list(_prompt_faults(content, sets, recipe))
+    if faults:
+        raise Faults(faults)
+
+
 def check_weights(record: Record, settings: Settings) -> None:
     """Check that the weights on this machine, where a model may be a folder, are those that a run began with.
 
@@ -87,7 +99,7 @@ def _submission(content: Content, given: Mapping[str, Sequence[str]], settings: 
     recipe = recipe_of(content)
     inputs = {wanted.name: [prompt.strip() for prompt in given.get(wanted.name, ())] for wanted in recipe.inputs}
     spec, faults = validated(_with_names(content, inputs, recipe), recipe)
-    faults += [*_unknown(given, recipe), *_paths(content, recipe), *_prompts(content, inputs, recipe)]
+    faults += [*_unknown(given, recipe), *_paths(content, recipe), *_prompt_faults(content, inputs, recipe)]
     faults += [*(_references(content, recipe, settings) if not fetch else ()), *_without_weights(spec, recipe)]
     if spec is None or faults:
         raise Faults(list(dict.fromkeys(faults)))
@@ -133,7 +145,7 @@ def _paths(content: Content, recipe: AnyRecipe) -> Iterator[Fault]:
             yield f"spec.{wanted.section}.{wanted.key}", words
 
 
-def _prompts(content: Content, inputs: Mapping[str, Sequence[str]], recipe: AnyRecipe) -> Iterator[Fault]:
+def _prompt_faults(content: Content, inputs: Mapping[str, Sequence[str]], recipe: AnyRecipe) -> Iterator[Fault]:
     """Sets that are too short, have blanks, or share prompts."""
     for wanted in recipe.inputs:
         count, prompts = wanted.count(content), inputs[wanted.name]

@@ -9,16 +9,16 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from services.generator.engine import GeneratorSettings
+from services.generator.served import ServedGenerator, serve
 from services.generator.servicer import GeneratorServicer
 from services.generator.tasks import HANDLERS
-from services.generator.warm import ServedModel, serve
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.models.hub import located
+from sfumato.runtime.models.references import VISTA, model_folder
 from sfumato.runtime.serving.engine_queue import EngineQueue
 from sfumato.runtime.serving.server import Service, run
 from sfumato.runtime.settings import FiledSettings, ServingSettings, Settings
 from sfumato.v1.generator_pb2_grpc import add_GeneratorServiceServicer_to_server
-from sfumato.vista import weights
 
 ADDRESS = "127.0.0.1:7101"
 
@@ -40,8 +40,8 @@ def services(serving: ServingSettings) -> Sequence[Service]:
     """The generator's service on its engine."""
     settings, painting = Settings(), PaintingSettings()
 
-    def load() -> ServedModel:
-        folder = located(painting.model) if painting.model else weights.locate("generator", settings.weights or weights.ROOT)
+    def load() -> ServedGenerator:
+        folder = located(painting.model) if painting.model else model_folder(VISTA, "generator", settings)
         return serve(folder, painting.precision, GeneratorSettings(max_batch=painting.max_batch))
 
     lane = EngineQueue(load, waiting=serving.waiting)

@@ -8,7 +8,7 @@ from typing import Any
 from safetensors.torch import save
 
 from services.generator.engine import Picture
-from services.generator.warm import ServedModel
+from services.generator.served import ServedGenerator
 from sfumato.diffusion.limits import ModelLimits
 from sfumato.diffusion.previews import Previews
 from sfumato.errors import InvalidInput
@@ -30,7 +30,7 @@ PREVIEW = 128
 class GeneratorServicer(GeneratorServiceServicer):
     """See ``protos/sfumato/v1/generator.proto``."""
 
-    def __init__(self, lane: EngineQueue[ServedModel], artifacts: ArtifactStore) -> None:
+    def __init__(self, lane: EngineQueue[ServedGenerator], artifacts: ArtifactStore) -> None:
         self._lane, self._artifacts = lane, artifacts
 
     async def GetLimits(self, request: generator_pb2.GetLimitsRequest, context: Any) -> generator_pb2.GetLimitsResponse:
@@ -54,7 +54,7 @@ class GeneratorServicer(GeneratorServiceServicer):
     async def Generate(self, request: generator_pb2.GenerateRequest, context: Any) -> generator_pb2.GenerateResponse:
         """Paint one picture for each seed."""
 
-        def work(served: ServedModel, caller: Caller) -> list[generator_pb2.Picture]:
+        def work(served: ServedGenerator, caller: Caller) -> list[generator_pb2.Picture]:
             return self._painted(served, request, lambda done, total: caller.check())
 
         return generator_pb2.GenerateResponse(pictures=await self._lane.call(work))
@@ -64,7 +64,7 @@ class GeneratorServicer(GeneratorServiceServicer):
     ) -> AsyncIterator[generator_pb2.GenerateStreamResponse]:
         """The same with the steps as they are done."""
 
-        def work(served: ServedModel, caller: Caller) -> generator_pb2.GenerateStreamResponse:
+        def work(served: ServedGenerator, caller: Caller) -> generator_pb2.GenerateStreamResponse:
             def step_ended(done: int, total: int) -> None:
                 caller.check()
                 caller.tell(generator_pb2.GenerateStreamResponse(progress=generator_pb2.StepProgress(done=done, total=total)))
@@ -82,7 +82,7 @@ class GeneratorServicer(GeneratorServiceServicer):
 
     def _painted(
         self,
-        served: ServedModel,
+        served: ServedGenerator,
         request: generator_pb2.GenerateRequest | generator_pb2.GenerateStreamRequest,
         step_ended: Callable[[int, int], None],
         previews: Previews | None = None,

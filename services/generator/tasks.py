@@ -5,7 +5,7 @@ from __future__ import annotations
 from safetensors.torch import save
 
 from services.generator.engine import GeneratorSettings
-from services.generator.warm import engine_of
+from services.generator.served import engine_of
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.images import decode_image, encode_png
 from sfumato.runtime.models.adapters import decode_adapter

@@ -1,7 +1,7 @@
-"""What a vision-language model says is data from outside: read strictly, bounded, and never trusted.
+"""Parsing of a vision-language model's answers, which are untrusted input: strict and bounded.
 
-What the schema demands must hold or the answer is rejected as a whole; what a schema cannot say (a box outside the picture,
-without area, given twice) is mended or left out.
+An answer that violates the schema is rejected as a whole. What a schema cannot express is corrected (a box outside the image) or
+dropped (a box without area, a repetition).
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from sfumato.errors import AnswerRejected
 from sfumato.types import Box, Region
 
 MAX_RAW = 100_000
-"""Characters of an answer that are looked at at all."""
+"""Most characters of an answer; a longer one is rejected."""
 KEPT_RAW = 2_000
-"""Characters of a rejected answer that are kept for the report."""
+"""Characters of a rejected answer that the report shows."""
 CONTROL = "<|"
-"""How the control tokens of chat templates begin; no text that goes into a question may hold it."""
+"""The first characters of chat templates' control tokens; texts in questions must not contain it."""
 SAME = 0.9
-"""Two boxes that overlap more than this (intersection over union) are one."""
+"""Two boxes with a larger intersection over union are the same."""
 
 
 def parse_regions(raw: str, profile: Profile, width: int, height: int) -> tuple[Region, ...]:
-    """The regions of an ArtAug answer about a picture of ``width`` x ``height`` pixels, boxes in that picture's pixels.
+    """The regions of an ArtAug answer about a ``width`` x ``height`` image, boxes in its pixels.
 
-    Boxes are cut to the picture; those with swapped corners or less than the profile's area, and repetitions, are left out.
+    Boxes are clipped to the image; boxes with swapped corners or less than the profile's area, and repetitions, are dropped.
 
     Raises:
         AnswerRejected: the answer is not what the profile's schema asks for.
@@ -46,7 +46,7 @@ def parse_regions(raw: str, profile: Profile, width: int, height: int) -> tuple[
 
 
 def parse_choice(raw: str, choices: tuple[str, ...]) -> str:
-    """Which of the choices an answer is, letter case and a final full stop apart.
+    """The choice that an answer is, ignoring letter case and a final full stop.
 
     Raises:
         AnswerRejected: it is none of them.
@@ -59,7 +59,7 @@ def parse_choice(raw: str, choices: tuple[str, ...]) -> str:
 
 
 def parse_prompt(raw: str, limit: int) -> str:
-    """A refined prompt as one line of text, fit to be asked about again.
+    """A refined prompt as one line of text, usable in later questions.
 
     Raises:
         AnswerRejected: it is empty or too long, or holds a control token.
@@ -133,14 +133,14 @@ def _entry(item: Any, max_description: int) -> tuple[tuple[float, float, float, 
 
 
 def _is_whole(value: object) -> bool:
-    """A whole, finite number of a size that means something; ``True`` is none."""
+    """Whether a value is a finite whole number of plausible size; ``True`` is not."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return abs(value) < 1e9 and (isinstance(value, int) or (math.isfinite(value) and value.is_integer()))
 
 
 def _to_pixels(box: tuple[float, float, float, float], profile: Profile, width: int, height: int) -> Box | None:
-    """The box in the picture's pixels, cut to it; None where nothing is left or its corners are swapped."""
+    """The box in the image's pixels, clipped; None if nothing is left or its corners are swapped."""
     across, down = profile.extent(width, height)
     x1, x2 = (round(min(max(value, 0), across) * width / across) for value in (box[0], box[2]))
     y1, y2 = (round(min(max(value, 0), down) * height / down) for value in (box[1], box[3]))
@@ -152,7 +152,7 @@ def _area(box: Box) -> int:
 
 
 def _unfenced(raw: str) -> str:
-    """Without the Markdown fence that chat models like to put around JSON."""
+    """Without the Markdown fence that chat models often put around JSON."""
     text = raw.strip()
     if text.startswith("```") and text.endswith("```") and len(text) > 6:
         text = text[3:-3].removeprefix("json")

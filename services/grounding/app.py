@@ -25,17 +25,17 @@ ADDRESS = "127.0.0.1:7102"
 
 
 class QuestionSettings(FiledSettings):
-    """Which model this service asks, and how."""
+    """The model that this service asks: ``SFUMATO_GROUNDING_*``."""
 
     model_config = SettingsConfigDict(env_prefix="SFUMATO_GROUNDING_", frozen=True)
 
-    # Where the model is: vllm, an OpenAI-compatible server at SFUMATO_VLM_URL; transformers, in this process, with calls and tasks.
+    # Where the model runs: vllm is an OpenAI-compatible server at SFUMATO_VLM_URL, transformers is this process.
     backend: Literal["vllm", "transformers"] = "vllm"
-    # The conventions of the model: vista, qwen2-vl, qwen2.5-vl or qwen3-vl.
+    # The model's conventions: vista, qwen2-vl, qwen2.5-vl or qwen3-vl.
     profile: str = "vista"
-    # The name the server knows it by, the profile's where empty; in this process the reference of its weights, vista where empty.
+    # vllm: the model's name on the server; empty for the profile's name. transformers: the reference of its weights; empty for vista.
     model: str = ""
-    # How advice is asked for where a request does not say: single-turn or three-turn.
+    # Default strategy for advice: single-turn or three-turn.
     strategy: str = Strategy.single_turn
 
 

@@ -1,7 +1,7 @@
-"""Grounding: the understanding module's side of ArtAug's interaction (section 3.1), and the questions of its siblings.
+"""Grounding: the understanding model's part of ArtAug's interaction (section 3.1), and questions that similar methods ask.
 
-Whatever model answers, and over whatever transport, its words are validated here before anybody else sees them. An answer that
-is not valid is asked for once more; then it is rejected, with what was said.
+Answers of every model and backend are validated here before they are used. After an invalid answer the model is asked once more; a
+second invalid answer is rejected, with its text.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from sfumato.runtime.images import resize
 from sfumato.types import Image, Region
 
 MIN_SIDE, MAX_SIDE = 8, 8192
+SAMPLED = 0.7
+"""Temperature of attempts after the greedy one."""
 
 Answer = TypeVar("Answer")
 Item = TypeVar("Item")
@@ -28,7 +30,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A question that was asked before in a conversation, and the model's words."""
+    """An earlier question of a conversation, and the model's answer."""
 
     images: tuple[Image, ...]
     text: str
@@ -37,15 +39,15 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A question to a model: what was said before, then pictures, then text.
+    """A question to a model: earlier turns, then images, then text.
 
     Attributes:
-        images: as the model is to see them.
-        text: what is asked.
-        max_tokens: where the answer is cut.
-        schema: a JSON schema the answer must follow, if any.
-        choices: the only answers allowed, if any.
-        attempt: 0 is greedy; later attempts are sampled, by this seed.
+        images: images, resized for the model.
+        text: the question.
+        max_tokens: most tokens of the answer.
+        schema: JSON schema of the answer, if any.
+        choices: the only allowed answers, if any.
+        attempt: 0 is greedy; later attempts are sampled with this seed.
         before: the conversation so far.
     """
 
@@ -59,12 +61,12 @@ class Query:
 
 
 class Backend(Protocol):
-    """A vision-language model, wherever it runs. ``concurrency`` queries at once are good for it."""
+    """A vision-language model. ``concurrency`` is the number of parallel queries that suits it."""
 
     concurrency: int
 
     def answer(self, query: Query) -> str:
-        """The model's words.
+        """The model's text.
 
         Raises:
             Unavailable: the model does not answer.
@@ -74,7 +76,7 @@ class Backend(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Grounding:
-    """The advice ``u(X)`` about one picture, boxes in its own pixels, and the model's own words."""
+    """The advice ``u(X)`` about one image, boxes in its pixels, and the model's text."""
 
     regions: tuple[Region, ...]
     raw: str
@@ -82,30 +84,30 @@ class Grounding:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Which of two pictures is the better one, and why: the model's reason, or how it contradicted itself."""
+    """The better of two images and the reason: the model's, or a description of its contradiction."""
 
     choice: Literal["A", "B", "tie"]
     reason: str
 
 
 class GroundingEngine:
-    """Asks one model, whose conventions are the profile's. Thread-safe where the backend is."""
+    """Asks one model by the conventions of its profile. Thread-safe if the backend is."""
 
     def __init__(self, backend: Backend, profile: Profile, strategy: str = Strategy.single_turn) -> None:
-        """Wire a model.
+        """Use ``backend`` with ``profile`` and ``strategy``.
 
         Raises:
-            InvalidInput: the profile's models cannot follow the strategy.
+            InvalidInput: the profile's models do not support the strategy.
         """
         self.backend = backend
         self.profile = profile
         self.strategy = profile.strategy(strategy)
 
     def ground(self, image: Image, prompt: str) -> Grounding:
-        """Where the picture painted from ``prompt`` could be more beautiful, and how it would look there.
+        """Regions of the image of ``prompt`` that could be more beautiful, each with a description of its better content.
 
         Raises:
-            InvalidInput: the picture or the prompt is unusable.
+            InvalidInput: the image or the prompt is unusable.
             AnswerRejected: two answers in a row were not valid.
             Unavailable: the model does not answer.
         """
@@ -115,7 +117,7 @@ class GroundingEngine:
         return Grounding(regions, raw)
 
     def refine(self, prompt: str) -> tuple[str, str]:
-        """The prompt with what is ambiguous in it made definite (section 4.1.1), and the model's own words.
+        """The prompt without ambiguities (section 4.1.1), and the model's text.
 
         Raises:
             InvalidInput, AnswerRejected, Unavailable: as `ground`.
@@ -123,7 +125,7 @@ class GroundingEngine:
         return self._asked((), questions.refinement(self.profile, self._checked_text(prompt, "prompt")))
 
     def ask(self, image: Image, question: str) -> bool:
-        """Whether the answer to a yes/no question about the picture is yes.
+        """Whether the answer to a yes/no question about the image is yes.
 
         Raises:
             InvalidInput, AnswerRejected, Unavailable: as `ground`.
@@ -132,13 +134,13 @@ class GroundingEngine:
         return self._asked((image,), questions.yes_or_no(self.profile, self._checked_text(question, "question")))[0]
 
     def compare(self, image_a: Image, image_b: Image, prompt: str, *, both_orders: bool = True) -> Comparison:
-        """Which of two pictures painted from ``prompt`` is the better one.
+        """Which of two images of ``prompt`` is better.
 
         Args:
-            image_a: called A, and shown first.
-            image_b: called B.
-            prompt: what both were painted from.
-            both_orders: ask a second time the other way round; a model that then prefers the other picture makes a tie.
+            image_a: image A, shown first.
+            image_b: image B.
+            prompt: the prompt of both.
+            both_orders: ask again in the other order; if the model then prefers the other image, the result is a tie.
 
         Raises:
             InvalidInput, AnswerRejected, Unavailable: as `ground`.
@@ -152,7 +154,7 @@ class GroundingEngine:
         return Comparison("A" if first.side == 0 else "B", first.reason)
 
     def each(self, call: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-        """``call`` for every item, in order, as many at once as profile and backend allow."""
+        """``call`` for every item, in order, with as many in parallel as profile and backend allow."""
         with ThreadPoolExecutor(max(1, min(self.backend.concurrency, self.profile.together))) as pool:
             return list(pool.map(call, items))
 
@@ -162,7 +164,7 @@ class GroundingEngine:
         return self._asked((first, second), question)[0]
 
     def _asked(self, images: Sequence[Image], question: Question[Answer]) -> tuple[Answer, str]:
-        """The first valid answer of two, and the model's words: a greedy one, and one that mends it."""
+        """The first valid answer of two attempts (greedy, then repair), and the model's text."""
         query = self._opened(tuple(map(self._shown, images)), question)
         raw = self._said(query)
         try:
@@ -172,11 +174,11 @@ class GroundingEngine:
         try:
             return question.read(raw), raw
         except AnswerRejected as rejected:
-            # What was said as a whole, where the fault lay in one value of it.
+            # With the whole text, also if the error was in one value of it.
             raise AnswerRejected(rejected.message, raw[:KEPT_RAW]) from None
 
     def _opened(self, images: tuple[Image, ...], question: Question[Any]) -> Query:
-        """The question, after those that come before it have been asked and answered; pictures go with the first of all."""
+        """The query of a question, after its ``before`` questions were asked; images go with the first of them."""
         before: tuple[Turn, ...] = ()
         for text in question.before:
             answer = self._said(Query(images, text, questions.FREE, before=before))
@@ -184,14 +186,14 @@ class GroundingEngine:
         return Query(images, question.text, question.max_tokens, question.schema, question.choices, before=before)
 
     def _repair(self, query: Query, fault: str, raw: str) -> Query:
-        """The same once more: a model that can converse is told what was wrong, another is asked again and sampled."""
+        """The second attempt: a model that supports conversations is told the error, others are asked again with sampling."""
         if self.profile.form is Form.bare:
             return replace(query, attempt=1)
         before = (*query.before, Turn(query.images, query.text, raw[:KEPT_RAW]))
         return replace(query, images=(), text=questions.REPAIR.format(fault=fault), attempt=1, before=before)
 
     def _said(self, query: Query) -> str:
-        """The model's words as text that can be encoded: JSON can spell half of a surrogate pair, which UTF-8 cannot."""
+        """The model's text, encodable as UTF-8: JSON can contain half of a surrogate pair, UTF-8 cannot."""
         return self.backend.answer(query).encode("utf-8", "replace").decode()
 
     def _checked_text(self, text: str, field: str) -> str:

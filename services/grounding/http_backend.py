@@ -1,4 +1,4 @@
-"""Any OpenAI-compatible server of a vision-language model; vLLM is the one that is shipped and tested."""
+"""The backend for OpenAI-compatible servers of a vision-language model; vLLM is shipped and tested."""
 
 from __future__ import annotations
 
@@ -13,27 +13,25 @@ from typing import Any
 import httpx
 from tenacity import Retrying, before_sleep_log, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_exponential, wait_fixed
 
-from services.grounding.engine import Query
+from services.grounding.engine import SAMPLED, Query
 from sfumato.errors import InvalidInput, Unavailable
 from sfumato.runtime.images import encode_png
 from sfumato.types import Image
 
 log = logging.getLogger(__name__)
 
-SAMPLED = 0.7
-"""Temperature of attempts after the greedy one."""
 TIMEOUT = 300.0
-"""Seconds a question may take: a large model writes a long answer for a minute or two."""
+"""Timeout in seconds of a question: a long answer of a large model takes a minute or two."""
 PROBE = 5.0
-"""Seconds the list of models may take."""
+"""Timeout in seconds of the list of models."""
 PASSING = frozenset({408, 429, 500, 502, 503, 504})
-"""Answers that another try may change: overload, a restart, a fault."""
+"""HTTP statuses that are tried again: overload, a restart, a fault."""
 TRIES = 3
 START_IT = "Start one (sfumato vlm serve), or set SFUMATO_VLM_URL to one that runs."
 
 
 class _Passing(Exception):
-    """A failure that may be gone in a moment; the cause is `error`."""
+    """A temporary failure, which is tried again; `error` is raised after the last try."""
 
     def __init__(self, error: Unavailable) -> None:
         super().__init__(error.message)
@@ -64,7 +62,7 @@ class HttpBackend:
         self.concurrency = concurrency
         self._timeout = timeout
         self._client = _client(api_key, ca, timeout)
-        # A worker keeps its backend until it ends, or until it is told of another server.
+        # A worker keeps its backend until it ends or its settings name another server.
         weakref.finalize(self, self._client.close)
         self._retrying = Retrying(
             retry=retry_if_exception_type(_Passing),
@@ -75,14 +73,14 @@ class HttpBackend:
         )
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         self._client.close()
 
     def answer(self, query: Query) -> str:
         """The first choice's text.
 
         Raises:
-            Unavailable: no connection, no answer in time, or not an answer, three times where trying again may help.
+            Unavailable: no connection, no answer in time, or an invalid answer; temporary failures are tried three times.
         """
         try:
             return self._retrying(self._once, _body(self.model, query))
@@ -104,23 +102,23 @@ class HttpBackend:
             content = response.json()["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError) as error:
             hint = "Is it an OpenAI-compatible server? See SFUMATO_VLM_URL."
-            raise Unavailable(f"{where} sent something else than a chat completion.", hint=hint) from error
+            raise Unavailable(f"{where} did not send a chat completion.", hint=hint) from error
         return content if isinstance(content, str) else ""
 
 
 def model_served(url: str, names: Sequence[str], *, api_key: str = "", ca: Path | None = None, wait: float = 0.0) -> str:
-    """The name to ask for at a server: the first of ``names`` that it serves, or the only one it has.
+    """The model's name on a server: the first of ``names`` that it serves, or the only name it has.
 
     Args:
         url: with or without ``/v1``.
-        names: what the model may be called, best first.
-        api_key: the server's key, if it wants one.
-        ca: a PEM file of the authority that signed its certificate; the system's where absent.
-        wait: seconds in which a server that is still starting may come up.
+        names: candidate names, best first.
+        api_key: the server's key, if it requires one.
+        ca: PEM file of the authority that signed its certificate; the system's authorities if None.
+        wait: seconds to wait for a server that is still starting.
 
     Raises:
         InvalidInput: ``ca`` cannot be read.
-        Unavailable: nobody answers, or it serves several models and none of these.
+        Unavailable: no server answers, or it serves several models and none of these.
     """
     root = _root(url)
     retrying = Retrying(retry=retry_if_exception_type(_Passing), stop=stop_after_delay(wait), wait=wait_fixed(0.5), reraise=True)
@@ -152,11 +150,11 @@ def _listed(client: httpx.Client, root: str) -> list[str]:
         return [str(entry["id"]) for entry in response.json()["data"]]
     except (ValueError, LookupError, TypeError) as error:
         hint = "Is it an OpenAI-compatible server? See SFUMATO_VLM_URL."
-        raise Unavailable(f"{where} sent something else than a list of models.", hint=hint) from error
+        raise Unavailable(f"{where} did not send a list of models.", hint=hint) from error
 
 
 def _refused(where: str, response: httpx.Response) -> Exception:
-    """What an answer other than 200 means for the one who asks."""
+    """The error for an answer with a status other than 200."""
     status = response.status_code
     said = f"{where} answered {status}: {response.text[:300]}"
     if status in (401, 403):
@@ -197,7 +195,7 @@ def _client(api_key: str, ca: Path | None, timeout: float) -> httpx.Client:
         verify = True if ca is None else ssl.create_default_context(cafile=ca)
     except (OSError, ssl.SSLError) as error:
         raise InvalidInput("vlm_ca", f"{ca} cannot be read ({error}).", hint="Name a PEM file of certificates.") from error
-    # A server on this machine is not asked by way of a proxy.
+    # Requests to this machine do not use a proxy.
     return httpx.Client(headers=headers, timeout=timeout, verify=verify, mounts={"all://localhost": None, "all://127.0.0.1": None})
 
 

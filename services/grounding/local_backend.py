@@ -1,7 +1,7 @@
-"""The same model inside this process, for machines without a server: transformers, and xgrammar for constrained decoding.
+"""The backend in this process, for machines without a server: transformers, and xgrammar for constrained decoding.
 
-Greedy answers are those of vLLM on the same weights, free and constrained: the same prompt template, the same grammar
-(compact JSON), the same choice among the allowed tokens.
+Greedy answers equal vLLM's with the same weights, free and constrained: same prompt template, same grammar (compact JSON), same
+choice among the allowed tokens.
 """
 
 from __future__ import annotations
@@ -17,10 +17,8 @@ from PIL import Image as Pillow
 from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, LogitsProcessor, LogitsProcessorList
 
-from services.grounding.engine import Query
+from services.grounding.engine import SAMPLED, Query
 from sfumato.errors import BrokenWeights, MissingWeights
-
-SAMPLED = 0.7
 
 
 class LocalBackend:
@@ -52,7 +50,7 @@ class LocalBackend:
 
     @torch.inference_mode()
     def answer(self, query: Query) -> str:
-        """The model's words, without special tokens."""
+        """The model's text, without special tokens."""
         messages, images = [], []
         for turn in query.before:
             messages += [_user(len(turn.images), turn.text), {"role": "assistant", "content": [{"type": "text", "text": turn.answer}]}]
@@ -85,7 +83,7 @@ def _user(images: int, text: str) -> dict[str, Any]:
 
 
 class _Constrained(LogitsProcessor):
-    """Leaves only the tokens that the grammar allows next; one sequence."""
+    """Masks the tokens that the grammar does not allow next; for one sequence."""
 
     def __init__(self, grammar: xgrammar.CompiledGrammar, start: int) -> None:
         self._matcher = xgrammar.GrammarMatcher(grammar)

@@ -1,4 +1,4 @@
-"""What one family of vision-language models needs to be told, and how its answers are to be read."""
+"""The conventions of each family of vision-language models: coordinates, image sizes, limits, and the form of answers."""
 
 from __future__ import annotations
 
@@ -12,52 +12,52 @@ from sfumato.errors import InvalidInput
 
 
 class Frame(StrEnum):
-    """In which frame a model gives coordinates."""
+    """The coordinate system of a model's boxes."""
 
     pixels = "pixels"
-    """Pixels of the picture as the model was shown it."""
+    """Pixels of the image as shown to the model."""
     thousandths = "thousandths"
-    """0 to 1000 along either side, whatever the picture's size."""
+    """0 to 1000 along each side, for any image size."""
 
 
 class Form(StrEnum):
-    """What an answer other than a list of regions looks like."""
+    """The form of answers other than a list of regions."""
 
     bare = "bare"
-    """A word or a line, in one turn: all that a small model was taught."""
+    """A word or a line, in one turn: a small model was trained on nothing else."""
     json = "json"
-    """A JSON object with a schema of its own, with reasons; the model can talk about its answers in several turns."""
+    """A JSON object by schema, with reasons; the model supports conversations of several turns."""
 
 
 class Strategy(StrEnum):
-    """How advice is asked for."""
+    """How many questions ask for advice."""
 
     single_turn = "single-turn"
-    """The paper's: one question gives all boxes and descriptions."""
+    """The paper's: one question returns all boxes and descriptions."""
     three_turn = "three-turn"
-    """What is there, what would please, and only then the list."""
+    """Three questions in a conversation: a description of the image, an analysis of what could be better, then the list."""
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """One family of models.
+    """The conventions of one family of models.
 
     Attributes:
-        name: the profile, and the name under which `sfumato vlm serve` serves its model.
-        frame: the convention of coordinates in answers.
-        coordinates: the words that ask for coordinates in the paper's template.
-        form: the form of answers other than regions.
-        multiple: pictures are shown in sides that are multiples of this, and twice it at least.
-        max_pixels: and with no more pixels than this; a larger one is scaled down for the model.
-        fixed_side: the one size the model knows, when it knows only one.
-        max_regions: regions in one answer.
-        min_area: share of the picture below which a box says nothing.
-        max_prompt: characters of a prompt or a question.
-        max_description: characters of one region's description, and of a reason.
-        answer_tokens: tokens after which an answer is cut.
-        context: tokens of a whole conversation, two pictures, three turns and a repair included.
-        together: questions that may be asked at once; 1 where answers must be the same to the last bit on every run, because
-            what else is in a server's batch changes the last bits of its sums.
+        name: the profile's name, under which `sfumato vlm serve` serves its model.
+        frame: coordinate system of boxes in answers.
+        coordinates: phrase for coordinates in the paper's prompt template.
+        form: form of answers other than regions.
+        multiple: sides of shown images are multiples of this, at least two of them.
+        max_pixels: most pixels of a shown image; larger images are scaled down.
+        fixed_side: side of the only image size the model supports; None if it supports several.
+        max_regions: most regions in one answer.
+        min_area: least share of the image that a box must cover.
+        max_prompt: most characters of a prompt or a question.
+        max_description: most characters of a region's description, and of a reason.
+        answer_tokens: most tokens of an answer.
+        context: tokens of a whole conversation: two images, three turns and a repair.
+        together: questions that may be asked at the same time; 1 if answers must be identical in every run, because the other requests in a
+            server's batch change the last bits of its logits.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Profile:
     together: int
 
     def shown_size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height in which a picture is shown to the model."""
+        """Width and height of an image as shown to the model."""
         if self.fixed_side is not None:
             return self.fixed_side, self.fixed_side
         scale = min(1.0, (self.max_pixels / (width * height)) ** 0.5)
@@ -85,24 +85,24 @@ class Profile:
 
     @property
     def pixels(self) -> tuple[int, int]:
-        """The fewest and the most pixels of a picture as it is shown: within them the model's processor leaves its size alone."""
+        """Least and most pixels of a shown image: the model's processor does not resize images within this range."""
         if self.fixed_side is not None:
             return self.fixed_side**2, self.fixed_side**2
         return (2 * self.multiple) ** 2, self.max_pixels
 
     def extent(self, width: int, height: int) -> tuple[int, int]:
-        """The largest coordinates the model may give for a picture of this size, x and y."""
+        """The largest x and y coordinates in answers about an image of this size."""
         return (1000, 1000) if self.frame is Frame.thousandths else self.shown_size(width, height)
 
     def answer_schema(self, width: int, height: int) -> Mapping[str, Any]:
-        """The JSON schema of an answer about a picture of this size."""
+        """The JSON schema of a list of regions in an image of this size."""
         return schema(self.max_regions, max(self.extent(width, height)), self.max_description)
 
     def strategy(self, name: str) -> Strategy:
         """The strategy of this name.
 
         Raises:
-            InvalidInput: there is none, or this profile's models cannot follow it.
+            InvalidInput: it does not exist, or this profile's models do not support it.
         """
         if name not in tuple(Strategy):
             raise InvalidInput("strategy", f"{name!r} is not a strategy.", hint=f"The strategies are {', '.join(Strategy)}.")
@@ -119,13 +119,13 @@ def _qwen(name: str, frame: Frame, coordinates: str, multiple: int) -> Profile:
 
 
 VISTA = Profile("vista", Frame.pixels, COORDINATES, Form.bare, 64, 64 * 64, 64, 5, 0.002, 500, 120, 200, 1024, 1)
-"""The built-in model. It knows pictures of 64x64 only; five elements are the most a scene has."""
+"""The built-in model. It supports 64x64 images only; a scene has at most five elements."""
 QWEN2_VL = _qwen("qwen2-vl", Frame.thousandths, COORDINATES, 28)
-"""Qwen2-VL gives 0 to 1000 whatever it is asked for (its technical report, section 2.1); it is asked in the paper's words."""
+"""Qwen2-VL answers with 0 to 1000, whatever the prompt asks (its technical report, section 2.1); the prompt is the paper's."""
 QWEN25_VL = _qwen("qwen2.5-vl", Frame.pixels, COORDINATES, 28)
-"""Qwen2.5-VL gives absolute pixels of the picture as it is shown (its technical report, section 2.1)."""
+"""Qwen2.5-VL answers with absolute pixels of the shown image (its technical report, section 2.1)."""
 QWEN3_VL = _qwen("qwen3-vl", Frame.thousandths, RELATIVE, 32)
-"""Qwen3-VL went back to relative coordinates of 0 to 1000 (its README and grounding cookbook); patches of 16, merged by two."""
+"""Qwen3-VL answers with relative coordinates of 0 to 1000 (its README and grounding cookbook); patches of 16, merged by two."""
 PROFILES: Mapping[str, Profile] = {profile.name: profile for profile in (VISTA, QWEN2_VL, QWEN25_VL, QWEN3_VL)}
 
 
@@ -133,7 +133,7 @@ def profile_named(name: str) -> Profile:
     """The profile of this name.
 
     Raises:
-        InvalidInput: there is none.
+        InvalidInput: it does not exist.
     """
     if name not in PROFILES:
         raise InvalidInput("profile", f"{name!r} is not a profile.", hint=f"The profiles are {', '.join(PROFILES)}.")

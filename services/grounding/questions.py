@@ -1,4 +1,4 @@
-"""What is asked, in the form the profile's models were taught, and how the answer is read: one function a kind of question."""
+"""Questions in the form that the profile's models were trained on, and the parsers of their answers: one function per kind."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Answer = TypeVar("Answer")
 YES_NO = ("yes", "no")
 SIDES = ("A", "B")
 WORD = 8
-"""Tokens that are enough for a word."""
+"""Most tokens of a one-word answer."""
 FREE = 512
-"""Tokens of an answer that only prepares the next question."""
+"""Most tokens of an answer that only prepares the next question, and of a choice with its reason."""
 
 DESCRIBE = """This picture was painted from the following description:
 
@@ -47,15 +47,15 @@ REPAIR = """This answer cannot be used. {fault} Give the answer again, complete 
 
 @dataclass(frozen=True, slots=True)
 class Question(Generic[Answer]):
-    """One question about the pictures it is asked with.
+    """One question about images.
 
     Attributes:
-        text: what is asked.
-        read: the answer in what was said; raises AnswerRejected.
-        max_tokens: where the answer is cut.
-        schema: a JSON schema the answer must follow, if any.
-        choices: the only answers allowed, if any.
-        before: questions that are asked first, in the same conversation, and answered freely.
+        text: the question.
+        read: parses the model's text; raises AnswerRejected.
+        max_tokens: most tokens of the answer.
+        schema: JSON schema of the answer, if any.
+        choices: the only allowed answers, if any.
+        before: questions that come first in the same conversation; their answers are free text.
     """
 
     text: str
@@ -68,14 +68,14 @@ class Question(Generic[Answer]):
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """Which of two pictures is the better one, 0 for the first shown, and why (empty where the model gives no reasons)."""
+    """The better of two images, 0 for the first shown, and the reason (empty if the model gives none)."""
 
     side: int
     reason: str = ""
 
 
 def advice(profile: Profile, strategy: Strategy, prompt: str, width: int, height: int) -> Question[tuple[Region, ...]]:
-    """Where a picture of ``width`` x ``height`` pixels could be more beautiful, in the words of the paper's Appendix B."""
+    """Regions of a ``width`` x ``height`` image that could be more beautiful; the prompt of the paper's Appendix B."""
     return Question(
         instruction(prompt, profile.coordinates),
         lambda raw: parse_regions(raw, profile, width, height),
@@ -86,7 +86,7 @@ def advice(profile: Profile, strategy: Strategy, prompt: str, width: int, height
 
 
 def refinement(profile: Profile, prompt: str) -> Question[str]:
-    """The prompt with what is ambiguous in it made definite (section 4.1.1)."""
+    """The prompt without ambiguities (section 4.1.1)."""
     limit = profile.max_prompt
     if profile.form is Form.bare:
         return Question(REFINE + prompt, lambda raw: parse_prompt(raw, limit), profile.answer_tokens)
@@ -99,7 +99,7 @@ def refinement(profile: Profile, prompt: str) -> Question[str]:
 
 
 def yes_or_no(profile: Profile, question: str) -> Question[bool]:
-    """Whether the answer to a question about a picture is yes."""
+    """A yes/no question about an image."""
     if profile.form is Form.bare:
         return Question(question, lambda raw: parse_choice(raw, YES_NO) == "yes", WORD, choices=YES_NO)
     return Question(
@@ -111,10 +111,10 @@ def yes_or_no(profile: Profile, question: str) -> Question[bool]:
 
 
 def preference(profile: Profile, prompt: str) -> Question[Preference]:
-    """Which of two pictures painted from ``prompt`` is the better one."""
+    """Which of two images of ``prompt`` is better."""
     if profile.form is Form.bare:
         return Question(CHOICE, lambda raw: Preference(SIDES.index(parse_choice(raw, SIDES))), WORD, choices=SIDES)
-    # The reason comes first, so that the choice follows from it and not the other way round.
+    # The reason comes first, so that the choice follows from the reason.
     return Question(
         PREFERRED.format(prompt=prompt),
         lambda raw: _preference(raw, profile.max_description),

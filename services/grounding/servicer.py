@@ -1,4 +1,4 @@
-"""The grounding service: messages to the engine and back, nothing else."""
+"""The grounding service: messages to the engine and back."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class GroundingServicer(GroundingServiceServicer):
         self._queue, self._artifacts = queue, artifacts
 
     async def Ground(self, request: grounding_pb2.GroundRequest, context: Any) -> grounding_pb2.GroundResponse:
-        """Where a picture could be more beautiful, and how it would look there."""
+        """Regions of an image that could be more beautiful, and their better content."""
 
         def work(engine: GroundingEngine, caller: Caller) -> grounding_pb2.GroundResponse:
             image = read_image(request.image, "image", self._artifacts)
@@ -37,12 +37,12 @@ class GroundingServicer(GroundingServiceServicer):
         return await self._queue.call(work)
 
     async def Refine(self, request: grounding_pb2.RefineRequest, context: Any) -> grounding_pb2.RefineResponse:
-        """A prompt with what is ambiguous in it made definite."""
+        """A prompt without ambiguities."""
         prompt, raw = await self._queue.call(lambda engine, caller: engine.refine(request.prompt))
         return grounding_pb2.RefineResponse(prompt=prompt, raw=raw)
 
     async def Ask(self, request: grounding_pb2.AskRequest, context: Any) -> grounding_pb2.AskResponse:
-        """A yes/no question about a picture."""
+        """A yes/no question about an image."""
 
         def work(engine: GroundingEngine, caller: Caller) -> bool:
             return engine.ask(read_image(request.image, "image", self._artifacts), request.question)
@@ -50,7 +50,7 @@ class GroundingServicer(GroundingServiceServicer):
         return grounding_pb2.AskResponse(yes=await self._queue.call(work))
 
     async def Compare(self, request: grounding_pb2.CompareRequest, context: Any) -> grounding_pb2.CompareResponse:
-        """Which of two pictures is the better one."""
+        """Which of two images is better."""
 
         def work(engine: GroundingEngine, caller: Caller) -> grounding_pb2.CompareResponse:
             a, b = (read_image(image, f"image_{name}", self._artifacts) for name, image in (("a", request.image_a), ("b", request.image_b)))

@@ -1,7 +1,7 @@
-"""The grounding tasks: payload to engine and back, nothing else.
+"""The grounding tasks: payload to engine and back.
 
 The parameters of all kinds hold ``backend`` ("vllm": an OpenAI-compatible server, "transformers": this process) and ``profile``.
-What a model would not say properly, or could not be asked, is a result with the reason under ``rejected``, not a failure.
+A rejected answer, or an unusable item, is a result with the reason in ``rejected``, not a failure of the task.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def ground(task: Task, artifacts: ArtifactStore) -> Output:
 
 
 def refine(task: Task, _: ArtifactStore) -> Output:
-    """Refinement: items ``{"prompt"}``; values ``{"prompt", "raw", "rejected"}``, the prompt as it was where it was rejected."""
+    """Refinement: items ``{"prompt"}``; values ``{"prompt", "raw", "rejected"}``, the original prompt if rejected."""
     engine = _engine(task)
 
     def one(item: dict[str, Any]) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def refine(task: Task, _: ArtifactStore) -> Output:
 def compare(task: Task, artifacts: ArtifactStore) -> Output:
     """Preference, asked in both orders: items ``{"prompt", "a", "b"}``; values ``{"choice", "reason", "raw", "rejected"}``.
 
-    The choice is "A", "B" or "tie"; a rejected answer counts as a tie, and ``raw`` is what was said then, else empty.
+    The choice is "A", "B" or "tie"; a rejected answer counts as a tie; ``raw`` is the model's text if rejected, else empty.
     """
     engine = _engine(task)
 
@@ -67,7 +67,7 @@ def compare(task: Task, artifacts: ArtifactStore) -> Output:
 
 
 def ask(task: Task, artifacts: ArtifactStore) -> Output:
-    """A yes/no question: items ``{"picture", "question"}``; values ``{"yes", "raw", "rejected"}``, yes None where it was rejected."""
+    """A yes/no question: items ``{"picture", "question"}``; values ``{"yes", "raw", "rejected"}``, ``yes`` is None if rejected."""
     engine = _engine(task)
 
     def one(item: dict[str, Any]) -> dict[str, Any]:
@@ -85,14 +85,14 @@ def _values(
     one: Callable[[dict[str, Any]], dict[str, Any]],
     rejected: Callable[[dict[str, Any], str, str], dict[str, Any]],
 ) -> Output:
-    """One value per item, in order; ``rejected`` makes it of the item, the reason and the model's words."""
+    """One value per item, in order; ``rejected`` makes the value of a rejection from item, reason and the model's text."""
 
     def value(item: dict[str, Any]) -> dict[str, Any]:
         try:
             return one(item)
         except AnswerRejected as rejection:
             return rejected(item, rejection.message, rejection.raw)
-        except InvalidInput as unusable:  # one prompt among thousands; nobody was asked
+        except InvalidInput as unusable:  # one of thousands of items; the model was not asked
             return rejected(item, unusable.message, "")
 
     return Output(values=engine.each(value, task.items))
@@ -106,13 +106,13 @@ def _engine(task: Task) -> GroundingEngine:
     """The engine of the task's parameters.
 
     Raises:
-        InvalidInput: an unknown profile or strategy, or one that do not go together.
+        InvalidInput: an unknown profile or strategy, or a strategy that the profile does not support.
         Unavailable: no server answers.
     """
     profile = profile_named(task.params["profile"])
     strategy = profile.strategy(task.params.get("strategy", Strategy.single_turn))
     if task.params["backend"] == "vllm":
-        backend = _served(profile.name, task.model_reference)  # whose weights are its own affair
+        backend = _served(profile.name, task.model_reference)  # the server's weights are not checked
     else:
         backend = local_backend_of(checked_folder(task.model_reference, "understanding", task.model, Settings()))
     return GroundingEngine(backend, profile, strategy)
@@ -126,25 +126,25 @@ def _served(profile: str, model: str) -> Backend:
 
 
 def backend_of(settings: Settings, names: tuple[str, ...]) -> Backend:
-    """The process's connection to the server of the settings, and its model by the first of these names that it knows.
+    """The process's backend for the configured server, with the first of these names that the server has.
 
     Raises:
-        InvalidInput: the file of its authority cannot be read.
-        Unavailable: no server answers, or it knows none of them.
+        InvalidInput: the authority's file cannot be read.
+        Unavailable: no server answers, or it has none of these names.
     """
     return _connected(settings.vlm_url, names, settings.vlm_api_key, settings.vlm_ca, settings.vlm_timeout, settings.vlm_wait)
 
 
 @lru_cache(maxsize=1)
 def _connected(url: str, names: tuple[str, ...], key: SecretStr, ca: Path | None, timeout: float, wait: float) -> Backend:
-    """A server's model by the first of these names that it knows; found out once."""
+    """The backend of a server, with the first of these names that it has; cached."""
     api_key = key.get_secret_value()
     return HttpBackend(url, model_served(url, names, api_key=api_key, ca=ca, wait=wait), api_key=api_key, ca=ca, timeout=timeout)
 
 
 @lru_cache(maxsize=1)
 def local_backend_of(folder: Path) -> Backend:
-    """The model in a folder, in this process; loaded once. Raises: as `LocalBackend`."""
+    """The model in a folder, in this process; cached. Raises: as `LocalBackend`."""
     from services.grounding.local_backend import LocalBackend
 
     return LocalBackend(folder, device=pick_device())

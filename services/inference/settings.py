@@ -16,59 +16,59 @@ class InferenceSettings(FiledSettings):
 
     model_config = SettingsConfigDict(env_prefix="SFUMATO_INFERENCE_", frozen=True)
 
-    # The model that is served, and that a request means which names none.
+    # The served model; it answers requests that name no model.
     model: str = "vista@production"
     # The base model's weights: vista, a name on the hub, or a folder of this machine where SFUMATO_MODEL_FOLDERS allows it.
     base: str = "vista"
-    # Numbers of its weights: float32 or bfloat16.
+    # Precision of the weights: float32 or bfloat16.
     precision: str = "float32"
     # The registry whose aliases are followed, as host:port.
     registry: str = "127.0.0.1:7105"
-    # The scoring service that judges new versions' pictures; empty: they are looked at for finite numbers only.
+    # The scoring service for new versions' pictures; empty: they are checked for finite numbers only.
     scoring: str = ""
-    # Pictures in work at the same time, and those that may wait behind them.
+    # Pictures in work at the same time, and pictures that may wait.
     pictures: int = Field(default=16, ge=1, le=256)
     waiting: int = Field(default=64, ge=0)
-    # Bytes that a forward may need beside the weights: where rows are large, fewer go through at once; absent: any number.
+    # Bytes that a forward may need beside the weights; large rows lower the batch size. Absent: no limit.
     memory: int | None = Field(default=None, ge=1)
     # Rows (pictures, unconditional and region branches) of one forward at most.
     max_batch: int = Field(default=16, ge=1)
-    # Bytes of adapters that requests name on top of a version.
+    # Bytes of adapters that requests add on top of a version.
     extras: int = Field(default=2**30, ge=0)
-    # Versions that nobody needs any more and that stay prepared, so that going back to one takes no time.
+    # Unused versions that stay prepared, so that a rollback is immediate.
     keep: int = Field(default=1, ge=0)
     # The share of the requests without an alias that goes to the alias canary, 0 to 1; 0: no canary is followed.
     canary: float = Field(default=0.0, ge=0, le=1)
-    # Requests of a canary before it is promoted or withdrawn.
+    # Requests of a canary before it is decided.
     canary_requests: int = Field(default=200, ge=1)
     # A text file of the prompts that every version paints before it is served; absent: the package's own.
     golden: Path | None = None
-    # How far below the registry's record the mean of their CLIP and aesthetic scores may lie.
+    # How far below the registry's record the mean of their CLIP and aesthetic scores may be.
     golden_clip: float = Field(default=5.0, ge=0)
     golden_aesthetic: float = Field(default=1.5, ge=0)
 
-    # Who may ask: a JSON file of [{"name", "sha256", "rate", "concurrency"}], the SHA-256 of each key; without it, anybody.
+    # The clients' keys: a JSON file of [{"name", "sha256", "rate", "concurrency"}], with the SHA-256 of each key; absent: no key is needed.
     keys: Path | None = None
-    # Pictures that one key (or everybody, where there are no keys) may ask for, as 600/minute; empty: any number.
+    # Pictures that one key (without keys: all clients together) may request, such as 600/minute; empty: no limit.
     rate: str = ""
-    # Requests of one key that may be at work or wait at the same time.
+    # Concurrent requests of one key, waiting ones included.
     concurrency: int = Field(default=64, ge=1)
 
-    # Pictures of one request.
+    # Maximum pictures of one request.
     max_pictures: int = Field(default=10, ge=1, le=10)
-    # Bytes of a request's body; of one with pictures in it, and of one without.
+    # Maximum bytes of a request's body, with and without pictures.
     max_upload: int = Field(default=50_000_000, ge=1_000_000)
     max_body: int = Field(default=2_000_000, ge=100_000)
-    # The largest weight of the adapter that may be asked for.
+    # The largest accepted adapter scale.
     max_adapter_scale: float = Field(default=2.0, ge=1.0)
 
-    # Answers to requests with an Idempotency-Key are kept for so many seconds, and for so many bytes of pictures in all.
+    # Answers to requests with an Idempotency-Key are kept for so many seconds, up to so many bytes of pictures in all.
     idempotency_seconds: float = Field(default=3600.0, gt=0)
     idempotency_bytes: int = Field(default=64 * 2**20, ge=0)
 
-    # nudenet: a picture in which it finds nudity is not given out.
+    # nudenet: pictures in which it detects nudity are held back.
     safety: Literal["off", "nudenet"] = "off"
-    # Where the audit log goes, a line of JSON a request; absent: into the service's own log.
+    # File of the audit log, one line of JSON per request; absent: the service's own log.
     audit: Path | None = None
-    # Whether the audit log holds prompts; else only their SHA-256.
+    # Whether the audit log contains prompts, or only their SHA-256.
     audit_prompts: bool = False

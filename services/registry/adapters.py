@@ -1,4 +1,4 @@
-"""What is asked of an uploaded adapter before it is kept. Reads headers and numbers with NumPy; PyTorch is not needed."""
+"""Verifies an uploaded adapter before it is stored. Reads headers and numbers with NumPy; PyTorch is not needed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KEY = re.compile(r"((?:transformer|unet)\.[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*)\.(l
 SCALED = "lora_adapter_metadata"  # diffusers' key for a scale that is not in the numbers
 CONVERT = "Bring it into the plain layout first: sfumato lora scale FILE --factor 1 -o PLAIN."
 
-# How a dtype's numbers lie in a file, and which bits are all set in one that is not finite.
+# The integer type of each dtype's numbers, and the exponent bits, which are all set in numbers that are not finite.
 EXPONENTS: Mapping[str, tuple[str, int]] = {
     "F64": ("<u8", 0x7FF0_0000_0000_0000),
     "F32": ("<u4", 0x7F80_0000),
@@ -30,7 +30,7 @@ EXPONENTS: Mapping[str, tuple[str, int]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Factors:
+class UpdateShape:
     """One module's update: ``A [rank, inputs]`` and ``B [outputs, rank]``."""
 
     rank: int
@@ -39,36 +39,36 @@ class Factors:
 
 
 @dataclass(frozen=True, slots=True)
-class Verified:
-    """An adapter that passed. ``modules`` by ``<denoiser>.<module>``; ``sha256`` is of the whole file, ``size`` in bytes."""
+class VerifiedAdapter:
+    """A verified adapter. ``modules`` by ``<denoiser>.<module>``; ``sha256`` of the whole file, ``size`` in bytes."""
 
     sha256: str
     size: int
-    modules: Mapping[str, Factors]
+    modules: Mapping[str, UpdateShape]
     dtypes: tuple[str, ...]
 
     @property
     def ranks(self) -> tuple[int, int]:
-        """The smallest and the largest."""
+        """The smallest and the largest rank."""
         ranks = [module.rank for module in self.modules.values()]
         return min(ranks), max(ranks)
 
     @property
     def parameters(self) -> int:
-        """How many numbers it has."""
+        """Number of parameters."""
         return sum(module.rank * (module.inputs + module.outputs) for module in self.modules.values())
 
 
-def verified(data: bytes, sha256: str = "") -> Verified:
-    """Look at every key, shape and number of an adapter in the plain layout (`sfumato.lora.files`): scale baked in, safetensors.
+def verified(data: bytes, sha256: str = "") -> VerifiedAdapter:
+    """Check every key, shape and number of an adapter in the plain layout (`sfumato.lora.files`): safetensors, scale baked in.
 
     Args:
         data: the file.
-        sha256: what its sender says it is; empty where nothing is said.
+        sha256: the digest that the sender claims; empty: none.
 
     Raises:
-        InvalidInput: too large, not what its sender says, no safetensors file, no plain LoRA, or with numbers that are not finite:
-            the message names the key.
+        InvalidInput: it is too large, has another digest, is not a safetensors file or not a plain LoRA, or has numbers that are not
+            finite; the message names the key.
     """
     if len(data) > MAX_BYTES:
         raise InvalidInput("adapter", f"{len(data):,} bytes are more than the limit of {MAX_BYTES:,}.", hint="Compress it to a lower rank.")
@@ -96,18 +96,18 @@ def verified(data: bytes, sha256: str = "") -> Verified:
         raise InvalidInput("adapter", "has no modules.", hint="Is it the right file?")
     if len({name.partition(".")[0] for name in modules}) > 1:
         raise InvalidInput("adapter", "holds keys of a transformer and of a unet: it is of no one model.")
-    return Verified(digest, len(data), modules, tuple(sorted({tensor["dtype"] for _, tensor in tensors})))
+    return VerifiedAdapter(digest, len(data), modules, tuple(sorted({tensor["dtype"] for _, tensor in tensors})))
 
 
-def check_base(adapter: Verified, base: Mapping[str, list[int]]) -> None:
-    """Whether every module is one of the base model's, in its shape.
+def check_base(adapter: VerifiedAdapter, base: Mapping[str, list[int]]) -> None:
+    """Check that every module of the adapter is a module of the base model with the same shape.
 
     Args:
-        adapter: what is to sit on it.
+        adapter: the verified adapter.
         base: ``[out, in]`` by ``<denoiser>.<module>``.
 
     Raises:
-        InvalidInput: naming the module that the base does not have, or has in another shape.
+        InvalidInput: names the module that the base does not have, or has in another shape.
     """
     for name, factors in adapter.modules.items():
         shape = base.get(name)
@@ -118,7 +118,7 @@ def check_base(adapter: Verified, base: Mapping[str, list[int]]) -> None:
             raise InvalidInput("adapter", f"{name}: {shapes}.", hint="It is an adapter of another model.")
 
 
-def _paired(name: str, halves: Mapping[str, tuple[int, int]]) -> Factors:
+def _paired(name: str, halves: Mapping[str, tuple[int, int]]) -> UpdateShape:
     if len(halves) != 2:
         raise InvalidInput("adapter", f"{name} has {next(iter(halves))} only, no pair of lora_A and lora_B.", hint="Was it edited?")
     (rank, inputs), (outputs, other) = halves["lora_A"], halves["lora_B"]
@@ -127,11 +127,11 @@ def _paired(name: str, halves: Mapping[str, tuple[int, int]]) -> Factors:
         raise InvalidInput("adapter", f"{name} has factors {shapes}, which do not multiply.", hint="Was it edited?")
     if rank > MAX_RANK:
         raise InvalidInput("adapter", f"{name} has rank {rank}; the limit is {MAX_RANK}.", hint="Compress it to a lower rank.")
-    return Factors(rank, inputs, outputs)
+    return UpdateShape(rank, inputs, outputs)
 
 
 def _check_numbers(key: str, dtype: str, data: bytes | bytearray) -> None:
-    """Refuse infinities and NaNs by their exponent, all of whose bits are set: so bfloat16 needs no other library."""
+    """Refuse infinities and NaNs by their exponent bits, which are all set; this works for bfloat16 without another library."""
     if dtype not in EXPONENTS:
         raise InvalidInput("adapter", f"{key} is of {dtype}.", hint=f"Use one of {', '.join(EXPONENTS)}.")
     kind, mask = EXPONENTS[dtype]
@@ -142,6 +142,6 @@ def _check_numbers(key: str, dtype: str, data: bytes | bytearray) -> None:
 
 
 def _free_text(data: bytes) -> Mapping[str, str]:
-    """The header's own words; the library has looked at the header before."""
+    """The metadata of the header; `deserialize` has validated the header before."""
     length = int.from_bytes(data[:8], "little")
     return json.loads(data[8 : 8 + length]).get("__metadata__") or {}

@@ -21,11 +21,11 @@ ADDRESS = "127.0.0.1:7105"
 
 
 class RegistrySettings(FiledSettings):
-    """How this service answers; its database is in the machine's settings, for the command line opens it too."""
+    """Settings of the service; the database is in the machine's settings, because the command line opens it too."""
 
     model_config = SettingsConfigDict(env_prefix="SFUMATO_REGISTRY_", frozen=True)
 
-    # Seconds between two looks for events of other replicas, while somebody watches.
+    # Seconds between two queries for new events of other replicas, while there are watchers.
     watch_interval: float = Field(default=0.5, ge=0.01, le=60)
 
 

@@ -1,7 +1,7 @@
-"""A registry's database as one file, out and in while it is in use: ``python -m services.registry.copying save > FILE``, ``load < FILE``.
+"""Saves and restores a SQLite registry while it is in use: ``python -m services.registry.copying save > FILE``, ``load < FILE``.
 
-Of a database that is a file; PostgreSQL has `pg_dump`. What is saved is of one moment; what is loaded takes the place of all that is
-there, at once or not at all. Whoever watches is refused then until he begins anew: the events' numbers went back.
+For PostgreSQL use `pg_dump`. A saved file is a consistent snapshot; loading replaces the whole database atomically. Watchers are refused
+afterwards until they start again at 0, because the events' numbers went back.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def save(url: str, target: BinaryIO) -> None:
     """Write a copy of the database.
 
     Raises:
-        InvalidInput: it is no file.
-        Unavailable: it does not answer.
+        InvalidInput: the database is not SQLite.
+        Unavailable: it cannot be read.
     """
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy.sqlite"
@@ -36,11 +36,11 @@ def save(url: str, target: BinaryIO) -> None:
 
 
 def load(url: str, source: BinaryIO) -> None:
-    """Put a copy in the place of the database, and bring it up to date.
+    """Replace the database with a copy, and migrate it to the newest schema.
 
     Raises:
-        InvalidInput: the database is no file, or what is given is no copy of one.
-        Unavailable: it does not answer, or the copy is of a newer version; nothing is changed.
+        InvalidInput: the database is not SQLite, or ``source`` is no SQLite database.
+        Unavailable: it cannot be written, or the copy has a newer schema; nothing is changed.
     """
     target = _file(url)
     with tempfile.TemporaryDirectory() as folder:
@@ -71,7 +71,7 @@ def _file(url: str) -> Path:
 
 
 def main(words: list[str]) -> int:
-    """The command line; exit status 0, 1, or 2 where what is given is unusable."""
+    """The command line; exit status 0, 1 after an error, or 2 after unusable input."""
     try:
         match words:
             case ["save"]:

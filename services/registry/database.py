@@ -1,4 +1,4 @@
-"""The connection: one engine for SQLite and PostgreSQL, its transactions, and the schema brought up to date."""
+"""The database connection for SQLite and PostgreSQL: transactions, and migration of the schema."""
 
 from __future__ import annotations
 
@@ -13,35 +13,36 @@ from typing import Any
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, select, text
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from services.registry.tables import Clock, Event
+from services.registry.tables import ClockRow, EventRow
 from sfumato.errors import InvalidInput, Unavailable
 
-# The newest migration: a database that is there is not looked at any closer, so that opening one costs a query and no Alembic.
+# The newest migration. A database at this revision is opened with one query and without Alembic.
 HEAD = "0001"
 DIALECTS = ("sqlite", "postgresql")
-# Any number that nobody else uses: the lock under which PostgreSQL's schema is changed.
+# Key of the advisory lock for migrations in PostgreSQL; an arbitrary number.
 MIGRATION_LOCK = 7_316_024
-# Seconds a writer waits for another process's transaction, all of which are short, unless the disk is not.
+# Seconds that a writer waits for another process's transaction; transactions are short, but a disk may be slow.
 PATIENCE = 120
 
 
 class Database:
-    """An engine whose schema is current. Reads see one state; writes come one after the other."""
+    """A database with the newest schema. Every read sees one snapshot; writes are serialized."""
 
     def __init__(self, url: str) -> None:
-        """Open, and create or migrate where need be: any number of processes may do so at once.
+        """Open the database, and create or migrate it when necessary; any number of processes may do so at once.
 
         Args:
             url: ``sqlite:///path/registry.sqlite`` or ``postgresql://user@host/name``.
 
         Raises:
-            InvalidInput: the URL is of no database that is supported.
-            Unavailable: the database does not answer, or was made by a newer version.
+            InvalidInput: the URL names no supported database.
+            Unavailable: the database does not answer, or has a newer schema.
         """
         self.engine = _engine(url)
         self._closed = False
-        # SQLite lets those who wait for its lock look again now and then, whoever came first: of one process only one stands there.
+        # SQLite's lock is not fair: waiting writers poll it. So only one thread of a process waits for it.
         self._turn = threading.Lock() if self.engine.dialect.name == "sqlite" else nullcontext()
         try:
             self._migrate()
@@ -54,7 +55,7 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
-        """A session for reading: everything in it is of one moment.
+        """A session for reading; all its queries see one snapshot.
 
         Raises:
             Unavailable: the database does not answer.
@@ -65,7 +66,7 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[Writing]:
-        """A session for writing, committed at the end of the block: no other one writes meanwhile.
+        """A session for writing, committed when the context ends; no other transaction writes in between.
 
         Raises:
             Unavailable: the database does not answer.
@@ -74,7 +75,7 @@ class Database:
             yield Writing(session)
 
     def close(self) -> None:
-        """Close all connections; those that are in use in other threads when they are done."""
+        """Close all connections; connections in use by other threads are closed when they are returned."""
         self._closed = True
         self.engine.dispose()
 
@@ -88,7 +89,7 @@ class Database:
             raise unavailable(error) from error
         finally:
             if self._closed:
-                pool.dispose()  # it was given the connection back after `close` had emptied it
+                pool.dispose()  # the connection was returned after `close` had emptied the pool
 
     def _migrate(self) -> None:
         with self.engine.connect() as connection:
@@ -101,11 +102,11 @@ class Database:
 
 
 class Writing:
-    """A write under way. It holds the clock, so its events get the next numbers and whoever writes next waits."""
+    """A write transaction. It locks the clock row, so that its events get the next numbers and the next writer waits."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self._clock = session.scalars(select(Clock).with_for_update()).one()
+        self._clock = session.scalars(select(ClockRow).with_for_update()).one()
         self.now = round(time.time(), 3)
 
     @property
@@ -114,17 +115,17 @@ class Writing:
         return self._clock.event
 
     def say(self, kind: str, subject: str, **content: Any) -> int:
-        """Add an event; its number."""
+        """Add an event; returns its number."""
         self._clock.event += 1
-        self.session.add(Event(number=self.number, kind=kind, subject=subject, content=content, happened=self.now))
+        self.session.add(EventRow(number=self.number, kind=kind, subject=subject, content=content, happened=self.now))
         return self.number
 
 
 def upgrade(connection: Connection) -> None:
-    """Bring the schema to the newest migration, within the connection's transaction.
+    """Migrate the schema to the newest revision, within the connection's transaction.
 
     Raises:
-        Unavailable: the database was made by a newer version.
+        Unavailable: the database has a newer schema.
     """
     from alembic import command
     from alembic.config import Config
@@ -147,7 +148,7 @@ def upgrade(connection: Connection) -> None:
 
 
 def unavailable(error: DatabaseError) -> Unavailable:
-    """What to say of a database that does not do as it should, without the statement and without a password."""
+    """The error for a failing database, without the statement and without a password."""
     words = str(error.orig).strip().splitlines()[:1] or ["no words"]
     return Unavailable(f"The registry's database does not answer: {words[0]}.", hint="Is it running, and SFUMATO_REGISTRY_URL right?")
 
@@ -177,7 +178,7 @@ def _engine(url: str) -> Engine:
 
 
 def _on_connect(connection: Any, _: object) -> None:
-    """SQLite: readers beside a writer, foreign keys held, what is committed is on the disk; transactions begin when we say."""
+    """SQLite: write-ahead log, foreign keys enforced, commits synced to disk; transactions are begun explicitly."""
     connection.isolation_level = None
     _write_ahead(connection)
     for pragma in ("foreign_keys=ON", "synchronous=FULL"):
@@ -185,20 +186,16 @@ def _on_connect(connection: Any, _: object) -> None:
 
 
 def _write_ahead(connection: Any) -> None:
-    """Let readers be beside a writer. Of several who turn a new file to that at once, SQLite refuses all but one without any waiting."""
-    end = time.monotonic() + PATIENCE
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            return
-        except sqlite3.OperationalError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.01)
+    """Write-ahead logging: readers run beside a writer. When several processes switch a new file to it at the same time, SQLite refuses
+    all but one at once, without the connection's timeout.
+    """
+    busy = retry_if_exception_type(sqlite3.OperationalError)
+    retrying = Retrying(retry=busy, stop=stop_after_delay(PATIENCE), wait=wait_fixed(0.01), reraise=True)
+    retrying(connection.execute, "PRAGMA journal_mode=WAL")
 
 
 def _on_begin(connection: Connection) -> None:
-    """SQLite: a writer takes its lock at once; taken later it could not be waited for."""
+    """SQLite: a writer takes its lock at the start; a read transaction that is upgraded later would fail instead of waiting."""
     connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("writes") else "BEGIN")
 
 

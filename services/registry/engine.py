@@ -1,16 +1,15 @@
-"""The registry's engine: versions that never change, where they came from, and the aliases that point at them (design, section 4)."""
+"""The registry's engine: immutable versions, their lineage, and the aliases that point at them."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from services.registry import graph, tables
-from services.registry.adapters import Verified, check_base, verified
+from services.registry import aliases, graph, tables
+from services.registry.adapters import VerifiedAdapter, check_base, verified
 from services.registry.collecting import garbage, remove
 from services.registry.database import Database, Writing
 from sfumato.errors import Conflict, InvalidInput, NotFound
@@ -21,13 +20,13 @@ from sfumato.registry.records import (
     Base,
     Collection,
     Edge,
-    Event,
     Lineage,
     Move,
     Node,
     Page,
-    Part,
+    RegistryEvent,
     Version,
+    WeightedAdapter,
     check_alias,
     check_digest,
     check_metrics,
@@ -43,7 +42,7 @@ DAY = 86_400.0
 
 
 class Registry:
-    """One registry: a database of any number of processes, and the artifact store that its adapters lie in."""
+    """A registry: a database that any number of processes share, and the artifact store with its adapters."""
 
     def __init__(self, database: Database, artifacts: ArtifactStore) -> None:
         self._database = database
@@ -58,30 +57,30 @@ class Registry:
     def register(
         self,
         base: Base,
-        parts: Sequence[Part] = (),
+        parts: Sequence[WeightedAdapter] = (),
         *,
         files: Mapping[str, bytes] | None = None,
         lineage: Lineage = Lineage(),  # noqa: B008 (immutable)
         metrics: Mapping[str, float] | None = None,
         note: str = "",
     ) -> Version:
-        """Keep a version: ``base`` with every adapter's update added, times its weight. The same content is the same version.
+        """Register a version: ``base`` plus every adapter's update times its weight. The same content is the same version.
 
-        Every adapter is looked at whole, and held against the base's modules where these are known, before anything is kept.
+        Every adapter is verified, and compared with the base's modules when these are known, before anything is stored.
 
         Args:
-            base: the model the adapters sit on; its modules, once told, are remembered.
-            parts: adapters by the SHA-256 of their files, in their order; none for the base model itself.
-            files: bytes by SHA-256 of those that are not in the artifact store already.
-            lineage: what it came of; edges of its own node are from ``version:<id>`` (see `version_id`).
-            metrics: what was measured; like ``note`` kept from the first time only.
-            note: a few words.
+            base: the adapters' base model; its modules are stored once they are given.
+            parts: adapters by the SHA-256 of their files, in order; none for the base model itself.
+            files: bytes by SHA-256, of adapters that are not in the artifact store yet.
+            lineage: what it came of; edges of its own node start at ``version:<id>`` (see `version_id`).
+            metrics: measured values; like ``note`` they are stored at the first registration only.
+            note: a short text.
 
         Raises:
-            InvalidInput: a field cannot be used; an adapter is none, is not finite or does not fit the base.
-            MissingWeights: an adapter is neither sent nor in the store.
+            InvalidInput: a field cannot be used; an adapter is unusable, not finite, or does not fit the base.
+            MissingWeights: an adapter is neither given nor in the store.
             BrokenWeights: an adapter in the store is damaged.
-            Conflict: somebody told other modules of the base meanwhile.
+            Conflict: another caller has registered other modules of the base in between.
         """
         parts, files = tuple(parts), files or {}
         check_digest("base", base.id)
@@ -99,41 +98,31 @@ class Registry:
             self._artifacts.put(content)
         id = version_id(base.id, parts)
         with self._database.writing() as writing:
-            session = writing.session
             _keep_base(writing, base)
             for adapter in adapters:
-                self._artifacts.put(data[adapter.sha256])  # again, if a collection came in between: from here on none can
+                self._artifacts.put(data[adapter.sha256])  # again, in case a collection ran in between; from here on none can
                 _keep_adapter(writing, adapter)
-            if session.get(tables.Version, id) is None:
-                number = writing.say("registered", id, base=base.id, note=note)
-                session.add(tables.Version(id=id, number=number, base_id=base.id, metrics=numbers, note=note, created=writing.now))
-                session.flush()
-                places = enumerate(parts)
-                session.add_all(
-                    tables.VersionAdapter(version_id=id, position=place, adapter_id=part.adapter, weight=float(part.weight))
-                    for place, part in places
-                )
-                session.flush()
-            graph.grow(session, _own_lineage(id, base, parts, lineage))
+            _keep_version(writing, id, base, parts, numbers, note)
+            graph.grow(writing.session, _own_lineage(id, base, parts, lineage))
         return self.get(id)
 
     def get(self, reference: str) -> Version:
-        """A version by alias, id, or the beginning of one (at least 6 digits).
+        """A version by alias, id, or a prefix of an id (at least 6 digits).
 
         Raises:
             NotFound: there is none.
-            InvalidInput: several ids begin so.
+            InvalidInput: the prefix is ambiguous.
         """
         with self._database.reading() as session:
             return _version(session, _resolve(session, reference))
 
     def resolve(self, reference: str) -> str:
-        """The id that an alias points at, or that begins so; see `get`."""
+        """The full id of a reference; see `get`."""
         with self._database.reading() as session:
             return _resolve(session, reference)
 
     def list(self, *, limit: int = 50, following: int = 0, base: str = "") -> Page:
-        """Versions, newest first, ``limit`` at a time; ``following`` is a page's token, ``base`` an id to choose by.
+        """Versions, newest first, ``limit`` per page; ``following`` is a page's token, ``base`` filters by the base's id.
 
         Raises:
             InvalidInput: a limit below 1 or above 500, or a token below 0.
@@ -142,11 +131,11 @@ class Registry:
             raise InvalidInput("limit", f"{limit} is not from 1 to {MAX_PAGE}.")
         if following < 0:
             raise InvalidInput("following", f"{following} is no page's token.")
-        query = select(tables.Version).order_by(tables.Version.number.desc()).limit(limit + 1)
+        query = select(tables.VersionRow).order_by(tables.VersionRow.number.desc()).limit(limit + 1)
         if following:
-            query = query.where(tables.Version.number <= following)
+            query = query.where(tables.VersionRow.number <= following)
         if base:
-            query = query.where(tables.Version.base_id == base)
+            query = query.where(tables.VersionRow.base_id == base)
         with self._database.reading() as session:
             rows = session.scalars(query).all()
             versions = tuple(_version(session, row.id) for row in rows[:limit])
@@ -162,17 +151,17 @@ class Registry:
         return self._artifacts.get(check_digest("adapter", digest))
 
     def merge(self, references: Sequence[tuple[str, float]], how: Merge = "stack", *, rank: int | None = None, note: str = "") -> Version:
-        """Versions of one base as a new one with a single adapter, registered with what was done.
+        """Merge versions of one base into a new one with a single adapter, and record the merge in its lineage.
 
         Args:
-            references: versions (see `get`) and what their updates are multiplied with.
-            how: ``stack`` adds the updates up, ``mean`` divides by their number.
-            rank: the rank to compress to (the best approximation), None for the exact sum.
-            note: a few words.
+            references: versions (see `get`) and the factors of their updates.
+            how: ``stack`` adds the updates, ``mean`` divides by their number.
+            rank: the rank to compress to (best approximation); None: the exact sum.
+            note: a short text.
 
         Raises:
-            NotFound: a version is not there.
-            InvalidInput: nothing to merge, different bases, or adapters that do not fit each other.
+            NotFound: there is no such version.
+            InvalidInput: there is nothing to merge, the bases differ, or the adapters do not fit each other.
         """
         from services.registry.merging import merged
 
@@ -183,17 +172,18 @@ class Registry:
         if len(bases) != 1 or not any(version.parts for version in versions):
             raise InvalidInput("versions", f"are of {len(bases)} base models; adapters of one are needed.")
         scales = [weight / (len(versions) if how == "mean" else 1) for _, weight in references]
-        parts = [Part(part.adapter, part.weight * scale) for version, scale in zip(versions, scales, strict=True) for part in version.parts]
-        check_parts(tuple(Part(part.adapter, part.weight) for part in parts))
+        scaled = zip(versions, scales, strict=True)
+        parts = tuple(WeightedAdapter(part.adapter, part.weight * scale) for version, scale in scaled for part in version.parts)
+        check_parts(parts)
         result = merged([(self._artifacts.get(part.adapter), part.weight) for part in parts], rank)
         sources = [{"version": version.id, "weight": float(weight)} for version, (_, weight) in zip(versions, references, strict=True)]
         step = Node.about("merge", how=how, rank=rank, error=result.error, sources=sources, libraries=result.libraries)
         (base,) = bases.values()
-        whole = (Part(result.sha256),)
+        whole = (WeightedAdapter(result.sha256),)
         own = f"version:{version_id(base.id, whole)}"
         with self._database.reading() as session:
             before, _ = graph.reached(session, {f"version:{version.id}" for version in versions})
-        if own in before:  # such as a sum of one, or the half of a double: it is there, and nothing comes of itself
+        if own in before:  # such as the sum of one version: the result exists, and a node cannot come of itself
             return self.get(own.removeprefix("version:"))
         edges = [Edge(own, "made_by", step.id), *(Edge(step.id, "of", f"version:{version.id}") for version in versions)]
         return self.register(base, whole, files={result.sha256: result.data}, lineage=Lineage((step,), tuple(edges)), note=note)
@@ -203,21 +193,21 @@ class Registry:
     def aliases(self) -> dict[str, str]:
         """The id of the version that every alias points at."""
         with self._database.reading() as session:
-            return {row.name: row.version_id for row in session.scalars(select(tables.Alias).order_by(tables.Alias.name))}
+            return {row.name: row.version_id for row in session.scalars(select(tables.AliasRow).order_by(tables.AliasRow.name))}
 
     def set_alias(self, alias: str, reference: str, *, expected: str, reason: str = "") -> Move:
-        """Let an alias point at a version, if it still points at ``expected``: of several who try at once, one succeeds.
+        """Compare and set: move an alias to a version if it still points at ``expected``; of concurrent calls one succeeds.
 
-        Where it points there already, nothing happens and its last move comes back.
+        If it points there already, nothing changes and its last move is returned.
 
         Args:
             alias: its name.
             reference: the version (see `get`).
-            expected: the id it points at now; empty: it is new.
-            reason: a few words for its history.
+            expected: the id it points at now; empty: the alias is new.
+            reason: a short text for its history.
 
         Raises:
-            Conflict: it points elsewhere by now.
+            Conflict: it points at another version.
             NotFound: there is no such version.
             InvalidInput: a field cannot be used.
         """
@@ -227,35 +217,28 @@ class Registry:
             raise InvalidInput("expected", f"{expected[:80]!r} is no id of a version.", hint="Give all 64 digits; empty for a new alias.")
         with self._database.writing() as writing:
             version = _resolve(writing.session, reference)
-            if version == expected and (moves := _moves(writing.session, alias)) and moves[-1].version_id == expected:
-                return _as_move(moves[-1])  # it is there: no move, and nothing for a rollback to trip over
-            return _move(writing, alias, version, expected, reason)
+            if version == expected and (moves := aliases.moves_of(writing.session, alias)) and moves[-1].version_id == expected:
+                return aliases.as_record(moves[-1])  # no move, so that a rollback does not find one
+            return aliases.move(writing, alias, version, expected, reason)
 
     def rollback(self, alias: str, *, expected: str, reason: str = "") -> Move:
-        """Let an alias point where it pointed before; done again, a place further back.
+        """Move an alias back to the version before; repeated calls go further back.
 
         Raises:
-            Conflict: it does not point at ``expected`` any more.
+            Conflict: it does not point at ``expected``.
             NotFound: there is no such alias.
-            InvalidInput: it has never pointed anywhere else.
+            InvalidInput: it has no earlier version.
         """
         check_alias(alias)
         check_text("reason", reason)
         with self._database.writing() as writing:
-            moves = _moves(writing.session, alias)
+            moves = aliases.moves_of(writing.session, alias)
             if not moves:
                 raise NotFound(f"There is no alias {alias!r}.")
-            # A rollback stands where the place it restored stood: what lies before that is the next one to go back to.
-            place: dict[int, int] = {}
-            before: dict[int, int] = {}
-            for move in moves:
-                if move.restores is None:
-                    before[move.revision] = place.get(move.revision - 1, 0)
-                place[move.revision] = move.restores or move.revision
-            target = before[place[moves[-1].revision]]
-            if not target:
+            target = aliases.rollback_target(moves)
+            if target is None:
                 raise InvalidInput("alias", f"{alias!r} has no earlier place to go back to.")
-            return _move(writing, alias, moves[target - 1].version_id, expected, reason, restores=target)
+            return aliases.move(writing, alias, target.version_id, expected, reason, restores=target.revision)
 
     def history(self, alias: str) -> tuple[Move, ...]:
         """All moves of an alias, the first one first.
@@ -264,15 +247,15 @@ class Registry:
             NotFound: there is no such alias.
         """
         with self._database.reading() as session:
-            moves = _moves(session, alias)
+            moves = aliases.moves_of(session, alias)
         if not moves:
             raise NotFound(f"There is no alias {alias[:80]!r}.")
-        return tuple(_as_move(row) for row in moves)
+        return tuple(aliases.as_record(row) for row in moves)
 
-    # --- where things came from, what happened, what may go ---
+    # --- lineage, events, garbage collection ---
 
     def lineage(self, reference: str, depth: int | None = None) -> Lineage:
-        """Everything a version came of, at most ``depth`` steps away: adapters, pairs, prompts, parents, run, seeds, libraries.
+        """The lineage of a version, at most ``depth`` steps: adapters, pairs, prompts, parents, run, seeds, libraries.
 
         Raises:
             NotFound: there is no such version.
@@ -280,23 +263,23 @@ class Registry:
         with self._database.reading() as session:
             return graph.load(session, {f"version:{_resolve(session, reference)}"}, depth)
 
-    def events(self, after: int = 0, limit: int = MAX_PAGE) -> tuple[Event, ...]:
-        """The events after number ``after``, in their order; none is missing and none will come between them."""
-        query = select(tables.Event).where(tables.Event.number > after).order_by(tables.Event.number).limit(limit)
+    def events(self, after: int = 0, limit: int = MAX_PAGE) -> tuple[RegistryEvent, ...]:
+        """The events after number ``after``, in order and without gaps; no later event gets a number between them."""
+        query = select(tables.EventRow).where(tables.EventRow.number > after).order_by(tables.EventRow.number).limit(limit)
         with self._database.reading() as session:
             rows = session.scalars(query).all()
-            return tuple(Event(row.number, row.kind, row.subject, row.content, row.happened) for row in rows)
+            return tuple(RegistryEvent(row.number, row.kind, row.subject, row.content, row.happened) for row in rows)
 
     def latest(self) -> int:
-        """The number of the last event; 0 where there is none."""
+        """The number of the last event; 0 without events."""
         with self._database.reading() as session:
-            return session.scalars(select(tables.Clock.event)).one()
+            return session.scalars(select(tables.ClockRow.event)).one()
 
     def collect(self, *, older_than: float = 7 * DAY, dry_run: bool = True) -> Collection:
-        """Say what may go (see `garbage`), and with ``dry_run=False`` take it away; ``older_than`` in seconds.
+        """Find what may be deleted (see `garbage`), and delete it with ``dry_run=False``; ``older_than`` in seconds.
 
         Raises:
-            InvalidInput: an age below 0.
+            InvalidInput: ``older_than`` is below 0.
         """
         if not older_than >= 0:
             raise InvalidInput("older_than", f"{older_than} is no age in seconds.")
@@ -311,34 +294,34 @@ class Registry:
             return found
 
     def _known(self, base: Base) -> Base:
-        """The base with what is known of it."""
+        """The base with its stored name and modules."""
         with self._database.reading() as session:
-            row = session.get(tables.Base, base.id)
+            row = session.get(tables.BaseRow, base.id)
         if row is None or row.modules is None:
             return base
         if base.modules is not None and {name: list(shape) for name, shape in base.modules.items()} != row.modules:
-            raise InvalidInput("base", f"the modules of {base.id} are known to be others.", hint="The same files have the same modules.")
+            raise InvalidInput("base", "its modules differ from the registered ones.", hint="The same files have the same modules.")
         return Base(base.id, row.name, row.modules)
 
 
 def _keep_base(writing: Writing, base: Base) -> None:
     modules = None if base.modules is None else {name: list(shape) for name, shape in base.modules.items()}
-    row = writing.session.get(tables.Base, base.id)
+    row = writing.session.get(tables.BaseRow, base.id)
     if row is None:
-        writing.session.add(tables.Base(id=base.id, name=base.name, modules=modules, created=writing.now))
+        writing.session.add(tables.BaseRow(id=base.id, name=base.name, modules=modules, created=writing.now))
     elif row.modules is None:
         row.modules = modules
     elif modules is not None and modules != row.modules:
-        raise Conflict(f"The modules of {base.id} were told by somebody else just now.", hint="Register again.")
+        raise Conflict(f"Other modules of {base.id} were registered in between.", hint="Register again.")
     writing.session.flush()
 
 
-def _keep_adapter(writing: Writing, adapter: Verified) -> None:
-    if writing.session.get(tables.Adapter, adapter.sha256) is not None:
+def _keep_adapter(writing: Writing, adapter: VerifiedAdapter) -> None:
+    if writing.session.get(tables.AdapterRow, adapter.sha256) is not None:
         return
     low, high = adapter.ranks
     writing.session.add(
-        tables.Adapter(
+        tables.AdapterRow(
             id=adapter.sha256,
             size=adapter.size,
             modules=len(adapter.modules),
@@ -352,8 +335,24 @@ def _keep_adapter(writing: Writing, adapter: Verified) -> None:
     writing.session.flush()
 
 
-def _own_lineage(id: str, base: Base, parts: tuple[Part, ...], lineage: Lineage) -> Lineage:
-    """What is told, and what a version says by itself: its base and its adapters."""
+def _keep_version(
+    writing: Writing, id: str, base: Base, parts: tuple[WeightedAdapter, ...], metrics: dict[str, float], note: str
+) -> None:
+    if writing.session.get(tables.VersionRow, id) is not None:
+        return
+    number = writing.say("registered", id, base=base.id, note=note)
+    row = tables.VersionRow(id=id, number=number, base_id=base.id, metrics=metrics, note=note, created=writing.now)
+    writing.session.add(row)
+    writing.session.flush()
+    writing.session.add_all(
+        tables.VersionAdapterRow(version_id=id, position=position, adapter_id=part.adapter, weight=float(part.weight))
+        for position, part in enumerate(parts)
+    )
+    writing.session.flush()
+
+
+def _own_lineage(id: str, base: Base, parts: tuple[WeightedAdapter, ...], lineage: Lineage) -> Lineage:
+    """The given lineage, with the version's own node, its base and its adapters."""
     own = Node("version", id)
     base_node, adapters = Node("base", base.id), [Node("adapter", digest) for digest in dict.fromkeys(part.adapter for part in parts)]
     edges = [Edge(own.id, "based_on", base_node.id), *(Edge(own.id, "has", adapter.id) for adapter in adapters)]
@@ -361,12 +360,12 @@ def _own_lineage(id: str, base: Base, parts: tuple[Part, ...], lineage: Lineage)
 
 
 def _resolve(session: Session, reference: str) -> str:
-    row = session.get(tables.Alias, reference) if len(reference) <= 64 and "\0" not in reference else None
+    row = session.get(tables.AliasRow, reference) if len(reference) <= 64 and "\0" not in reference else None
     if row is not None:
         return row.version_id
     found: Sequence[str] = ()
     if PREFIX.fullmatch(reference):
-        found = session.scalars(select(tables.Version.id).where(tables.Version.id.startswith(reference)).limit(2)).all()
+        found = session.scalars(select(tables.VersionRow.id).where(tables.VersionRow.id.startswith(reference)).limit(2)).all()
     if len(found) > 1:
         raise InvalidInput("version", f"several ids begin with {reference}.", hint="Give more digits.")
     if not found:
@@ -375,50 +374,9 @@ def _resolve(session: Session, reference: str) -> str:
 
 
 def _version(session: Session, id: str) -> Version:
-    row = session.get_one(tables.Version, id)
-    base = session.get_one(tables.Base, row.base_id)
-    places = select(tables.VersionAdapter).where(tables.VersionAdapter.version_id == id).order_by(tables.VersionAdapter.position)
-    parts = tuple(Part(part.adapter_id, part.weight) for part in session.scalars(places))
-    names = session.scalars(select(tables.Alias.name).where(tables.Alias.version_id == id).order_by(tables.Alias.name))
+    row = session.get_one(tables.VersionRow, id)
+    base = session.get_one(tables.BaseRow, row.base_id)
+    places = select(tables.VersionAdapterRow).where(tables.VersionAdapterRow.version_id == id).order_by(tables.VersionAdapterRow.position)
+    parts = tuple(WeightedAdapter(part.adapter_id, part.weight) for part in session.scalars(places))
+    names = session.scalars(select(tables.AliasRow.name).where(tables.AliasRow.version_id == id).order_by(tables.AliasRow.name))
     return Version(id, row.number, Base(base.id, base.name, base.modules), parts, row.metrics, row.note, row.created, tuple(names))
-
-
-def _moves(session: Session, alias: str) -> Sequence[tables.AliasMove]:
-    return session.scalars(select(tables.AliasMove).where(tables.AliasMove.alias == alias).order_by(tables.AliasMove.revision)).all()
-
-
-def _move(writing: Writing, alias: str, version: str, expected: str, reason: str, restores: int | None = None) -> Move:
-    """Compare and set. The condition is in the statement itself, so it would hold without the clock's lock too."""
-    session = writing.session
-    row = session.get(tables.Alias, alias)
-    current = row.version_id if row else ""
-    if current != expected:
-        where = f"points at {current[:12]}" if current else "does not exist"
-        raise Conflict(f"The alias {alias!r} {where}, not as expected.", hint="Look at it again, and decide anew.")
-    if row is None:
-        revision = 1
-        session.add(tables.Alias(name=alias, version_id=version, revision=revision))
-    else:
-        revision = row.revision + 1
-        same = (tables.Alias.name == alias) & (tables.Alias.version_id == expected) & (tables.Alias.revision == row.revision)
-        changed: Any = session.execute(update(tables.Alias).where(same).values(version_id=version, revision=revision))
-        if changed.rowcount != 1:
-            raise Conflict(f"The alias {alias!r} moved.", hint="Look at it again, and decide anew.")
-    number = writing.say("alias", alias, version=version, previous=current, revision=revision, reason=reason)
-    move = tables.AliasMove(
-        number=number,
-        alias=alias,
-        revision=revision,
-        previous_id=current or None,
-        version_id=version,
-        restores=restores,
-        reason=reason,
-        moved=writing.now,
-    )
-    session.add(move)
-    session.flush()
-    return _as_move(move)
-
-
-def _as_move(row: tables.AliasMove) -> Move:
-    return Move(row.alias, row.revision, row.previous_id or "", row.version_id, row.reason, row.moved)

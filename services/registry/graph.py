@@ -1,4 +1,4 @@
-"""The lineage graph: what came of what. It only grows, has no circles, and nothing in it is ever rewritten."""
+"""The lineage graph, from products to their sources. It is append-only and acyclic."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from services.registry import tables
 from sfumato.errors import InvalidInput
 from sfumato.registry.records import KIND, Edge, Lineage, Node, check_digest, digest_of
 
-# How many ids go into one query; SQLite takes 32 766.
+# Maximum ids of one query; SQLite allows 32 766.
 CHUNK = 1000
 
 
 def grow(session: Session, lineage: Lineage) -> None:
-    """Add nodes and edges; what is there already is left as it is.
+    """Add nodes and edges; existing ones are left unchanged.
 
     Raises:
-        InvalidInput: a digest that is not its content's, an edge to nowhere, or a circle.
+        InvalidInput: a digest that is not its content's, an edge to a missing node, or a cycle.
     """
     nodes = {node.id: _checked(node) for node in lineage.nodes}
     edges = dict.fromkeys(lineage.edges)
@@ -35,14 +35,14 @@ def grow(session: Session, lineage: Lineage) -> None:
     known = {(row.node_id, row.relation, row.source_id) for row in _edges_of(session, {edge.node for edge in edges} & there)}
     new = [edge for edge in edges if (edge.node, edge.relation, edge.source) not in known]
     _refuse_circles(session, new, there)
-    session.add_all(tables.Node(id=id, kind=node.kind, content=dict(node.content)) for id, node in nodes.items() if id not in there)
+    session.add_all(tables.NodeRow(id=id, kind=node.kind, content=dict(node.content)) for id, node in nodes.items() if id not in there)
     session.flush()
-    session.add_all(tables.Edge(node_id=edge.node, relation=edge.relation, source_id=edge.source) for edge in new)
+    session.add_all(tables.EdgeRow(node_id=edge.node, relation=edge.relation, source_id=edge.source) for edge in new)
     session.flush()
 
 
 def reached(session: Session, roots: Iterable[str], depth: int | None = None) -> tuple[set[str], list[Edge]]:
-    """The ids of all nodes that the roots came of, the roots among them, and the edges between; at most ``depth`` steps away."""
+    """The ids of the roots and of all nodes they came of, and the edges between them, at most ``depth`` steps away."""
     seen, edges = set(roots), []
     front, steps = set(seen), 0
     while front and (depth is None or steps < depth):
@@ -55,15 +55,15 @@ def reached(session: Session, roots: Iterable[str], depth: int | None = None) ->
 
 
 def load(session: Session, roots: Iterable[str], depth: int | None = None) -> Lineage:
-    """The graph from some nodes on, nodes and edges in the order of their ids."""
+    """The graph from the roots on; nodes and edges in the order of their ids."""
     ids, edges = reached(session, roots, depth)
-    rows = [row for part in chunks(sorted(ids)) for row in session.scalars(select(tables.Node).where(tables.Node.id.in_(part)))]
+    rows = [row for part in chunks(sorted(ids)) for row in session.scalars(select(tables.NodeRow).where(tables.NodeRow.id.in_(part)))]
     nodes = sorted((Node(row.kind, row.id.partition(":")[2], row.content) for row in rows), key=lambda node: node.id)
     return Lineage(tuple(nodes), tuple(sorted(edges, key=lambda edge: (edge.node, edge.relation, edge.source))))
 
 
 def chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Ids in lots that one query takes."""
+    """The ids in parts that fit into one query."""
     return (ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK))
 
 
@@ -77,17 +77,17 @@ def _checked(node: Node) -> Node:
 
 
 def _existing(session: Session, ids: set[str]) -> set[str]:
-    queries = (select(tables.Node.id).where(tables.Node.id.in_(part)) for part in chunks(sorted(ids)))
+    queries = (select(tables.NodeRow.id).where(tables.NodeRow.id.in_(part)) for part in chunks(sorted(ids)))
     return {id for query in queries for id in session.scalars(query)}
 
 
-def _edges_of(session: Session, nodes: set[str]) -> Iterator[tables.Edge]:
+def _edges_of(session: Session, nodes: set[str]) -> Iterator[tables.EdgeRow]:
     for part in chunks(sorted(nodes)):
-        yield from session.scalars(select(tables.Edge).where(tables.Edge.node_id.in_(part)))
+        yield from session.scalars(select(tables.EdgeRow).where(tables.EdgeRow.node_id.in_(part)))
 
 
 def _refuse_circles(session: Session, new: Sequence[Edge], there: set[str]) -> None:
-    """Only a new edge can close one, and only through what its sources came of."""
+    """Refuse cycles. Only a new edge can close one, through what its source came of."""
     _, old = reached(session, {edge.source for edge in new} & there)
     sources: dict[str, set[str]] = {}
     for edge in (*old, *new):

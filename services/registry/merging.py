@@ -1,4 +1,4 @@
-"""Several adapters as one (ArtAug section 3.4), by the library's exact algebra. The only part of the registry that needs PyTorch."""
+"""Adds several adapters into one, by the library's exact algebra. The only part of the registry that needs PyTorch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sfumato.runtime.models.versions import libraries
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """The new adapter's file; ``error`` is what compression cost, ``||delta - delta'|| / ||delta||`` (Frobenius)."""
+    """The new adapter's file; ``error`` is the compression error ``||delta - delta'|| / ||delta||`` (Frobenius norm)."""
 
     data: bytes
     sha256: str
@@ -25,8 +25,8 @@ def merged(adapters: Sequence[tuple[bytes, float]], rank: int | None) -> Merged:
     """``sum_i weight_i * update_i`` as one file, exact, or its best approximation of rank ``rank``.
 
     Raises:
-        InvalidInput: the adapters are of different models, or the rank is below 1.
-        BrokenWeights: one of them cannot be read.
+        InvalidInput: the adapters belong to different models, or the rank is below 1.
+        BrokenWeights: an adapter cannot be read.
     """
     total = algebra.combine([decode_adapter(data) for data, _ in adapters], [weight for _, weight in adapters])
     error = 0.0

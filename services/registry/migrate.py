@@ -1,7 +1,7 @@
-"""Brings the registry's database up to date and ends: ``python -m services.registry.migrate``, with ``SFUMATO_REGISTRY_URL``.
+"""Migrates the registry's database and exits: ``python -m services.registry.migrate``, with ``SFUMATO_REGISTRY_URL``.
 
-A replica does the same when it starts. Before an upgrade of several it is done once, by itself, so that what goes wrong goes
-wrong before any of them is replaced. Migrations only add: replicas of the version before go on with the newer schema.
+A replica does the same when it starts. Before an upgrade of several replicas the migration runs once on its own, so that it fails before
+a replica is replaced. Migrations only add: replicas of the version before work with the newer schema.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def main() -> int:
-    """Migrate; exit status 0, 1 where the database does not answer, 2 where the settings are unusable."""
+    """Migrate; exit status 0, 1 when the database does not answer, 2 when the settings are unusable."""
     logs.configure(TelemetrySettings())
     try:
         Database(Settings().registry_database).close()

@@ -1,4 +1,4 @@
-"""The registry's service: messages to the engine and back, nothing else."""
+"""The registry's service: translates messages to engine calls and back."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Result = TypeVar("Result")
 
 
 class RegistryServicer(RegistryServiceServicer):
-    """See ``protos/sfumato/v1/registry.proto``. Writes take turns in the lane, as they must in the database; reads go beside them."""
+    """See ``protos/sfumato/v1/registry.proto``. Writes are serialized in the lane, as in the database; reads run concurrently."""
 
     def __init__(self, lane: EngineQueue[Registry], interval: float = 0.5) -> None:
-        """``interval`` is how often it looks for events while somebody watches, in seconds."""
+        """``interval``: seconds between two queries for new events, while there are watchers."""
         self._lane = lane
         self._watching = Watching(lambda: lane.engine, interval)
 

@@ -1,4 +1,4 @@
-"""The registry's tables. Rows are only ever added, but for an alias's place and what garbage collection takes away.
+"""The registry's tables. Rows are only added, except that aliases move and garbage collection deletes rows.
 
 Digests are SHA-256 in lower-case hex. Times are UTC seconds since 1970: the same number in every database.
 """
@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, MetaData, String, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-# Constraints have names of their own making, so that a migration can name them in every database.
+# Naming convention of constraints, so that a migration can name them in every database.
 NAMES = {
     "ix": "ix_%(table_name)s_%(column_0_name)s",
     "uq": "uq_%(table_name)s_%(column_0_name)s",
@@ -24,13 +24,13 @@ ALIAS = String(64)
 
 
 class Table(DeclarativeBase):
-    """Base of all of them."""
+    """Base class of all tables."""
 
     metadata = MetaData(naming_convention=NAMES)
 
 
-class Clock(Table):
-    """One row: the number of the last event. Every write locks it first, so events become visible in their order, without gaps."""
+class ClockRow(Table):
+    """One row: the number of the last event. Every write locks it first, so that events become visible in order and without gaps."""
 
     __tablename__ = "clock"
 
@@ -38,8 +38,8 @@ class Clock(Table):
     event: Mapped[int] = mapped_column(BigInteger)
 
 
-class Base(Table):
-    """A base model: ``id`` is the hash of its files, ``modules`` the linears an adapter may sit on, where they are known.
+class BaseRow(Table):
+    """A base model: ``id`` is the hash of its files, ``modules`` its linear layers, or NULL when they are unknown.
 
     ``modules``: ``{"transformer.<module>": [out, in]}``.
     """
@@ -52,8 +52,8 @@ class Base(Table):
     created: Mapped[float] = mapped_column(Float(53))
 
 
-class Adapter(Table):
-    """A verified LoRA file; ``id`` is the SHA-256 of its bytes, which lie in the artifact store. ``size`` in bytes."""
+class AdapterRow(Table):
+    """A verified LoRA file; ``id`` is the SHA-256 of its bytes, which are in the artifact store. ``size`` in bytes."""
 
     __tablename__ = "adapters"
 
@@ -67,10 +67,10 @@ class Adapter(Table):
     created: Mapped[float] = mapped_column(Float(53))
 
 
-class Version(Table):
-    """A model: base + adapters with weights. ``id`` is the hash of just that; ``metrics`` and ``note`` are what was first said of it.
+class VersionRow(Table):
+    """A model: base + adapters with weights. ``id`` is the hash of these; ``metrics`` and ``note`` are those of the first registration.
 
-    ``number`` is the event with which it came, which is the order of the list.
+    ``number`` is the number of its event; versions are listed in this order.
     """
 
     __tablename__ = "versions"
@@ -83,8 +83,8 @@ class Version(Table):
     created: Mapped[float] = mapped_column(Float(53))
 
 
-class VersionAdapter(Table):
-    """One adapter of a version, in its place, with its weight."""
+class VersionAdapterRow(Table):
+    """One adapter of a version, with its position and weight."""
 
     __tablename__ = "version_adapters"
 
@@ -94,7 +94,7 @@ class VersionAdapter(Table):
     weight: Mapped[float] = mapped_column(Float(53))
 
 
-class Alias(Table):
+class AliasRow(Table):
     """A name that points at a version; ``revision`` counts its moves, from 1."""
 
     __tablename__ = "aliases"
@@ -104,8 +104,8 @@ class Alias(Table):
     revision: Mapped[int] = mapped_column(Integer)
 
 
-class AliasMove(Table):
-    """Where an alias pointed when: ``previous_id`` is empty for its first place; ``restores`` is the revision a rollback went back to."""
+class AliasMoveRow(Table):
+    """A move of an alias: ``previous_id`` is NULL for the first one; ``restores`` is the revision that a rollback went back to."""
 
     __tablename__ = "alias_moves"
     __table_args__ = (UniqueConstraint("alias", "revision"),)
@@ -120,8 +120,8 @@ class AliasMove(Table):
     moved: Mapped[float] = mapped_column(Float(53))
 
 
-class Node(Table):
-    """A thing of the lineage. ``id`` is ``<kind>:<digest>``: of its bytes where it has any, else of its content."""
+class NodeRow(Table):
+    """A node of the lineage. ``id`` is ``<kind>:<digest>``: the digest of its bytes if it has any, else of its content."""
 
     __tablename__ = "nodes"
 
@@ -130,8 +130,8 @@ class Node(Table):
     content: Mapped[dict[str, Any]] = mapped_column(JSON)
 
 
-class Edge(Table):
-    """``node`` came of ``source``, in the way that ``relation`` says."""
+class EdgeRow(Table):
+    """``node`` came of ``source``; ``relation`` says how."""
 
     __tablename__ = "edges"
     __table_args__ = (Index("ix_edges_source", "source_id"),)
@@ -141,8 +141,8 @@ class Edge(Table):
     source_id: Mapped[str] = mapped_column(ForeignKey("nodes.id"), primary_key=True)
 
 
-class Event(Table):
-    """What happened, numbered without gaps in the order in which it can be seen."""
+class EventRow(Table):
+    """An event; numbers have no gaps and follow the order in which events become visible."""
 
     __tablename__ = "events"
 

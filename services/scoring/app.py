@@ -12,11 +12,11 @@ from services.scoring.loading import VISTA
 from services.scoring.servicer import ScoringServicer
 from services.scoring.tasks import HANDLERS, engine_of
 from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.models.references import vista_root
 from sfumato.runtime.serving.engine_queue import EngineQueue
 from sfumato.runtime.serving.server import Service, run
 from sfumato.runtime.settings import FiledSettings, ServingSettings, Settings
 from sfumato.v1.scoring_pb2_grpc import add_ScoringServiceServicer_to_server
-from sfumato.vista import weights
 
 ADDRESS = "127.0.0.1:7103"
 
@@ -37,7 +37,7 @@ def services(serving: ServingSettings) -> Sequence[Service]:
     settings, scoring = Settings(), ScoringSettings()
 
     def load() -> ScoringEngine:
-        return engine_of(settings.weights or weights.ROOT, scoring.models, scoring.metrics)
+        return engine_of(vista_root(settings), scoring.models, scoring.metrics)
 
     lane = EngineQueue(load, waiting=serving.waiting)
     servicer = ScoringServicer(lane, ArtifactStore(settings.artifacts_url))

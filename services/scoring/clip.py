@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import CLIPModel
 
-from services.scoring.metric import Batch, Metric
-from sfumato.vista.scorers import AESTHETIC_HIGH, AESTHETIC_LOW, AestheticPredictor, unit
+from services.scoring.metric import Metric, ScoringBatch
+from sfumato.scoring.networks import AESTHETIC_HIGH, AESTHETIC_LOW, AestheticPredictor, unit
 
 
 class ClipEncoder:
@@ -25,7 +25,7 @@ class ClipEncoder:
         """Where it computes."""
         return self.model.device
 
-    def pixels(self, batch: Batch) -> Tensor:
+    def pixels(self, batch: ScoringBatch) -> Tensor:
         """``[batch, 3, side, side]`` as the model wants them."""
         arrays = [np.array(image) for image in batch.images]
         return self.processor(images=arrays, return_tensors="pt", input_data_format="channels_last")["pixel_values"].to(self.device)
@@ -36,7 +36,7 @@ class ClipEncoder:
         out = self.tokenizer(list(texts), padding=padding, truncation=True, max_length=context, return_tensors="pt")
         return out["input_ids"].to(self.device), out["attention_mask"].to(self.device)
 
-    def images(self, batch: Batch) -> Tensor:
+    def images(self, batch: ScoringBatch) -> Tensor:
         """L2-normalised image features ``[batch, width]``."""
 
         def see() -> Tensor:
@@ -44,7 +44,7 @@ class ClipEncoder:
 
         return batch.once((self, "images"), see)
 
-    def texts(self, batch: Batch) -> Tensor:
+    def texts(self, batch: ScoringBatch) -> Tensor:
         """L2-normalised features of the prompts ``[batch, width]``."""
 
         def read() -> Tensor:
@@ -65,7 +65,7 @@ class CosineScorer:
         self.encoder, self.scale = encoder, scale
         self.metric = Metric(name, -scale, scale, True, version)
 
-    def score(self, batch: Batch) -> list[float]:
+    def score(self, batch: ScoringBatch) -> list[float]:
         """See `Scorer.score`."""
         return (self.scale * (self.encoder.images(batch) * self.encoder.texts(batch)).sum(-1)).tolist()
 
@@ -77,6 +77,6 @@ class AestheticScorer:
         self.encoder, self.head = encoder, head.eval().requires_grad_(False).to(encoder.device)
         self.metric = Metric(name, AESTHETIC_LOW, AESTHETIC_HIGH, True, version)
 
-    def score(self, batch: Batch) -> list[float]:
+    def score(self, batch: ScoringBatch) -> list[float]:
         """See `Scorer.score`."""
         return self.head(self.encoder.images(batch)).tolist()

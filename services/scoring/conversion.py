@@ -22,9 +22,9 @@ from transformers import CLIPConfig, CLIPModel
 
 from services.scoring.mps import CrossModel
 from sfumato.errors import BrokenWeights, InvalidInput
-from sfumato.vista.scorers import AestheticPredictor
+from sfumato.scoring.networks import AestheticPredictor
 
-State: TypeAlias = dict[str, Tensor]
+StateDict: TypeAlias = dict[str, Tensor]
 
 # Whose objects may stand in a pickled model: those that MPS's authors pickled with it. None of their code is imported or run.
 BOXED = ("trainer.models.", "transformers.", "torch.nn.modules.", "torch._C._nn.")
@@ -74,19 +74,19 @@ def convert(source: Path, target: Path, layout: str) -> None:
             save_file(whole, target / name, metadata={"format": "pt"})
 
 
-def aesthetic(state: State) -> dict[str, Any]:
+def aesthetic(state: StateDict) -> dict[str, Any]:
     """LAION's MLP (christophschuhmann/improved-aesthetic-predictor)."""
     head = AestheticPredictor(state["layers.0.weight"].shape[1])
     head.load_state_dict(state)
     return {"model.safetensors": state}
 
 
-def hpsv2(state: State) -> dict[str, Any]:
+def hpsv2(state: StateDict) -> dict[str, Any]:
     """open_clip's ViT-H-14 (HPS_v2.1_compressed.pt) as a CLIPModel."""
     return clip_folder(from_open_clip(state))
 
 
-def mps(state: State) -> dict[str, Any]:
+def mps(state: StateDict) -> dict[str, Any]:
     """A CLIPModel under ``model.``, and `CrossModel` under ``cross_model.``."""
     clip, cross = ({key[len(start) :]: v for key, v in state.items() if key.startswith(start)} for start in ("model.", "cross_model."))
     if len(clip) + len(cross) < len(state):
@@ -98,10 +98,10 @@ def mps(state: State) -> dict[str, Any]:
     return clip_folder(clip) | {"attention.safetensors": cross, "mps.json": MPS | {"layers": layers, "heads": heads}}
 
 
-LAYOUTS: Mapping[str, Callable[[State], dict[str, Any]]] = {"aesthetic": aesthetic, "hpsv2": hpsv2, "mps": mps}
+LAYOUTS: Mapping[str, Callable[[StateDict], dict[str, Any]]] = {"aesthetic": aesthetic, "hpsv2": hpsv2, "mps": mps}
 
 
-def clip_folder(state: State) -> dict[str, Any]:
+def clip_folder(state: StateDict) -> dict[str, Any]:
     """Weights, config and image processor of a CLIPModel from its state alone."""
     state = {key: value for key, value in state.items() if not key.endswith(".position_ids")}  # a counter that old versions saved
     config = clip_config(state)
@@ -126,7 +126,7 @@ def clip_folder(state: State) -> dict[str, Any]:
     return {"model.safetensors": state, "config.json": described, "preprocessor_config.json": processor}
 
 
-def clip_config(state: State) -> CLIPConfig:
+def clip_config(state: StateDict) -> CLIPConfig:
     """The configuration of a CLIP in the manner of ViT-H/14, read from the shapes of its weights."""
 
     def layers(part: str) -> int:
@@ -183,13 +183,13 @@ _WHOLE = {
 _PROJECTION = {"visual.proj": "visual_projection.weight", "text_projection": "text_projection.weight"}
 
 
-def from_open_clip(state: State) -> State:
+def from_open_clip(state: StateDict) -> StateDict:
     """The names and shapes of transformers' CLIPModel for a state dict of open_clip.
 
     Raises:
         ValueError: a name that open_clip's ViT models do not have.
     """
-    out: State = {}
+    out: StateDict = {}
     for name, tensor in state.items():
         block = re.fullmatch(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+)", name)
         if name in _WHOLE:
@@ -215,7 +215,7 @@ def from_open_clip(state: State) -> State:
 # --- reading ---
 
 
-def read_state(source: Path) -> State:
+def read_state(source: Path) -> StateDict:
     """The tensors in a file, by name; nothing in it is executed.
 
     Raises:
@@ -249,7 +249,7 @@ class _Boxed:
         if isinstance(state, dict):
             self.__dict__.update(state)
 
-    def tensors(self, prefix: str = "") -> State:
+    def tensors(self, prefix: str = "") -> StateDict:
         """What the state dict of the pickled torch module was."""
         own = {**self.__dict__.get("_parameters", {}), **self.__dict__.get("_buffers", {})}
         passing = self.__dict__.get("_non_persistent_buffers_set", ())

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from services.scoring.clip import CosineScorer
-from services.scoring.metric import Batch, Metric, Scorer
+from services.scoring.metric import Metric, Scorer, ScoringBatch
 from sfumato.errors import InvalidInput
 from sfumato.types import Image
 
@@ -46,7 +45,7 @@ class ScoringEngine:
         results: list[dict[str, float]] = [{} for _ in images]
         for start in range(0, len(images), self._batch):
             rows = range(start, min(start + self._batch, len(images)))
-            batch = Batch([images[i] for i in rows], [prompts[i] for i in rows])
+            batch = ScoringBatch([images[i] for i in rows], [prompts[i] for i in rows])
             for name in chosen:
                 values = self._scorers[name].score(batch)
                 for row, value in zip(rows, values, strict=True):
@@ -67,7 +66,7 @@ class ScoringEngine:
             raise InvalidInput("images", f"{len(first)} to compare with {len(second)}.", hint="Give as many of the one as of the other.")
         values: list[float] = []
         for start in range(0, len(first), self._batch):
-            pair = [Batch(images[start : start + self._batch], ()) for images in (first, second)]
+            pair = [ScoringBatch(images[start : start + self._batch], ()) for images in (first, second)]
             check_images([image for batch in pair for image in batch.images])
             a, b = (scorer.encoder.images(batch) for batch in pair)
             values += (a * b).sum(-1).tolist()
@@ -108,10 +107,3 @@ def check_prompt(prompt: str) -> None:
         raise InvalidInput("prompt", "it is empty.", hint="Say what the picture should show.")
     if len(prompt) > MAX_PROMPT:
         raise InvalidInput("prompt", f"it has {len(prompt)} characters; the limit is {MAX_PROMPT}.")
-
-
-def win_probability(a: float, b: float) -> float:
-    """How probable it is that the picture with score ``a`` is preferred to the one with score ``b``: a softmax of the two
-    (PickScore, Kirstain et al. 2023, equation 1). For ``pickscore`` and ``mps``, whose scores are logits.
-    """
-    return 0.5 * (1 + math.tanh((a - b) / 2))

@@ -29,8 +29,8 @@ from services.scoring.mps import CrossModel, MpsScorer, PublishedPreference
 from services.scoring.nudenet import NudeNetScorer
 from services.scoring.sources import Source, named, shipped
 from sfumato.errors import InvalidInput, MissingWeights
-from sfumato.vista import weights
-from sfumato.vista.scorers import AestheticPredictor, ConditionedAttention, MultiPreference, width_of
+from sfumato.runtime.models.builtin import BUILT_IN
+from sfumato.scoring.networks import AestheticPredictor, ConditionedAttention, MultiPreference, width_of
 
 VISTA = ("aesthetic", "clip", "pickscore", "mps")
 """Metrics that Vista has weights for: ``vista-clip`` ... mean these even where a run names others for ``clip``."""
@@ -43,7 +43,7 @@ PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 def load_scorers(
     names: Sequence[str] = VISTA,
-    root: Path = weights.ROOT,
+    root: Path | None = None,
     models: Mapping[str, str] | None = None,
     device: str = "cpu",
 ) -> list[Scorer]:
@@ -51,7 +51,7 @@ def load_scorers(
 
     Args:
         names: of `KNOWN`.
-        root: where Vista's weights lie; their files' checksums are verified.
+        root: where Vista's weights lie, the package's own where absent; their files' checksums are verified.
         models: a folder or hub model for each metric that is not to use Vista's weights.
         device: where they compute (NudeNet: always on the CPU).
 
@@ -86,8 +86,8 @@ class Scorers:
     The arguments are those of `load_scorers`.
     """
 
-    def __init__(self, root: Path = weights.ROOT, models: Mapping[str, str] | None = None, device: str = "cpu") -> None:
-        self.root, self.models, self.device = root, models or {}, device
+    def __init__(self, root: Path | None = None, models: Mapping[str, str] | None = None, device: str = "cpu") -> None:
+        self.root, self.models, self.device = root or BUILT_IN["vista"].root, models or {}, device
         self._encoders: dict[Path, ClipEncoder] = {}
         self._scorers: dict[str, Scorer] = {}
 

@@ -23,7 +23,7 @@ class Metric:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class ScoringBatch:
     """Pictures with a prompt each. What several scorers need of it (a shared encoder's features) is computed once."""
 
     images: Sequence[Image]
@@ -42,6 +42,6 @@ class Scorer(Protocol):
 
     metric: Metric
 
-    def score(self, batch: Batch) -> list[float]:
+    def score(self, batch: ScoringBatch) -> list[float]:
         """One number a picture."""
         ...

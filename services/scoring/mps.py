@@ -1,7 +1,7 @@
 """MPS (Zhang et al. 2024): a CLIP that looks at the picture with the prompt's words, under a condition.
 
 `PublishedPreference` is the network as its authors published it (Kwai-Kolors/MPS), with the names of its state dict;
-Vista's own, smaller and with a soft mask, is `sfumato.vista.scorers.MultiPreference`.
+Vista's own, smaller and with a soft mask, is `sfumato.scoring.networks.MultiPreference`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import CLIPModel
 
 from services.scoring.clip import ClipEncoder
-from services.scoring.metric import Batch, Metric
-from sfumato.vista.scorers import MultiPreference, unit
+from services.scoring.metric import Metric, ScoringBatch
+from sfumato.scoring.networks import MultiPreference, unit
 
 HEAD_WIDTH = 64
 GROWTH = 4
@@ -31,7 +31,7 @@ class MpsScorer:
         scale = encoder.model.logit_scale.exp().item()
         self.metric = Metric(name, -scale, scale, True, version)
 
-    def score(self, batch: Batch) -> list[float]:
+    def score(self, batch: ScoringBatch) -> list[float]:
         """See `Scorer.score`."""
         text, condition = (self.encoder.tokens(texts, self.padding) for texts in (batch.prompts, [self.condition]))
         return self.model(self.encoder.pixels(batch)[None], text, condition)[0].tolist()

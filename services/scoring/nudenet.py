@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-from services.scoring.metric import Batch, Metric
+from services.scoring.metric import Metric, ScoringBatch
 from sfumato.runtime.models.nudenet import NudityDetector
 
 
@@ -24,6 +24,6 @@ class NudeNetScorer:
         """On the detector of the ``nudenet`` wheel. Raises: as `NudityDetector.load`."""
         return cls(NudityDetector.load())
 
-    def score(self, batch: Batch) -> list[float]:
+    def score(self, batch: ScoringBatch) -> list[float]:
         """See `Scorer.score`."""
         return [float(unsafe) for unsafe in self.detector.unsafe(batch.images)]

@@ -11,8 +11,9 @@ from typing import TypeVar
 from safetensors import SafetensorError
 
 from sfumato.errors import BrokenWeights
+from sfumato.runtime.models.builtin import BUILT_IN, MANIFEST
 from sfumato.runtime.models.hub import located
-from sfumato.vista import weights
+from sfumato.runtime.models.references import VISTA
 
 _Part = TypeVar("_Part")
 
@@ -44,8 +45,8 @@ def shipped(metric: str, root: Path) -> Source:
     Raises:
         MissingWeights, BrokenWeights: files are absent or damaged.
     """
-    folder = weights.locate(metric, root)
-    return Source(folder, f"vista-{_digest([folder / weights.MANIFEST])}", "Reinstall the package.")
+    folder = BUILT_IN[VISTA].locate(metric, root)
+    return Source(folder, f"vista-{_digest([folder / MANIFEST])}", "Reinstall the package.")
 
 
 def named(ref: str) -> Source:

@@ -7,16 +7,17 @@ from functools import partial
 
 from pydantic_settings import SettingsConfigDict
 
+from services.trainer.objectives.joint import JOINT
+from services.trainer.served import ServedTrainer, serve
 from services.trainer.servicer import TrainerServicer
-from services.trainer.tasks import HANDLERS, JOINT
-from services.trainer.warm import ServedModel, serve
+from services.trainer.tasks import HANDLERS
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.models.hub import located
+from sfumato.runtime.models.references import VISTA, model_folder
 from sfumato.runtime.serving.engine_queue import EngineQueue
 from sfumato.runtime.serving.server import Service, run
 from sfumato.runtime.settings import FiledSettings, ServingSettings, Settings
 from sfumato.v1.trainer_pb2_grpc import add_TrainerServiceServicer_to_server
-from sfumato.vista import weights
 
 ADDRESS = "127.0.0.1:7104"
 
@@ -38,13 +39,13 @@ def services(serving: ServingSettings) -> Sequence[Service]:
     """The trainer's service on its model."""
     settings, base = Settings(), BaseModelSettings()
 
-    def load() -> ServedModel:
-        folder = located(base.model) if base.model else weights.locate("generator", settings.weights or weights.ROOT)
+    def load() -> ServedTrainer:
+        folder = located(base.model) if base.model else model_folder(VISTA, "generator", settings)
         return serve(folder, base.precision)
 
     lane = EngineQueue(load, waiting=serving.waiting)
     servicer = TrainerServicer(lane, ArtifactStore(settings.artifacts_url))
-    handlers = {kind: handler for kind, handler in HANDLERS.items() if base.joint or kind != JOINT}
+    handlers = {kind: handler for kind, handler in HANDLERS.items() if base.joint or kind != JOINT.task}
     return [Service("sfumato.v1.TrainerService", partial(add_TrainerServiceServicer_to_server, servicer), lane, handlers)]
 
 

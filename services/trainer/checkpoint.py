@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -17,7 +18,7 @@ from sfumato.errors import BrokenWeights
 MARK = "|"
 ANEW = "Delete it: the training starts anew."
 
-State = Mapping[str, Tensor]
+FitState: TypeAlias = Mapping[str, Tensor]
 
 
 class Checkpoint(Protocol):
@@ -36,7 +37,7 @@ class Checkpoint(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class FitStep:
     """One step of a fit: which fit, its steps done and in all, the pairs it still trains and their mean loss in it."""
 
     fit: str
@@ -46,14 +47,35 @@ class Step:
     loss: float
 
 
-class Journal:
+OnStep: TypeAlias = Callable[[FitStep], object] | None
+"""Is called with every step; an exception it raises ends the training."""
+
+
+class LoadedCheckpoint:
+    """A checkpoint whose content was read before, by the leader for all processes; only the leader has one to ``keep`` it in."""
+
+    def __init__(self, data: bytes | None, keep: Checkpoint | None) -> None:
+        self._data, self._keep = data, keep
+        self.interval = math.inf if keep is None else keep.interval
+
+    def load(self) -> bytes | None:
+        """See `Checkpoint`."""
+        return self._data
+
+    def save(self, data: bytes) -> None:
+        """See `Checkpoint`."""
+        if self._keep is not None:
+            self._keep.save(data)
+
+
+class FitJournal:
     """The fits of one training by name, finished or in work, each as the tensors it can be continued from.
 
     Fits follow one another in an order that their results alone decide, so a training that begins again and finds its
     finished fits here passes through them without computing.
     """
 
-    def __init__(self, checkpoint: Checkpoint | None, on_step: Callable[[Step], None] | None = None) -> None:
+    def __init__(self, checkpoint: Checkpoint | None, on_step: OnStep = None) -> None:
         """Read the checkpoint, if there is one; ``on_step`` is told of every step.
 
         Raises:
@@ -61,7 +83,7 @@ class Journal:
         """
         self._checkpoint = checkpoint
         self._on_step = on_step
-        self._fits: dict[str, State] = {}
+        self._fits: dict[str, FitState] = {}
         data = None if checkpoint is None else checkpoint.load()
         for key, tensor in ({} if data is None else _decode(data)).items():
             fit, _, name = key.partition(MARK)
@@ -69,16 +91,16 @@ class Journal:
             self._fits[fit] = {**self._fits.get(fit, {}), name: tensor.clone()}
         self._due = time.monotonic() + (0.0 if checkpoint is None else checkpoint.interval)
 
-    def recall(self, fit: str) -> State | None:
+    def recall(self, fit: str) -> FitState | None:
         """Where the fit stood, or None if it never began."""
         return self._fits.get(fit)
 
-    def tell(self, step: Step) -> None:
+    def tell(self, step: FitStep) -> None:
         """A step of a fit was made; raises what who is told raises."""
         if self._on_step is not None:
             self._on_step(step)
 
-    def note(self, fit: str, state: Callable[[], State]) -> None:
+    def note(self, fit: str, state: Callable[[], FitState]) -> None:
         """Save where the fit stands, if it is time to."""
         if self._checkpoint is not None and time.monotonic() >= self._due:
             self._fits[fit] = state()
@@ -88,7 +110,7 @@ class Journal:
             ended = time.monotonic()
             self._due = ended + self._checkpoint.interval * max(1.0, ended - started)
 
-    def finish(self, fit: str, state: State) -> None:
+    def finish(self, fit: str, state: FitState) -> None:
         """Keep the end of a fit for the next checkpoint."""
         if self._checkpoint is not None:
             self._fits[fit] = state

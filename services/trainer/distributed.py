@@ -23,7 +23,8 @@ from nats.errors import Error as NatsError
 from torch import Tensor
 
 from services.trainer.group import Group
-from services.trainer.tasks import JOINT, joint
+from services.trainer.objectives.joint import JOINT
+from services.trainer.tasks import train
 from sfumato.errors import SfumatoError, Unavailable
 from sfumato.runtime import logs
 from sfumato.runtime.artifacts import ArtifactStore
@@ -37,7 +38,7 @@ from sfumato.runtime.telemetry import observing
 
 log = logging.getLogger(__name__)
 
-QUEUE = JOINT.partition(".")[0]
+QUEUE = JOINT.task.partition(".")[0]
 LOOK = 2.0
 """Seconds between looks at the queue, until a task has come."""
 PATIENCE = timedelta(hours=1)
@@ -116,7 +117,7 @@ class _Leader:
         self.begun = self.lost = True
         try:
             self._group.tell(task.model_dump_json().encode())
-            output = joint(task, artifacts, self._group)
+            output = train(task, artifacts, self._group)
             self.lost = False
             return output
         except SfumatoError as error:
@@ -131,7 +132,7 @@ async def _lead(group: Group, artifacts: ArtifactStore, settings: BusSettings) -
     async with Bus(settings, f"sfumato {QUEUE} of {group.size}") as bus:
         leader = _Leader(group)
         looking = asyncio.create_task(_look(bus, leader))
-        drained = await Worker(bus, QUEUE, {JOINT: leader.do}, artifacts).run(leader.stop)
+        drained = await Worker(bus, QUEUE, {JOINT.task: leader.do}, artifacts).run(leader.stop)
         await cancel_all([looking])
     return drained and not leader.lost
 
@@ -156,7 +157,7 @@ def _follow(group: Group, artifacts: ArtifactStore) -> None:
     while data := group.tell(b""):
         task = Task.model_validate_json(data)
         try:
-            joint(task, artifacts, group)
+            train(task, artifacts, group)
         except Unavailable:
             raise
         except SfumatoError as error:

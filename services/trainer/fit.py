@@ -1,4 +1,4 @@
-"""One fit of several pairs at once: ``phi = argmin E[L]`` on one picture each, from theta or from theta with phi_1 on it."""
+"""One fit of several adapters at once: ``phi = argmin E[L]``, each on its own input, from theta or from theta with a frozen phi_1."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from enum import IntEnum
 import torch
 from torch import Tensor, nn
 
-from services.trainer.checkpoint import Journal, State, Step
+from services.trainer.checkpoint import FitJournal, FitState, FitStep
 from services.trainer.convergence import PROBES, ProbeLosses
+from services.trainer.loss import FitContext, Loss, LossRows, denoising_loss
 from services.trainer.optimizer import Optimizer
-from sfumato.diffusion.families import Family
 from sfumato.lora.packed import PackedLora
 
 # A loss above this many times the untrained probe loss, for so many steps on end, has exploded.
@@ -22,10 +22,10 @@ EXPLODED = 10.0
 PATIENCE = 10
 
 
-class Fate(IntEnum):
-    """What became of a pair."""
+class FitOutcome(IntEnum):
+    """How the fit of an adapter ended."""
 
-    GOES_ON = 0
+    CONTINUES = 0
     NOT_FINITE = 1
     EXPLODED = 2
     WEIGHTS_NOT_FINITE = 3
@@ -33,65 +33,44 @@ class Fate(IntEnum):
     def reason(self, seed: int) -> str:
         """In words, for the run's record."""
         what = {
-            Fate.NOT_FINITE: "its loss left the finite numbers",
-            Fate.EXPLODED: f"its loss stayed above {EXPLODED:g} times its start for {PATIENCE} steps",
-            Fate.WEIGHTS_NOT_FINITE: "its last step left the finite numbers",
+            FitOutcome.NOT_FINITE: "its loss left the finite numbers",
+            FitOutcome.EXPLODED: f"its loss stayed above {EXPLODED:g} times its start for {PATIENCE} steps",
+            FitOutcome.WEIGHTS_NOT_FINITE: "its last step left the finite numbers",
         }
         return f"training of the pair with seed {seed} diverged: {what[self]}."
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Problem:
-    """What the pairs of a fit share with all fits of the call."""
+class FitInput:
+    """What a fit learns from for one adapter: clean latents (the picture to learn first), the text as one row of what `Family.encode`
+    returns, and the seed of the fit.
+    """
 
-    family: Family
-    width: int
-    height: int
-    guidance: float
-    batch: int
-    learning_rate: float
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Subject:
-    """One pair's part in a fit: the picture to learn, the text as one row of what `Family.encode` gives, and the fit's seed."""
-
-    latents: Tensor
+    pictures: tuple[Tensor, ...]
     conditions: Mapping[str, Tensor]
     seed: int
 
 
-def pair_losses(problem: Problem, subjects: Sequence[Subject], uniform: Tensor, noise: Tensor) -> Tensor:
-    """The mean squared error of every subject ``[subjects]``, with gradient: section 3.3 by the model's own objective.
+def input_losses(
+    context: FitContext, inputs: Sequence[FitInput], uniform: Tensor, noise: Tensor, phi: PackedLora, loss: Loss = denoising_loss
+) -> Tensor:
+    """The loss of every input ``[inputs]``, with gradient.
 
     Args:
-        problem: what they share.
-        subjects: whose adapters are attached, in their order.
-        uniform: ``[subjects, n]``, the quantiles of the noise levels.
-        noise: ``[subjects, n, ...]``.
+        context: what they share.
+        inputs: one for each adapter of ``phi``, in its order.
+        uniform: ``[inputs, n]``, the quantiles of the noise levels.
+        noise: ``[inputs, n, ...]``.
+        phi: the adapters.
+        loss: what is minimised.
     """
     count, epsilon = uniform.shape[1], noise.flatten(0, 1)
-    clean = _rows([subject.latents[None] for subject in subjects], count).to(epsilon)
-    conditions = {name: _rows([subject.conditions[name] for subject in subjects], count) for name in subjects[0].conditions}
-    error = prediction_error(problem, clean, conditions, uniform.flatten(), epsilon)
-    return error.square().unflatten(0, (len(subjects), count)).flatten(1).mean(1)
-
-
-def prediction_error(problem: Problem, clean: Tensor, conditions: Mapping[str, Tensor], quantiles: Tensor, noise: Tensor) -> Tensor:
-    """What the model says of noised pictures less what it should say, ``[rows, ...]``, with gradient.
-
-    Args:
-        problem: whose model, and at what size and guidance.
-        clean: latents ``[rows, ...]`` in the noise's precision.
-        conditions: the texts, one row of each for a picture.
-        quantiles: ``[rows]``, of the noise levels.
-        noise: ``[rows, ...]``.
-    """
-    family, objective = problem.family, problem.family.objective
-    levels = objective.levels(quantiles).to(noise.device)
-    noised = objective.noised(clean, noise, levels)
-    answer = family.predict(noised, levels, conditions, problem.width, problem.height, problem.guidance)
-    return answer.to(noise.dtype) - objective.target(clean, noise, levels)
+    pictures = tuple(
+        _rows([latents[None] for latents in each], count).to(epsilon) for each in zip(*(i.pictures for i in inputs), strict=True)
+    )
+    conditions = {name: _rows([each.conditions[name] for each in inputs], count) for name in inputs[0].conditions}
+    values = loss(context, LossRows(pictures, conditions, uniform.flatten(), epsilon), phi)
+    return values.unflatten(0, (len(inputs), count)).flatten(1).mean(1)
 
 
 def _rows(parts: Sequence[Tensor], count: int) -> Tensor:
@@ -102,20 +81,28 @@ def _rows(parts: Sequence[Tensor], count: int) -> Tensor:
 class Fit:
     """The fit in work: adapters, optimiser, generators and losses of the pairs that go on, and the record of all of them."""
 
-    def __init__(self, problem: Problem, subjects: Sequence[Subject], rank: int, steps: int, under: PackedLora | None = None) -> None:
-        self._problem, self._all, self._steps, self._under = problem, subjects, steps, under
-        denoiser = problem.family.denoiser
+    def __init__(
+        self,
+        context: FitContext,
+        inputs: Sequence[FitInput],
+        rank: int,
+        steps: int,
+        frozen_base: PackedLora | None = None,
+        loss: Loss = denoising_loss,
+    ) -> None:
+        self._context, self._all, self._steps, self._frozen_base, self._loss = context, inputs, steps, frozen_base, loss
+        denoiser = context.family.denoiser
         weight = next(denoiser.parameters())
         self._precision = {"dtype": torch.promote_types(weight.dtype, torch.float32), "device": weight.device}
-        self.alive = list(range(len(subjects)))
-        self.fates = [Fate.GOES_ON] * len(subjects)
-        self.losses: list[list[float]] = [[] for _ in subjects]
-        self._probed: list[list[float]] = [[] for _ in subjects]
-        self._above = [0] * len(subjects)
-        self._generators = [torch.Generator().manual_seed(subject.seed + 1) for subject in subjects]
-        self._use(PackedLora.fresh(denoiser, problem.family.lora_targets, rank, [subject.seed for subject in subjects], under))
+        self.alive = list(range(len(inputs)))
+        self.outcomes = [FitOutcome.CONTINUES] * len(inputs)
+        self.losses: list[list[float]] = [[] for _ in inputs]
+        self._probed: list[list[float]] = [[] for _ in inputs]
+        self._above = [0] * len(inputs)
+        self._generators = [torch.Generator().manual_seed(each.seed + 1) for each in inputs]
+        self._use(PackedLora.fresh(denoiser, context.family.lora_targets, rank, [each.seed for each in inputs], frozen_base))
 
-    def run(self, journal: Journal, name: str) -> None:
+    def run(self, journal: FitJournal, name: str) -> None:
         """All steps, or those that are left of a fit the journal knows."""
         known = journal.recall(name)
         if known is not None:
@@ -129,8 +116,8 @@ class Fit:
                 self._probe()
             journal.note(name, self._state)
             losses = [self.losses[index][-1] for index in self.alive]
-            journal.tell(Step(name, self._done, self._steps, len(losses), sum(losses) / max(1, len(losses))))
-        self._drop({k: Fate.WEIGHTS_NOT_FINITE for k, finite in zip(self.alive, self.phi.finite(), strict=True) if not finite})
+            journal.tell(FitStep(name, self._done, self._steps, len(losses), sum(losses) / max(1, len(losses))))
+        self._drop({k: FitOutcome.WEIGHTS_NOT_FINITE for k, finite in zip(self.alive, self.phi.finite(), strict=True) if not finite})
         journal.finish(name, self._state(optimizer=False))
 
     def probes(self, index: int) -> ProbeLosses:
@@ -142,18 +129,18 @@ class Fit:
         return max(len(history) for history in self.losses)
 
     def _step(self) -> None:
-        uniform = torch.stack([torch.rand(self._problem.batch, generator=generator) for generator in self._generators])
-        quantiles = (torch.arange(self._problem.batch) + uniform) / self._problem.batch  # stratified: less variance in a step
+        uniform = torch.stack([torch.rand(self._context.batch, generator=generator) for generator in self._generators])
+        quantiles = (torch.arange(self._context.batch) + uniform) / self._context.batch  # stratified: less variance in a step
         loss = self._losses(quantiles, self._generators)
         self._optimizer.step(torch.autograd.grad(loss.sum(), self.phi.parameters()))  # the sum: every pair's gradient is its own
-        diverged: dict[int, Fate] = {}
+        diverged: dict[int, FitOutcome] = {}
         for index, value in zip(self.alive, loss.tolist(), strict=True):
             self.losses[index].append(value)
             self._above[index] = self._above[index] + 1 if value > EXPLODED * self._probed[index][0] else 0
             if not math.isfinite(value):
-                diverged[index] = Fate.NOT_FINITE
+                diverged[index] = FitOutcome.NOT_FINITE
             elif self._above[index] >= PATIENCE:
-                diverged[index] = Fate.EXPLODED
+                diverged[index] = FitOutcome.EXPLODED
         self._drop(diverged)
 
     @torch.no_grad()
@@ -161,40 +148,39 @@ class Fit:
         """The loss at the middles of `PROBES` quantiles with noise of its own, in rows of the batch's number."""
         generators = [torch.Generator().manual_seed(self._all[index].seed + 2**62) for index in self.alive]
         middles = (torch.arange(PROBES) + 0.5) / PROBES
-        parts = [part.expand(len(self.alive), -1) for part in middles.split(self._problem.batch)]
+        parts = [part.expand(len(self.alive), -1) for part in middles.split(self._context.batch)]
         losses = sum(self._losses(part, generators).double() * part.shape[1] / PROBES for part in parts)
         values = dict(zip(self.alive, torch.as_tensor(losses).tolist(), strict=True))
         for index, value in values.items():
             self._probed[index].append(value)
-        self._drop({index: Fate.NOT_FINITE for index, value in values.items() if not math.isfinite(value)})
+        self._drop({index: FitOutcome.NOT_FINITE for index, value in values.items() if not math.isfinite(value)})
 
     def _losses(self, quantiles: Tensor, generators: Iterable[torch.Generator]) -> Tensor:
-        subjects = [self._all[index] for index in self.alive]
-        shape = (quantiles.shape[1], *subjects[0].latents.shape)
+        inputs = [self._all[index] for index in self.alive]
+        shape = (quantiles.shape[1], *inputs[0].pictures[0].shape)
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-        with self.phi.attached():
-            return pair_losses(self._problem, subjects, quantiles, noise.to(**self._precision))
+        return input_losses(self._context, inputs, quantiles, noise.to(**self._precision), self.phi, self._loss)
 
     def _use(self, phi: PackedLora) -> None:
         self.phi = phi
-        self._optimizer = Optimizer(phi, self._problem.learning_rate)
+        self._optimizer = Optimizer(phi, self._context.learning_rate)
 
-    def _drop(self, diverged: Mapping[int, Fate]) -> None:
+    def _drop(self, diverged: Mapping[int, FitOutcome]) -> None:
         """Go on without these pairs: the others neither wait for them nor compute with their numbers."""
         if not diverged:
             return
         rows = torch.tensor([row for row, index in enumerate(self.alive) if index not in diverged], dtype=torch.long)
-        for index, fate in diverged.items():
-            self.fates[index] = fate
+        for index, outcome in diverged.items():
+            self.outcomes[index] = outcome
         record = ("losses", "probes", "fates", "above", "adam_steps")
         self._load({name: t if name in record else t[rows.to(t.device)] for name, t in self._state().items()})
 
-    def _state(self, optimizer: bool = True) -> State:
+    def _state(self, optimizer: bool = True) -> FitState:
         """Everything the fit goes on from; all but the record has one row for each pair that goes on."""
         steps = self._done
         state = {
             "alive": torch.tensor(self.alive, dtype=torch.long),
-            "fates": torch.tensor(self.fates, dtype=torch.long),
+            "fates": torch.tensor(self.outcomes, dtype=torch.long),
             "above": torch.tensor(self._above, dtype=torch.long),
             "losses": torch.tensor([h + [math.nan] * (steps - len(h)) for h in self.losses], dtype=torch.float64),
             "probes": torch.tensor([h + [math.nan] * (3 - len(h)) for h in self._probed], dtype=torch.float64),
@@ -204,15 +190,15 @@ class Fit:
         state["generators"] = torch.stack([generator.get_state() for generator in self._generators])
         return state | self._optimizer.state()
 
-    def _load(self, state: State) -> None:
+    def _load(self, state: FitState) -> None:
         self.alive = state["alive"].tolist()
-        self.fates = [Fate(fate) for fate in state["fates"].tolist()]
+        self.outcomes = [FitOutcome(number) for number in state["fates"].tolist()]
         self._above = state["above"].tolist()
         self.losses, self._probed = (
             [[value for value in row if not math.isnan(value)] for row in state[name].tolist()] for name in ("losses", "probes")
         )
-        under = None if self._under is None else self._under.pick(self.alive)
-        self._use(self.phi.like(state, under))
+        frozen_base = None if self._frozen_base is None else self._frozen_base.pick(self.alive)
+        self._use(self.phi.like(state, frozen_base))
         self._generators = [torch.Generator() for _ in self.alive]
         for generator, row in zip(self._generators, state.get("generators", ()), strict=False):  # a finished fit keeps none
             generator.set_state(row.clone())  # a view with an offset crashes PyTorch

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from services.trainer.fit import Problem, Subject, pair_losses
+from services.trainer.fit import FitInput, input_losses
+from services.trainer.loss import FitContext, Loss, denoising_loss
 from sfumato.errors import InvalidInput
 from sfumato.lora.packed import PackedLora
 
@@ -13,22 +14,22 @@ from sfumato.lora.packed import PackedLora
 COPIES = 5
 
 
-def pack_size(problem: Problem, subject: Subject, rank: int, budget: int) -> int:
-    """How many pairs like ``subject`` can be trained together in ``budget`` bytes beside the model; the same on every machine.
+def pack_size(context: FitContext, like: FitInput, rank: int, budget: int, loss: Loss = denoising_loss) -> int:
+    """How many pairs like this one can be trained together in ``budget`` bytes beside the model; the same on every machine.
 
     Raises:
         InvalidInput: not even one can.
     """
-    needed = pair_bytes(problem, subject, rank)
+    needed = pair_bytes(context, like, rank, loss)
     if needed > budget:
         raise InvalidInput("memory", f"one pair of rank {rank} needs {needed} bytes, the budget is {budget}.", hint="Lower the batch.")
     return budget // needed
 
 
-def pair_bytes(problem: Problem, subject: Subject, rank: int) -> int:
+def pair_bytes(context: FitContext, like: FitInput, rank: int, loss: Loss = denoising_loss) -> int:
     """Bytes one pair adds to a step: all that the forward keeps for the backward, and its adapters with their optimiser."""
-    denoiser = problem.family.denoiser
-    seeds, targets = [subject.seed], problem.family.lora_targets
+    denoiser = context.family.denoiser
+    seeds, targets = [like.seed], context.family.lora_targets
     phi = PackedLora.fresh(denoiser, targets, rank, seeds, PackedLora.fresh(denoiser, targets, rank, seeds))
     model = {tensor.untyped_storage().data_ptr() for tensor in (*denoiser.parameters(), *denoiser.buffers())}
     kept: dict[int, int] = {}
@@ -39,9 +40,9 @@ def pair_bytes(problem: Problem, subject: Subject, rank: int) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    uniform = torch.full([1, problem.batch], 0.5)
-    noise = torch.zeros(1, problem.batch, *subject.latents.shape, dtype=phi.parameters()[0].dtype, device=subject.latents.device)
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), phi.attached():
-        loss = pair_losses(problem, [subject], uniform, noise)
-    del loss  # until here it held what was counted, so no address was used twice
+    uniform = torch.full([1, context.batch], 0.5)
+    noise = torch.zeros(1, context.batch, *like.pictures[0].shape, dtype=phi.parameters()[0].dtype, device=like.pictures[0].device)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        value = input_losses(context, [like], uniform, noise, phi, loss)
+    del value  # until here it held what was counted, so no address was used twice
     return sum(kept.values()) + COPIES * sum(factor.nbytes for factor in phi.parameters())

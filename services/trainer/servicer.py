@@ -9,11 +9,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from services.trainer.checkpoint import Step
-from services.trainer.engine import Pair, TrainedPair, TrainSettings, train_pairs
+from services.trainer.checkpoint import FitStep
+from services.trainer.engine import train_pairs
 from services.trainer.group import Alone
-from services.trainer.joint import JointSettings, JointTraining, Picture
-from services.trainer.warm import ServedModel, WarmModel
+from services.trainer.objectives.differential import DIFFERENTIAL
+from services.trainer.objectives.joint import JOINT, JointPicture, JointSettings, JointTraining
+from services.trainer.objectives.naive import NAIVE
+from services.trainer.objectives.objective import TrainedAdapter
+from services.trainer.pairs import TrainingPair, TrainSettings
+from services.trainer.served import ServedTrainer, TrainedModel
 from sfumato.diffusion.families import family_of
 from sfumato.errors import Diverged, InvalidInput
 from sfumato.runtime.artifacts import ArtifactStore
@@ -31,14 +35,14 @@ PAIR = {"latents": "after", "prompt": "prompt"}
 class TrainerServicer(TrainerServiceServicer):
     """See ``protos/sfumato/v1/trainer.proto``."""
 
-    def __init__(self, lane: EngineQueue[ServedModel], artifacts: ArtifactStore) -> None:
+    def __init__(self, lane: EngineQueue[ServedTrainer], artifacts: ArtifactStore) -> None:
         self._lane, self._artifacts = lane, artifacts
 
     async def Train(self, request: trainer_pb2.TrainRequest, context: Any) -> AsyncIterator[trainer_pb2.TrainResponse]:
         """Train the pairs together; how far it is while it goes on, and the adapters last."""
 
-        def work(served: ServedModel, caller: Caller) -> trainer_pb2.TrainResponse:
-            def on_step(step: Step) -> None:
+        def work(served: ServedTrainer, caller: Caller) -> trainer_pb2.TrainResponse:
+            def on_step(step: FitStep) -> None:
                 caller.check()
                 told = trainer_pb2.TrainProgress(fit=step.fit, done=step.done, total=step.total, pairs=step.pairs, loss=step.loss)
                 caller.tell(trainer_pb2.TrainResponse(progress=told))
@@ -48,22 +52,22 @@ class TrainerServicer(TrainerServiceServicer):
         async for event in self._lane.stream(work):
             yield event
 
-    def _trained(self, served: ServedModel, request: trainer_pb2.TrainRequest, on_step: Any) -> Sequence[TrainedPair | Diverged]:
+    def _trained(self, served: ServedTrainer, request: trainer_pb2.TrainRequest, on_step: Any) -> Sequence[TrainedAdapter | Diverged]:
         check_base(request.model, served.base)
         model = served.model()
         pairs = self._pairs(model, request)
         with within("model", adapter="adapters"):
             model.fuser.use(fused_of(request.model), lambda: adapter_of(request.model, self._artifacts))
-        if request.WhichOneof("objective") == "joint":
+        if request.WhichOneof("objective") == JOINT.name:
             return [_joint(model, pairs, request, on_step)]
         return train_pairs(model.pipeline, pairs, settings_of(request), on_step=on_step)
 
-    def _pairs(self, model: WarmModel, request: trainer_pb2.TrainRequest) -> list[Pair]:
+    def _pairs(self, model: TrainedModel, request: trainer_pb2.TrainRequest) -> list[TrainingPair]:
         size = family_of(model.pipeline).limits.default_size
         width = request.width if request.HasField("width") else size
         height = request.height if request.HasField("height") else size
         return [
-            Pair(
+            TrainingPair(
                 pair.prompt,
                 self._latents(pair.before, f"pairs[{index}].before"),
                 self._latents(pair.after, f"pairs[{index}].after"),
@@ -80,7 +84,7 @@ class TrainerServicer(TrainerServiceServicer):
         except (SafetensorError, KeyError) as error:
             raise InvalidInput(field, "is no file of latents.", hint="Name what Generate stored.") from error
 
-    def _result(self, outcomes: Sequence[TrainedPair | Diverged]) -> trainer_pb2.TrainResult:
+    def _result(self, outcomes: Sequence[TrainedAdapter | Diverged]) -> trainer_pb2.TrainResult:
         pairs = []
         for outcome in outcomes:
             if isinstance(outcome, Diverged):
@@ -91,22 +95,21 @@ class TrainerServicer(TrainerServiceServicer):
         return trainer_pb2.TrainResult(pairs=pairs)
 
 
-def _joint(model: WarmModel, pairs: Sequence[Pair], request: trainer_pb2.TrainRequest, on_step: Any) -> TrainedPair | Diverged:
-    """One adapter for all of them, as `train_pairs` gives one for each."""
+def _joint(
+    model: TrainedModel, pairs: Sequence[TrainingPair], request: trainer_pb2.TrainRequest, on_step: Any
+) -> TrainedAdapter | Diverged:
+    """One adapter for all pairs, where `train_pairs` trains one for each."""
     if request.WhichOneof("rank") != "fixed_rank":
         raise InvalidInput("rank", "joint training needs a fixed one.", hint="Convergence is tested on single pairs.")
     asked, rank = request.joint, request.fixed_rank
     settings = JointSettings(rank, request.learning_rate, asked.steps, asked.pictures, asked.together, _guidance(request), asked.seed)
-    pictures = [Picture(pair.prompt, pair.after) for pair in pairs]
+    pictures = [JointPicture(pair.prompt, pair.after) for pair in pairs]
     names = {"together": "joint.together", "steps": "joint.steps"}
     names |= {f"pictures[{index}].{own}": f"pairs[{index}].{name}" for index in range(len(pairs)) for own, name in PAIR.items()}
     with within("", **names):
         training = JointTraining(model.pipeline, pictures, settings, pairs[0].width, pairs[0].height)
-    try:
-        trained = training.run(Alone(), on_step=on_step)
-    except Diverged as error:
-        return error
-    return TrainedPair(trained.adapter, rank, trained.losses, ())
+    (result,) = training.adapters(Alone(), on_step=on_step)
+    return result
 
 
 def _guidance(request: trainer_pb2.TrainRequest) -> float:
@@ -115,9 +118,9 @@ def _guidance(request: trainer_pb2.TrainRequest) -> float:
 
 def settings_of(request: trainer_pb2.TrainRequest) -> TrainSettings:
     """How the request wants its adapters trained."""
-    naive = request.WhichOneof("objective") == "naive"
+    naive = request.WhichOneof("objective") == NAIVE.name
     return TrainSettings(
-        objective="naive" if naive else "differential",
+        objective=(NAIVE if naive else DIFFERENTIAL).name,
         rank=request.fixed_rank if request.WhichOneof("rank") == "fixed_rank" else "auto",
         learning_rate=request.learning_rate,
         batch=request.batch,

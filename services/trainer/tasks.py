@@ -1,4 +1,4 @@
-"""The trainer's tasks: payload to engine and adapter algebra and back, nothing else."""
+"""The trainer's tasks: payload to objectives and adapter algebra and back."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from diffusers import FluxPipeline  # pyright: ignore[reportPrivateImportUsage]
 from safetensors.torch import load
 from torch import Tensor
 
-from services.trainer.checkpoint import Step
-from services.trainer.engine import Pair, TrainSettings, train_pairs
+from services.trainer.checkpoint import FitStep
 from services.trainer.group import Alone, Group, all_well
-from services.trainer.joint import JointSettings, JointTraining, Picture
-from services.trainer.warm import WarmModel, model_of
+from services.trainer.objectives.catalog import OBJECTIVES, objective_of
+from services.trainer.objectives.objective import PreparedTraining, TrainingSample
+from services.trainer.served import TrainedModel, model_of
 from sfumato.errors import Diverged, InvalidInput
 from sfumato.lora import adapter as algebra
 from sfumato.lora.files import verify
@@ -25,91 +25,79 @@ from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.models.adapters import decode_adapter, encode_adapter
 from sfumato.runtime.models.references import checked_folder
 from sfumato.runtime.settings import Settings
-from sfumato.runtime.tasks import Output, Task
+from sfumato.runtime.tasks import Handler, Output, Task
 
 log = logging.getLogger(__name__)
 
 ALONE = Alone()
-TELL = 20.0
-"""Seconds between two words on a joint training."""
+LOG_INTERVAL = 20.0
+"""Seconds between two log lines about a training."""
 
 
-def train(task: Task, artifacts: ArtifactStore) -> Output:
-    """Train the pairs of the items together; files ``<i>.safetensors`` of those that did not diverge.
+def train(task: Task, artifacts: ArtifactStore, group: Group = ALONE) -> Output:
+    """Train by an objective of the catalog; files ``<i>.safetensors`` of the adapters that did not diverge.
 
-    ``params`` are the fields of `TrainSettings`, ``width``, ``height`` and ``adapter``: the SHA-256 of the LoRA that earlier
-    iterations made (theta so far is the model with it fused), or empty for the base model; ``precision`` of the base weights may be
-    left out, ``float32`` then. Values, one per item: ``losses`` of every step, ``diverged`` (empty, or the reason), the ``rank`` of
-    the adapter, and ``probes``: of every fit that was made, the loss on fixed draws at its start, after three quarters and at its
-    end. A worker that is killed goes on from a checkpoint.
+    The kind of task and ``params.objective`` name the objective. Further ``params`` are ``width``, ``height``, ``adapter`` (the SHA-256
+    of the LoRA of earlier iterations, which is fused first, or empty for the base model), ``precision`` of the base weights (``float32``
+    where absent) and the settings of the objective. Items are prompts, seeds, and the SHA-256 of the latents that the objective uses.
+
+    Values, one for each adapter: ``losses`` of every step, ``diverged`` (empty, or the reason), the ``rank`` of the adapter, and
+    ``probes``: for every fit that was made, the loss on fixed draws at its start, after three quarters and at its end. A worker that is
+    killed continues from a checkpoint. Every process of ``group`` makes this call; the leader's result counts.
     """
-    params = dict(task.params)
-    width, height, digest = params.pop("width"), params.pop("height"), params.pop("adapter")
-    model = _model(task, params.pop("precision", "float32"), digest, artifacts)
-    pairs = [
-        Pair(item["prompt"], _latents(item["before"], artifacts), _latents(item["after"], artifacts), item["seed"], width, height)
-        for item in task.items
-    ]
-    checkpoint = StoredCheckpoint(artifacts, task.id)
+    checkpoint, leads = StoredCheckpoint(artifacts, task.id), group.rank == 0
+    training, data, fault = None, None, None
+    try:
+        training = _training(task, artifacts)
+        data = checkpoint.load() if leads else None
+    except Exception as error:  # of any kind: the other processes would wait for this one
+        fault = error
+    all_well(group, fault)
+    assert training is not None
+    data = group.tell(data or b"") or None
+    results = training.adapters(group, data, checkpoint if leads else None, _ProgressLog(task.kind) if leads else None)
+    if leads:
+        checkpoint.delete()
     values, files = [], {}
-    for index, result in enumerate(train_pairs(model.pipeline, pairs, TrainSettings(**params), checkpoint)):
+    for index, result in enumerate(results):
         if isinstance(result, Diverged):
             values.append({"losses": [], "diverged": str(result), "rank": 0, "probes": []})
         else:
             probes = [[probe.start, probe.late, probe.end] for probe in result.probes]
             values.append({"losses": list(result.losses), "diverged": "", "rank": result.rank, "probes": probes})
             files[f"{index}.safetensors"] = encode_adapter(result.adapter)
-    checkpoint.delete()
     return Output(values, files)
 
 
-def joint(task: Task, artifacts: ArtifactStore, group: Group = ALONE) -> Output:
-    """Train one adapter on the pictures of all items (`prompt`, `latents`), file ``0.safetensors`` unless it diverged.
-
-    ``params`` are the fields of `JointSettings`, and as in `train` ``width``, ``height``, ``adapter`` and ``precision``. One value, as
-    `train` has one for each pair. Every process of ``group`` makes this call; what the leader returns counts.
-    """
-    checkpoint, training, data, fault = StoredCheckpoint(artifacts, task.id), None, None, None
-    try:
-        training = _joint_training(task, artifacts)
-        data = checkpoint.load() if group.rank == 0 else None
-    except Exception as error:  # whatever it is, the others must hear of it: they would wait for this process
-        fault = error
-    all_well(group, fault)
-    assert training is not None
-    data = group.tell(data or b"") or None
-    try:
-        trained = training.run(group, data, checkpoint if group.rank == 0 else None, _Told() if group.rank == 0 else None)
-    except Diverged as error:
-        return Output([{"losses": [], "diverged": str(error), "rank": 0, "probes": []}])
-    value = {"losses": list(trained.losses), "diverged": "", "rank": task.params["rank"], "probes": []}
-    return Output([value], {"0.safetensors": encode_adapter(trained.adapter)})
+def _training(task: Task, artifacts: ArtifactStore) -> PreparedTraining:
+    params = dict(task.params)
+    objective = objective_of(task.kind, params.get("objective"))
+    width, height, digest = params.pop("width"), params.pop("height"), params.pop("adapter")
+    model = _model(task, params.pop("precision", "float32"), digest, artifacts)
+    samples = [
+        TrainingSample(item["prompt"], {name: _latents(item[name], artifacts) for name in objective.pictures}, item.get("seed", 0))
+        for item in task.items
+    ]
+    return objective.training(model.pipeline, samples, params, width, height)
 
 
-class _Told:
-    """Says in the log, now and then, how far a joint training is and when it will be done: it is one task, and may take hours."""
+class _ProgressLog:
+    """Logs the step, the loss and the estimated seconds left of the fit in progress, every `LOG_INTERVAL` seconds."""
 
-    def __init__(self) -> None:
-        self._first: tuple[int, float] | None = None
-        self._due = time.monotonic() + TELL
+    def __init__(self, kind: str) -> None:
+        self._kind, self._fit = kind, ""
+        self._first = (0, 0.0)
+        self._due = time.monotonic() + LOG_INTERVAL
 
-    def __call__(self, step: Step) -> None:
+    def __call__(self, step: FitStep) -> None:
         now = time.monotonic()
-        if self._first is None:
-            self._first = step.done, now
+        if step.fit != self._fit:
+            self._fit, self._first = step.fit, (step.done, now)
         elif now >= self._due:
             done, began = self._first
             left = (step.total - step.done) * (now - began) / (step.done - done)
-            log.info("Joint training: step %d of %d, loss %.4f, %.0f s to go.", step.done, step.total, step.loss, left)
-            self._due = now + TELL
-
-
-def _joint_training(task: Task, artifacts: ArtifactStore) -> JointTraining:
-    params = dict(task.params)
-    width, height, digest = params.pop("width"), params.pop("height"), params.pop("adapter")
-    model = _model(task, params.pop("precision", "float32"), digest, artifacts)
-    pictures = [Picture(item["prompt"], _latents(item["latents"], artifacts)) for item in task.items]
-    return JointTraining(model.pipeline, pictures, JointSettings(**params), width, height)
+            log.info("%s (%s): step %d of %d, loss %.4f, %.0f s left.", self._kind, step.fit, step.done, step.total, step.loss, left)
+            self._due = now + LOG_INTERVAL
 
 
 def average(task: Task, artifacts: ArtifactStore) -> Output:
@@ -140,12 +128,11 @@ def fuse(task: Task, artifacts: ArtifactStore) -> Output:
     return Output({"difference": difference}, {"adapter.safetensors": encode_adapter(stacked)})
 
 
-# What has more to do than one process is a queue of its own: on a cluster it may be done by several (`services.trainer.distributed`).
-JOINT = "joint.train"
-HANDLERS = {"trainer.train": train, "trainer.average": average, "trainer.fuse": fuse, JOINT: joint}
+HANDLERS: dict[str, Handler] = {objective.task: train for objective in OBJECTIVES.values()}
+HANDLERS |= {"trainer.average": average, "trainer.fuse": fuse}
 
 
-def _model(task: Task, precision: str, adapter: str, artifacts: ArtifactStore) -> WarmModel:
+def _model(task: Task, precision: str, adapter: str, artifacts: ArtifactStore) -> TrainedModel:
     """The process's model with an adapter (its SHA-256, or empty) in its weights."""
     model = model_of(_folder(task), precision)
     model.fuser.use(((adapter, 1.0),) if adapter else (), lambda: decode_adapter(artifacts.get(adapter)) if adapter else None)

@@ -1,4 +1,4 @@
-"""What `sfumato generate`, `ground` and `score` ask of services, with the answers that they would work out here."""
+"""The service calls of `sfumato generate`, `ground` and `score`; the results equal those of a computation in this process."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from sfumato.v1.grounding_pb2_grpc import GroundingServiceStub
 from sfumato.v1.scoring_pb2_grpc import ScoringServiceStub
 
 INLINE = 8 * 2**20
-"""Bytes of a picture that a message carries; a larger one goes through the artifact store."""
+"""Most bytes of an image in a message; a larger one goes through the artifact store."""
 STRATEGIES = {"single-turn": grounding_pb2.STRATEGY_SINGLE_TURN, "three-turn": grounding_pb2.STRATEGY_THREE_TURN}
 
 
 def address_of(service: str, server: str, local: bool, only_here: str) -> str:
-    """The service to ask; empty where the work is to be done in this process (see `server_of`).
+    """The address of the service to call; empty if the work is done in this process (see `server_of`).
 
-    ``only_here`` is an option that was given and means something in this process only.
+    ``only_here`` is the name of a given option that applies to this process only; empty if none was given.
 
     Raises:
-        InvalidInput: there is such an option, and a service was named.
+        InvalidInput: such an option was given together with a service.
     """
     if only_here and not local:
         if server:
             hint = "Leave it out, or work in this process with --local."
-            raise InvalidInput(only_here, f"is not for the service at {server} to follow: it has its own.", hint=hint)
+            raise InvalidInput(only_here, f"does not apply to the service at {server}, which has its own.", hint=hint)
         return ""
     return server_of(service, server, local, Settings().runs)
 
 
 class RemotePainter:
-    """The generator's service as `sfumato generate` uses it."""
+    """A client of the generator service for `sfumato generate`."""
 
     def __init__(self, connection: grpc.Channel, address: str) -> None:
-        """Ask for the model's limits, ``limits``. Raises: as `calling`."""
+        """Get the model's limits as ``limits``. Raises: as `calling`."""
         self._channel, self._address = connection, address
         self._stub = GeneratorServiceStub(connection)
         self._adapters: list[common_pb2.AdapterRef] = []
@@ -52,7 +52,7 @@ class RemotePainter:
             self.limits = self._stub.GetLimits(generator_pb2.GetLimitsRequest())
 
     def use(self, adapter: Path, scale: float) -> None:
-        """Paint with this LoRA from now on. Raises: as `sfumato.lora.files.load`, and as `calling`."""
+        """Use this LoRA from now on. Raises: as `sfumato.lora.files.load`, and as `calling`."""
         from sfumato.lora.files import load
         from sfumato.runtime.models.adapters import encode_adapter
 
@@ -60,7 +60,7 @@ class RemotePainter:
         self._adapters = [common_pb2.AdapterRef(artifact=digest, weight=scale)]
 
     def paint(self, request: GenerateRequest) -> Image:
-        """The picture, by the model that is served. Raises: as `calling`."""
+        """The image of the served model. Raises: as `calling`."""
         painting = generator_pb2.Painting(
             prompt=request.prompt,
             seeds=[request.seed],
@@ -80,13 +80,13 @@ class RemotePainter:
 
 @contextmanager
 def painter(address: str) -> Iterator[RemotePainter]:
-    """The generator's service at an address. Raises: as `calling`."""
+    """A client of the generator service at an address. Raises: as `calling`."""
     with channel(address) as connection:
         yield RemotePainter(connection, address)
 
 
 def advice(address: str, image: Path, prompt: str, strategy: str) -> list[Region]:
-    """What the grounding service at an address says of a picture. Raises: as `read_image`, and as `calling`."""
+    """The advice of the grounding service at an address about an image. Raises: as `read_image`, and as `calling`."""
     if strategy not in STRATEGIES:
         raise InvalidInput("strategy", f"{strategy!r} is unknown.", hint=f"Choose one of {', '.join(STRATEGIES)}.")
     with channel(address) as connection:
@@ -97,7 +97,7 @@ def advice(address: str, image: Path, prompt: str, strategy: str) -> list[Region
 
 
 def scores(address: str, images: Sequence[Path], prompt: str, metrics: Sequence[str]) -> tuple[list[dict[str, float]], dict[str, str]]:
-    """Each picture's scores by metric, and the metrics' versions, from the scoring service at an address.
+    """Each image's scores by metric, and the metrics' versions, from the scoring service at an address.
 
     Raises: as `read_image`, and as `calling`.
     """
@@ -111,7 +111,7 @@ def scores(address: str, images: Sequence[Path], prompt: str, metrics: Sequence[
 
 
 def _picture(connection: grpc.Channel, path: Path) -> common_pb2.Image:
-    """A file as a message has it; refused here, by its name, where it is no picture."""
+    """The message of an image file; a file that is not an image is refused here, by its name."""
     read_image(path)
     data = path.read_bytes()
     if len(data) <= INLINE:
@@ -126,7 +126,7 @@ def _box(region: Region) -> common_pb2.Box:
 
 @contextmanager
 def _as_options(prefix: str) -> Iterator[None]:
-    """Name refused fields as the command line has them."""
+    """Rename refused fields to the command line's options."""
     try:
         yield
     except InvalidInput as error:

@@ -1,4 +1,4 @@
-"""``sfumato convert``: published scorer weights into folders that are safe to load."""
+"""``sfumato convert``: published scorer weights to folders that are safe to load."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 def convert(
     source: Annotated[Path, typer.Argument(help="The published file: .pt, .pth or .safetensors.")],
-    target: Annotated[Path, typer.Argument(help="The folder to write; it must not exist, or be empty.")],
+    target: Annotated[Path, typer.Argument(help="The folder to write; it must not exist or must be empty.")],
     layout: Annotated[str, typer.Option("--as", help="Which scorer's weights these are: aesthetic, hpsv2 or mps.")],
 ) -> None:
     """Convert a scorer's published weights to a folder of safetensors, once. Nothing in the file is executed.

@@ -1,4 +1,4 @@
-"""What `sfumato up` runs, and in which order: the one place that knows all services and their ports."""
+"""The programs of `sfumato up` and their order: the one place that knows all services and their ports."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import os
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-from tenacity import Retrying, retry_if_exception_type, wait_exponential
 
 from sfumato.cli.companion import BackgroundVlm
 from sfumato.cli.machine import worker_environment
 from sfumato.errors import SfumatoError, Unavailable
+from sfumato.runtime.backoff import restarting
 from sfumato.runtime.bus.nats_server import NatsServer
 from sfumato.runtime.processes import HOST, free_ports, process_started
 from sfumato.runtime.settings import ServingSettings, Settings
@@ -23,21 +23,21 @@ from sfumato.runtime.system import Member, System
 
 BUS_PORT = 4222
 METRICS = 100
-"""What a service's metrics port is above its own."""
+"""Difference between a service's metrics port and its own port."""
 PORTS = {"generator": 7101, "grounding": 7102, "scoring": 7103, "trainer": 7104, "registry": 7105, "orchestrator": 7106}
 ORDER = (("registry",), ("generator", "grounding", "scoring", "trainer"), ("orchestrator",))
-"""Who is started with whom; each group when the one before it is healthy."""
+"""Groups of services; a group is started when the previous one is healthy."""
 SCALED = ("generator", "trainer")
-"""Services whose work is long and independent, so that more processes do it faster."""
+"""Services with long, independent tasks, which more processes do faster."""
 LOOK = 0.5
-"""Seconds between looks whether the bus and the VLM server are still there."""
+"""Seconds between checks that the bus and the VLM server are running."""
 
 Say = Callable[[str, str], None]
 
 
 @dataclass
 class Deployment:
-    """Everything that is to run, not yet started."""
+    """The parts of a system, not started yet."""
 
     nats: NatsServer
     vlm: Callable[[], BackgroundVlm] | None
@@ -47,7 +47,7 @@ class Deployment:
     _up: bool = field(default=False, init=False)
 
     def begin(self, stack: AsyncExitStack, say: Say) -> Sequence[Coroutine[Any, Any, None]]:
-        """Start the bus and begin to start the VLM server; what keeps each of them up. The stack ends them.
+        """Start the bus and begin to start the VLM server; returns the coroutines that keep them up. The stack stops them.
 
         Raises:
             Unavailable: nats-server is not installed, or does not come up.
@@ -63,11 +63,11 @@ class Deployment:
         return keepers
 
     def is_up(self) -> None:
-        """From now on a VLM server that ends is started again; before, it is why the system does not come up."""
+        """From now on a VLM server that ends is started again; before, its error ends the system's start."""
         self._up = True
 
     def system(self) -> System:
-        """Where everything is, once it is up."""
+        """The addresses of the running system."""
         pid = os.getpid()
         return System(pid=pid, started=process_started(pid), bus=self.nats.url, members=self.members)
 
@@ -78,29 +78,22 @@ class Deployment:
                 self.nats.check()
             except Unavailable as error:
                 say("bus", f"{error.message.splitlines()[0]} It is started again.")
-                waiting = wait_exponential(multiplier=0.5, max=30)
-                for attempt in Retrying(wait=waiting, retry=retry_if_exception_type(Unavailable)):
+                async for attempt in restarting(lambda error: isinstance(error, Unavailable), partial(say, "bus")):
                     with attempt:
                         self.nats.start()
                 say("bus", "it is up again")
 
     async def _keep_vlm(self, make: Callable[[], BackgroundVlm], say: Say) -> None:
-        pause = 1.0
-        while True:
-            vlm = make()
-            vlm.start()
-            try:
-                while True:
-                    await asyncio.sleep(LOOK)
-                    vlm.check()
-            except SfumatoError as error:
-                if not self._up:
-                    raise
-                say("vlm", f"{error}; it is started again in {pause:.0f} s")
-            finally:
-                await asyncio.to_thread(vlm.stop)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, 60.0)
+        async for attempt in restarting(lambda error: self._up and isinstance(error, SfumatoError), partial(say, "vlm")):
+            with attempt:
+                vlm = make()
+                vlm.start()
+                try:
+                    while True:
+                        await asyncio.sleep(LOOK)
+                        vlm.check()
+                finally:
+                    await asyncio.to_thread(vlm.stop)
 
 
 def deployment(settings: Settings, workers: int, in_process: bool, any_ports: bool) -> Deployment:
@@ -146,7 +139,7 @@ def _module(service: str) -> str:
 
 
 def _vlm(settings: Settings, in_process: bool, logs: Path) -> tuple[Callable[[], BackgroundVlm] | None, dict[str, str]]:
-    """What starts the VLM server, where there is to be one, and what the grounding service must know of it."""
+    """The function that creates the VLM server, if there is one, and the grounding service's environment for it."""
     if in_process:
         return None, {"SFUMATO_GROUNDING_BACKEND": "transformers"}
     if settings.vlm_url:
@@ -162,5 +155,5 @@ def _vlm(settings: Settings, in_process: bool, logs: Path) -> tuple[Callable[[],
 
 
 def _scheme() -> str:
-    """What clients write before the services' addresses: they speak TLS where the settings say so."""
+    """The prefix of the services' addresses: ``tls://`` if the settings configure TLS."""
     return "tls://" if ServingSettings().tls_certificate is not None else ""

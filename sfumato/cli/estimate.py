@@ -10,17 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from orchestrator.estimate import FORWARD, TYPICAL_REGIONS, Memory, StageWork, Work, count_work, memory
-from orchestrator.spec import RunSpec, load_spec, read_prompt_sets, read_prompts
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator.recipes.inputs import prompts_in, value_at
+from orchestrator.recipes.models import GeneratorModel, JudgeModels, ScorerModels, UnderstandingModel
+from orchestrator.recipes.recipe import Recipe
+from orchestrator.recipes.spec import RunSpec
+from orchestrator.recipes.work import FORWARD, TYPICAL_REGIONS, Memory, StageWork, Work, count_work
+from orchestrator.runs.specs import load_spec, with_prompts
+from orchestrator.runs.submission import check_prompts
+from sfumato.diffusion.families.catalog import FAMILIES, supported
 from sfumato.errors import InvalidInput, MissingWeights
 from sfumato.runtime.models.hub import cached, is_hub_name
 from sfumato.runtime.models.sizes import CONVERTED, KNOWN, ModelSize, measured
 from sfumato.runtime.settings import Settings
 from sfumato.vista import weights
 
+AnyRecipe = Recipe[Any, Any, Any]
 PUBLISHED = {
     "aesthetic": "sac+logos+ava1-l14-linearMSE.pth of github.com/christophschuhmann/improved-aesthetic-predictor",
     "hpsv2": "HPS_v2.1_compressed.pt of xswu/HPSv2 on the hub",
@@ -54,6 +61,7 @@ class Outlook:
     """All that is known of a run before it begins; ``half`` and ``single`` are its memory at 16 and at 32 bits a number."""
 
     spec: RunSpec
+    iterations: int
     prompts: list[PromptFile]
     models: list[Part]
     work: list[StageWork]
@@ -78,42 +86,52 @@ def show_plan(path: Path, settings: Settings, *, as_json: bool) -> None:
 
 def look_ahead(path: Path, settings: Settings) -> Outlook:
     """Check a spec and count what its run would take; no weights are loaded, no network is asked."""
+    recipe, spec = load_spec(path)
+    prompts = _prompt_files(path, recipe, spec)
+    models = _models(spec, recipe, path.parent, (settings.weights or weights.ROOT).resolve())
+    sizes = {part.part.removeprefix("score."): part.size for part in models}
+    costs = recipe.costs(spec)
+    rows = costs.rows(sizes.get("generator"))
+    context, together = _conversations(recipe, spec)
+    widest = min(FORWARD, spec.batch * (rows + TYPICAL_REGIONS))
+    half, single = (costs.memory(sizes, precision=number, rows=widest, context=context, together=together) for number in (2, 4))
+    work = count_work(recipe.stages, costs.counts(rows, TYPICAL_REGIONS))
+    iterations = max((loop.most(spec) for loop in recipe.loops), default=1)
+    todo = [*_missing(prompts), *(part.todo for part in models if part.todo)]
+    vllm = any(isinstance(model, UnderstandingModel) and model.backend == "vllm" for model in recipe.models(spec))
+    if vllm and not settings.vlm_url and importlib.util.find_spec("vllm") is None:
+        todo.append("vLLM is not installed here: pip install 'sfumato[vlm-cuda]' (or 'sfumato[vlm]' without CUDA), or set SFUMATO_VLM_URL.")
+    return Outlook(spec, iterations, prompts, models, work, half, single, todo)
+
+
+def _conversations(recipe: AnyRecipe, spec: RunSpec) -> tuple[int, int]:
+    """Tokens of the longest conversation with the run's VLM, and how many are held at once; none where it asks no VLM."""
     from services.grounding.profiles import profile_named
 
-    spec = load_spec(path)
-    profile = profile_named(spec.ground.profile)
-    profile.strategy(spec.ground.strategy)
-    prompts = _prompt_files(spec)
-    models = _models(spec, path.parent, (settings.weights or weights.ROOT).resolve())
-    painter = models[0].size
-    rows = 2 if painter is not None and painter.classifier_free and spec.paint.guidance > 1 else 1
-    widest = min(FORWARD, spec.batch * (rows + TYPICAL_REGIONS))
-    sizes = {part.part.removeprefix("score."): part.size for part in models}
-    half, single = (
-        memory(spec, sizes, precision=precision, rows=widest, context=profile.context, together=profile.together) for precision in (2, 4)
-    )
-    todo = [*_missing(prompts), *(part.todo for part in models if part.todo)]
-    if spec.ground.backend == "vllm" and not settings.vlm_url and importlib.util.find_spec("vllm") is None:
-        todo.append("vLLM is not installed here: pip install 'sfumato[vlm-cuda]' (or 'sfumato[vlm]' without CUDA), or set SFUMATO_VLM_URL.")
-    return Outlook(spec, prompts, models, count_work(spec, rows=rows), half, single, todo)
+    for model in recipe.models(spec):
+        if isinstance(model, UnderstandingModel):
+            profile = profile_named(model.profile)
+            profile.strategy(model.strategy)
+            return profile.context, profile.together
+    return 0, 0
 
 
-def _prompt_files(spec: RunSpec) -> list[PromptFile]:
+def _prompt_files(path: Path, recipe: AnyRecipe, spec: RunSpec) -> list[PromptFile]:
     """The sets of prompts; those that are here are checked."""
-    sets = [("prompts", spec.prompts.file, spec.prompts.count), ("evaluate", spec.evaluate.file, spec.evaluate.count)]
-    if spec.evaluate.ceiling:
-        sets.append(("evaluate.ceiling", spec.evaluate.ceiling, spec.evaluate.count))
-    if spec.tune:
-        sets.append(("tune", spec.tune.file, spec.tune.count))
-    if all(file.is_file() for _, file, _ in sets):
-        read_prompt_sets(spec)
-        return [PromptFile(*row) for row in sets]
-    found = []
-    for field, file, count in sets:
-        if file.is_file():
-            read_prompts(file, count, field)
-        found.append(PromptFile(field, file, count))
-    return found
+    content = spec.model_dump(mode="json")
+    files = []
+    for wanted in recipe.inputs:
+        name, count = value_at(content, wanted.section, wanted.key), wanted.count(content)
+        if name is not None and count is not None:
+            files.append((wanted, PromptFile(wanted.field, path.parent / name, count)))
+    if all(row.file.is_file() for _, row in files):
+        check_prompts(*with_prompts(path, anchor=True), recipe)
+        return [row for _, row in files]
+    for wanted, row in files:
+        found = sum(1 for _ in prompts_in(row.file, row.count, wanted.field)) if row.file.is_file() else row.count
+        if found < row.count:
+            raise InvalidInput(f"{wanted.field}.count", f"{row.file} has {found} prompts, the run asks for {row.count}.")
+    return [row for _, row in files]
 
 
 def _missing(prompts: list[PromptFile]) -> list[str]:
@@ -128,33 +146,44 @@ def _missing(prompts: list[PromptFile]) -> list[str]:
     return todo
 
 
-def _models(spec: RunSpec, here: Path, root: Path) -> list[Part]:
-    """Every model of the run, the generator first; ``here`` is the spec's folder."""
-    _check_family(spec.model)
-    generator = _part("model", spec.model, here, root / "generator" if spec.model == "vista" else None)
-    seeing = _part("ground.model", spec.ground.model, here, root / "understanding" if spec.ground.model == "vista" else None)
-    parts = [Part("generator", *_rest(generator)), Part("understanding", *_rest(seeing))]
-    if spec.score.models:
-        from services.scoring.loading import check_metrics
+def _models(spec: RunSpec, recipe: AnyRecipe, here: Path, root: Path) -> list[Part]:
+    """Every model of the run, in the order of the recipe; ``here`` is the spec's folder."""
+    parts: list[Part] = []
+    for model in recipe.models(spec):
+        if isinstance(model, GeneratorModel):
+            _check_family(model.reference)
+            parts.append(Part(model.part, *_rest(_part("model", model.reference, here, _shipped(model.reference, root / model.part)))))
+        elif isinstance(model, UnderstandingModel):
+            parts.append(
+                Part(model.part, *_rest(_part("ground.model", model.reference, here, _shipped(model.reference, root / model.part))))
+            )
+        elif isinstance(model, ScorerModels):
+            named = dict(model.named)
+            if named:
+                from services.scoring.loading import check_metrics
 
-        check_metrics(spec.score.metrics, {str(metric): model for metric, model in spec.score.models.items()})
-    for metric in sorted({"clip", *spec.score.metrics}):
-        parts.append(_scorer(metric, spec, here, root))
+                check_metrics(model.metrics, named)
+            parts += [_scorer(metric, named.get(metric), here, root) for metric in sorted({"clip", *model.metrics})]
+        elif not isinstance(model, JudgeModels):
+            parts.append(Part(model.part, "", "absent", None, f"{model.part}: what it needs is not known here."))
     return parts
+
+
+def _shipped(reference: str, folder: Path) -> Path | None:
+    return folder if reference == "vista" else None
 
 
 def _rest(part: Part) -> tuple[str, str, ModelSize | None, str]:
     return part.reference, part.where, part.size, part.todo
 
 
-def _scorer(metric: str, spec: RunSpec, here: Path, root: Path) -> Part:
+def _scorer(metric: str, reference: str | None, here: Path, root: Path) -> Part:
     """A metric's weights: those the spec names, Vista's, or a package's."""
     name = f"score.{metric}"
     if metric == "nudenet":
         absent = importlib.util.find_spec("nudenet") is None
         todo = "The package nudenet is not installed: pip install 'sfumato[scoring]'." if absent else ""
         return Part(name, "nudenet", "absent" if absent else "package", ModelSize({}), todo)
-    reference = spec.score.models.get(metric)  # pyright: ignore[reportArgumentType, reportCallIssue]
     if reference is not None:
         return _part(name, reference, here, None, metric)
     if metric == "hpsv2":
@@ -209,18 +238,16 @@ def _check_family(reference: str) -> None:
     folder = cached(reference) if here else None
     if folder is None:
         return
-    from sfumato.diffusion.families import FAMILIES, SUPPORTED
-
     index = folder / "model_index.json"
     if not index.is_file():
         raise MissingWeights(f"{folder} holds no diffusers pipeline.", hint="Give the folder that contains model_index.json.")
     name = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
-    if name not in {pipeline.__name__ for pipeline in FAMILIES}:
-        raise InvalidInput("model", f"{folder} holds a {name}, which is of no supported family.", hint=f"Supported: {SUPPORTED}.")
+    if name not in FAMILIES:
+        raise InvalidInput("model", f"{folder} holds a {name}, which is of no supported family.", hint=f"Supported: {supported()}.")
 
 
 def _as_json(outlook: Outlook) -> dict[str, Any]:
-    iterations = outlook.spec.stop.max_iterations
+    iterations = outlook.iterations
     models = [
         {
             "part": part.part,
@@ -233,6 +260,7 @@ def _as_json(outlook: Outlook) -> dict[str, Any]:
     ]
     stages = [
         {
+            "phase": work.phase,
             "stage": work.stage,
             "service": work.service,
             "once": asdict(work.once),
@@ -286,12 +314,18 @@ def _print_models(outlook: Outlook, console: Console) -> None:
 
 
 def _print_work(outlook: Outlook, console: Console) -> None:
-    iterations = outlook.spec.stop.max_iterations
+    iterations = outlook.iterations
     title = f"Work of an iteration, and of {iterations} at most; forwards of the denoiser at {TYPICAL_REGIONS} regions a picture"
-    table = Table("stage", "service", title=title, title_justify="left")
+    table = Table(title=title, title_justify="left")
+    for column in ("stage", "service"):
+        table.add_column(column, no_wrap=True)
     for column in ("tasks", "in all", "forwards", "in all", "asked or scored"):
         table.add_column(column, justify="right")
+    phase = outlook.work[0].phase if outlook.work else ""
     for work in outlook.work:
+        if work.phase != phase:
+            table.add_section()
+            phase = work.phase
         table.add_row(work.stage, work.service, *_cells(work.each, work.total(iterations)))
     each, total = (sum(part, Work()) for part in zip(*((work.each, work.total(iterations)) for work in outlook.work), strict=True))
     table.add_section()

@@ -1,4 +1,4 @@
-"""The figures of ``sfumato vista evaluate``: wires the shipped models to the independent detector and judge."""
+"""The measurements of ``sfumato vista evaluate``, by the independent detector and judge."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TARGETS = {
     "aesthetic_spearman": 0.95,
     "preference_accuracy": 0.95,
 }
-"""The least value each figure should have."""
+"""The least value of each figure."""
 
 
 def choose(only: Sequence[str] | None) -> tuple[str, ...]:

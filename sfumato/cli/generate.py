@@ -1,4 +1,4 @@
-"""``sfumato generate``: one picture from words."""
+"""``sfumato generate``: one image from a prompt."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
 
 def generate(
     prompt: Annotated[str, typer.Argument(help="What the picture should show.")],
-    seed: Annotated[int, typer.Option(help="The same seed and words give the same picture.")] = 0,
-    output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write; the parameters go into it.")] = Path("out.png"),
+    seed: Annotated[int, typer.Option(help="The same seed and prompt give the same picture.")] = 0,
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write; it also holds the parameters.")] = Path("out.png"),
     steps: Annotated[int | None, typer.Option(help="Sampling steps (default: the model's).")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance (default: the model's).")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels (default: the model's).")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels (default: the model's).")] = None,
     regions: Annotated[str, typer.Option(help='Advice as JSON or a file of it: [{"bbox": [x1, y1, x2, y2], "prompt": "..."}].')] = "",
-    regional_steps: Annotated[float, typer.Option(help="The share of the steps, from the first, in which the advice acts.")] = 1.0,
-    soft_edges: Annotated[float, typer.Option(help="Pixels over which the edges of advice fade; 0 is a hard edge.")] = 0.0,
+    regional_steps: Annotated[float, typer.Option(help="The share of the steps, from the first, with regional advice.")] = 1.0,
+    soft_edges: Annotated[float, typer.Option(help="Width in pixels of the blend at regions' edges; 0 is a hard edge.")] = 0.0,
     model: Annotated[str, typer.Option(help="vista, or the folder of a diffusers pipeline.")] = "vista",
     adapter: Annotated[Path | None, typer.Option(help="A LoRA to fuse first, such as runs/ID/adapter.safetensors.")] = None,
     scale: Annotated[float, typer.Option(help="The LoRA's weight.")] = 1.0,
-    upscale: Annotated[int, typer.Option(min=1, max=16, help="Write every pixel this many times larger.")] = 1,
+    upscale: Annotated[int, typer.Option(min=1, max=16, help="Enlarge every pixel this many times.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     server: Annotated[str, server_option("generator")] = "",
     local: Local = False,
 ) -> None:
-    """Paint a picture, by the service of the system that is up, or in this process.
+    """Generate a picture, by the service of the running system, or in this process.
 
     Example: sfumato generate "a full moon over mountains and a lake at night" --seed 7 -o moon.png
     """
@@ -59,7 +59,7 @@ def generate(
 
 @dataclass(frozen=True, slots=True)
 class _Options:
-    """What was asked for; what is None is the model's to say."""
+    """The options; None means the model's default."""
 
     prompt: str
     seed: int
@@ -89,7 +89,7 @@ class _Options:
 
 
 def _painted_here(options: _Options, model: str, adapter: Path | None, scale: float) -> tuple[Image, GenerateRequest, float]:
-    """The picture by a model in this process, what was asked of it in full, and the seconds."""
+    """The image by a model in this process, the complete request, and the seconds."""
     from services.generator.engine import load_generator
     from sfumato.lora.files import load
     from sfumato.runtime.device import pick_device
@@ -119,10 +119,10 @@ def _painted_there(options: _Options, address: str, adapter: Path | None, scale:
 
 
 def _regions(text: str) -> tuple[Region, ...]:
-    """Advice as `ground --json` prints it, from the text itself or from the file it names.
+    """Advice in the form of `ground --json`, from the text or from the file that it names.
 
     Raises:
-        InvalidInput: not JSON, or not of that form.
+        InvalidInput: not JSON, or not in this form.
     """
     from sfumato.errors import InvalidInput
 

@@ -1,4 +1,4 @@
-"""``sfumato ground``: advice about one picture."""
+"""``sfumato ground``: advice about one image."""
 
 from __future__ import annotations
 
@@ -22,12 +22,8 @@ if TYPE_CHECKING:
     from sfumato.types import Image, Region
 
 
-# The edges of the regions, in their order; black is read on all of them.
-COLOURS = ("#ff3b30", "#34c759", "#0a84ff", "#ffcc00", "#bf5af2", "#ff9500")
-
-
 class Choice(StrEnum):
-    """Who answers."""
+    """Where the model runs."""
 
     vllm = "vllm"
     transformers = "transformers"
@@ -35,18 +31,18 @@ class Choice(StrEnum):
 
 def ground(
     image: Annotated[Path, typer.Argument(help="A PNG, JPEG or WebP picture.")],
-    prompt: Annotated[str, typer.Option(help="What the picture was painted from.")],
-    draw: Annotated[Path | None, typer.Option(help="PNG to write: the picture with the boxes drawn on it.")] = None,
+    prompt: Annotated[str, typer.Option(help="The picture's prompt.")],
+    draw: Annotated[Path | None, typer.Option(help="PNG to write: the picture with the boxes.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON, for programs.")] = False,
-    backend: Annotated[Choice | None, typer.Option(help="vLLM where it is installed, else transformers in this process.")] = None,
-    url: Annotated[str, typer.Option(envvar="SFUMATO_VLM_URL", help="An OpenAI-compatible server that already runs.")] = "",
+    backend: Annotated[Choice | None, typer.Option(help="vllm (default if it is installed), or transformers in this process.")] = None,
+    url: Annotated[str, typer.Option(envvar="SFUMATO_VLM_URL", help="A running OpenAI-compatible server.")] = "",
     profile: Annotated[str, typer.Option(help="vista, qwen2-vl, qwen2.5-vl or qwen3-vl.")] = "vista",
     model: Annotated[str, typer.Option(help="Folder of the model or its id on a hub; the profile vista has a built-in one.")] = "",
     strategy: Annotated[str, typer.Option(help="single-turn, or three-turn: describe, analyse, then the list.")] = "single-turn",
     server: Annotated[str, server_option("grounding")] = "",
     local: Local = False,
 ) -> None:
-    """Print where and how a picture could be more beautiful: ArtAug's JSON, boxes in pixels.
+    """Print regions of a picture that could be more beautiful and their better content: ArtAug's JSON, boxes in pixels.
 
     Example: sfumato ground moon.png --prompt "a full moon over mountains" --draw boxes.png
     """
@@ -55,6 +51,7 @@ def ground(
     from services.grounding.profiles import profile_named
     from sfumato.advice import DESCRIPTION
     from sfumato.cli.calls import address_of, advice
+    from sfumato.drawing import drawn
     from sfumato.errors import InvalidInput
     from sfumato.runtime.images import read_image, write_png
 
@@ -65,11 +62,11 @@ def ground(
         raise InvalidInput("url", "is for a server; the transformers backend runs in this process.", hint="Leave out one of them.")
     given = {"url": url, "backend": backend, "model": model, "profile": profile != "vista"}
     address = address_of("grounding", server, local, next((name for name, value in given.items() if value), ""))
-    if address:  # its model may know other strategies
+    if address:  # its model may support other strategies
         regions = advice(address, image, prompt, strategy)
         console.print(f"answered by the service at {address}")
     else:
-        chosen.strategy(strategy)  # refused before a server is started for it
+        chosen.strategy(strategy)  # checked before a server is started
         regions = _grounded_here(console, picture, prompt, backend, url, chosen, model, strategy)
     entries = [{"bbox": list(region.box), DESCRIPTION: region.prompt} for region in regions]
     typer.echo(json.dumps(entries) if as_json or not entries else "[\n  " + ",\n  ".join(map(json.dumps, entries)) + "\n]")
@@ -81,39 +78,16 @@ def ground(
 def _grounded_here(
     console: Console, picture: Image, prompt: str, backend: Choice | None, url: str, profile: Profile, model: str, strategy: str
 ) -> Sequence[Region]:
-    """The advice of a model that this process asks."""
+    """The advice of a model that this process calls directly."""
     from services.grounding.engine import GroundingEngine
 
     with _backend(console, backend, url, profile.name, model) as asked:
         return GroundingEngine(asked, profile, strategy).ground(picture, prompt).regions
 
 
-def drawn(picture: Image, regions: Sequence[Region], least: int = 512) -> Image:
-    """The picture, enlarged to a side of at least ``least``, with numbered boxes and their descriptions below it."""
-    import numpy as np
-    from PIL import Image as Pillow
-    from PIL import ImageDraw
-
-    height, width = picture.shape[:2]
-    scale = max(1, -(-least // max(height, width)))
-    line = 14
-    page = Pillow.new("RGB", (width * scale, height * scale + line * len(regions) + (4 if regions else 0)), "white")
-    page.paste(Pillow.fromarray(picture.repeat(scale, 0).repeat(scale, 1)), (0, 0))
-    pen = ImageDraw.Draw(page)
-    for number, region in enumerate(regions):
-        x1, y1, x2, y2 = (value * scale for value in region.box)
-        colour = COLOURS[number % len(COLOURS)]
-        pen.rectangle((x1, y1, x2 - 1, y2 - 1), outline=colour, width=max(2, scale // 4))
-        pen.rectangle((x1, y1, x1 + 12, y1 + line), fill=colour)
-        pen.text((x1 + 3, y1 + 1), str(number + 1), fill="black")
-        text = f"{number + 1}  {region.prompt}".encode("latin-1", "replace").decode("latin-1")
-        pen.text((4, height * scale + 2 + line * number), text, fill="black")
-    return np.asarray(page)
-
-
 @contextmanager
 def _backend(console: Console, choice: Choice | None, url: str, profile: str, model: str) -> Iterator[Backend]:
-    """The model that answers, and a word on which it is: a server that runs, one started for this call, or this process."""
+    """The backend, which is printed: a running server, a server started for this call, or this process."""
     from sfumato.cli.vlm import served_model, waiting
     from sfumato.runtime import vlm
     from sfumato.runtime.settings import Settings

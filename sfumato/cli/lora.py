@@ -1,4 +1,4 @@
-"""``sfumato lora``: adapter files read, combined, made smaller, exported to other programs and proven to load there."""
+"""``sfumato lora``: inspect, combine, compress and export adapter files, and verify that other programs load them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ app = typer.Typer(no_args_is_help=True, help="LoRA files: export, verify, averag
 
 Source = Annotated[Path, typer.Argument(help="A diffusers or kohya file, or a PEFT folder.", metavar="FILE")]
 Sources = Annotated[list[Path], typer.Argument(help="Diffusers or kohya files, or PEFT folders.", metavar="FILE...")]
-Output = Annotated[Path, typer.Option("--output", "-o", help="What to write, in diffusers' layout.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="The file to write, in diffusers' layout.")]
 Model = Annotated[str, typer.Option(help="vista, or a diffusers pipeline's folder; only its configuration is read.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
@@ -29,7 +29,7 @@ def root() -> None:
 
 @app.command()
 def info(source: Source, as_json: AsJson = False) -> None:
-    """Say what an adapter holds: modules, ranks, the norm of its update, where it came from.
+    """Print an adapter's modules, ranks, norm of the update and metadata.
 
     Example: sfumato lora info runs/ID/adapter.safetensors
     """
@@ -73,7 +73,7 @@ def export(
     from sfumato.lora import files
 
     if layout not in list(files.Layout):
-        raise InvalidInput("as", f"{layout!r} is no layout.", hint=f"Give one of {', '.join(files.Layout)}.")
+        raise InvalidInput("as", f"{layout!r} is not a layout.", hint=f"Give one of {', '.join(files.Layout)}.")
     adapter, pipeline = files.load(source), _skeleton(model)
     worst = files.export(adapter, output, files.Layout(layout), pipeline)
     loader = files.loader_for(output, pipeline)
@@ -82,7 +82,7 @@ def export(
 
 @app.command()
 def verify(source: Source, model: Model = "vista", as_json: AsJson = False) -> None:
-    """Load a file as its users will, and fail if a key does not bind or an update is another than the file's.
+    """Load a file as other programs do, and fail if a key does not bind or an update differs from the file's.
 
     Example: sfumato lora verify artaug.safetensors --model FLUX.1-dev
     """
@@ -100,7 +100,7 @@ def verify(source: Source, model: Model = "vista", as_json: AsJson = False) -> N
 
 @app.command()
 def average(sources: Sources, output: Output) -> None:
-    """The exact mean of the updates (not of the factors): ranks add up, modules are united. Follow with compress.
+    """The exact mean of the updates (not of the factors): ranks add up, missing modules count as zero. Compress it afterwards.
 
     Example: sfumato lora average pair-1.safetensors pair-2.safetensors -o mean.safetensors
     """
@@ -114,9 +114,9 @@ def average(sources: Sources, output: Output) -> None:
 def stack(
     sources: Sources,
     output: Output,
-    scales: Annotated[str, typer.Option(help="A weight for each file, separated by commas (default: 1 each).")] = "",
+    scales: Annotated[str, typer.Option(help="A weight per file, separated by commas (default: 1 each).")] = "",
 ) -> None:
-    """The sum of the updates as one adapter: all iterations of a run, turned up and down as one.
+    """The sum of the updates as one adapter, for example of all iterations of a run.
 
     Example: sfumato lora stack one.safetensors two.safetensors --scales 0.8,1 -o both.safetensors
     """
@@ -134,7 +134,7 @@ def compress(
     output: Output,
     as_json: AsJson = False,
 ) -> None:
-    """The best approximation of a smaller rank, and the relative error it costs.
+    """The best approximation with a smaller rank, and its relative error.
 
     Example: sfumato lora compress mean.safetensors --rank 16 -o small.safetensors
     """
@@ -153,10 +153,10 @@ def compress(
 @app.command()
 def scale(
     source: Source,
-    factor: Annotated[float, typer.Option(help="What to multiply the update with.")],
+    factor: Annotated[float, typer.Option(help="The factor of the update.")],
     output: Output,
 ) -> None:
-    """Multiply an update, for programs without a weight of their own.
+    """Multiply an update by a factor, for programs without an adapter weight.
 
     Example: sfumato lora scale adapter.safetensors --factor 0.7 -o weaker.safetensors
     """
@@ -182,14 +182,14 @@ def _numbers(text: str, count: int) -> list[float] | None:
     try:
         numbers = [float(part) for part in text.split(",")]
     except ValueError as error:
-        raise InvalidInput("scales", f"{text!r} is no list of numbers.", hint="Such as 0.8,1.") from error
+        raise InvalidInput("scales", f"{text!r} is not a list of numbers.", hint="Such as 0.8,1.") from error
     if len(numbers) != count:
         raise InvalidInput("scales", f"{len(numbers)} for {count} files.", hint="Give one for each.")
     return numbers
 
 
 def _write(adapter: Adapter, output: Path, origin: dict[str, Any], *, quiet: bool = False) -> None:
-    """Save with what was done added to the metadata, and say so."""
+    """Save with ``origin`` added to the metadata, and print a summary."""
     from sfumato.lora.adapter import Adapter, norm
     from sfumato.lora.files import save
 

@@ -1,4 +1,4 @@
-"""The command line. Heavy libraries are imported inside commands, so that ``--help`` answers at once."""
+"""The command line. Commands import heavy libraries themselves, so that ``--help`` is fast."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ app.add_typer(vista.app, name="vista")
 
 
 def main() -> None:
-    """Run the command line; every error made on purpose ends here, in words and an exit status."""
-    signal.signal(signal.SIGTERM, _terminated)  # so that servers and workers are ended, not left behind
+    """Run the command line. Errors of `sfumato.errors` are printed and become the exit status."""
+    signal.signal(signal.SIGTERM, _terminated)  # so that servers and workers are stopped too
     try:
         status = app(standalone_mode=False)
     except typer.Abort:
@@ -54,7 +54,7 @@ def main() -> None:
         raise SystemExit(2 if isinstance(error, InvalidInput | MissingWeights | BrokenWeights) else 1) from None
     except Exception as error:
         show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
-        if show is None or code is None:  # not the parser's: a defect, to be seen whole
+        if show is None or code is None:  # not the parser's error but a defect: show the traceback
             raise
         show()
         raise SystemExit(code) from None

@@ -1,4 +1,4 @@
-"""``sfumato models``: versions of models, where they came from, and the names that production follows."""
+"""``sfumato models``: model versions, their lineage, and the aliases that production follows."""
 
 from __future__ import annotations
 
@@ -25,50 +25,49 @@ app = typer.Typer(no_args_is_help=True, help="The registry: versions, lineage, a
 Reference = Annotated[str, typer.Argument(help="An alias, an id, or the first 6 digits of one or more.", metavar="VERSION")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Reason = Annotated[str, typer.Option(help="A few words for the alias's history.")]
-Runs = Annotated[Path | None, typer.Option(help="Where runs lie (default: runs/, or SFUMATO_RUNS).")]
+Runs = Annotated[Path | None, typer.Option(help="Folder of runs (default: runs/, or SFUMATO_RUNS).")]
 Server = Annotated[
     str,
     typer.Option(
-        help="The registry's address (default: that of the system that is up here, else the database).",
+        help="The registry's address (default: the running system's, else the database).",
         metavar="HOST:PORT",
         envvar=["SFUMATO_REGISTRY_SERVER", "SFUMATO_SERVER"],
     ),
 ]
-Local = Annotated[bool, typer.Option("--local", help="Open the database, whatever is up.")]
+Local = Annotated[bool, typer.Option("--local", help="Open the database even if a system is running.")]
 
 
 @app.callback()
 def root() -> None:
     """The registry: versions, lineage, aliases.
 
-    Asked is the service at --server, else the system that is up in this folder, else the database: SFUMATO_REGISTRY_URL, or
-    registry.sqlite among the runs.
+    The commands use the service at --server, else the running system of this folder, else the database: SFUMATO_REGISTRY_URL, or
+    registry.sqlite in the folder of runs.
     """
 
 
 @app.command()
 def register(
     run: Annotated[str, typer.Argument(help="The id of a finished run.", metavar="RUN_ID")],
-    alias: Annotated[str, typer.Option(help="Let this alias point at the run's last model.")] = "",
-    note: Annotated[str, typer.Option(help="A few words about it.")] = "",
+    alias: Annotated[str, typer.Option(help="Point this alias at the run's last model.")] = "",
+    note: Annotated[str, typer.Option(help="A note.")] = "",
     as_json: AsJson = False,
     runs: Runs = None,
     server: Server = "",
     local: Local = False,
 ) -> None:
-    """Keep a finished run's models, one an iteration, with all they came of: pairs, prompts, scores, seeds, libraries.
+    """Register a finished run's models, one per iteration, with their lineage: pairs, prompts, scores, seeds, libraries.
 
     Example: sfumato models register artaug-vista-1a2b3c4d5e --alias production
     """
-    from orchestrator.registering import register_run
-
+    from orchestrator.runs.registering import register_run
     from sfumato.runtime.artifacts import ArtifactStore
 
     settings = settings_of(runs)
     artifacts = ArtifactStore(settings.artifacts_url)
-    plan = _finished(run, settings, artifacts)
+    record = _finished(run, settings, artifacts)
     with opened(settings, server, local) as registry:
-        made = register_run(run, plan, artifacts, registry, note=note)
+        made = register_run(run, record.recipe, record.plan(), artifacts, registry, note=note)
         if alias:
             _point(registry, alias, made[-1].id, f"run {run}")
         entries = [_entry(registry.get(version.id)) for version in made]
@@ -101,14 +100,14 @@ def _finished(run: str, settings: Settings, artifacts: ArtifactStore) -> Record:
 
 @app.command(name="ls")
 def list_versions(
-    limit: Annotated[int, typer.Option(min=1, max=500, help="At most so many, the newest first.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, max=500, help="The most versions to list, newest first.")] = 50,
     following: Annotated[int, typer.Option(help="The token of the next page, as --json gives it.", metavar="TOKEN")] = 0,
     as_json: AsJson = False,
     runs: Runs = None,
     server: Server = "",
     local: Local = False,
 ) -> None:
-    """Say which versions there are.
+    """List the versions.
 
     Example: sfumato models ls
     """
@@ -131,7 +130,7 @@ def list_versions(
 
 @app.command()
 def show(version: Reference, as_json: AsJson = False, runs: Runs = None, server: Server = "", local: Local = False) -> None:
-    """Say what a version is made of and what was measured; where it is an alias, where that pointed before.
+    """Print a version's parts and metrics; for an alias also its history.
 
     Example: sfumato models show production
     """
@@ -157,13 +156,13 @@ def show(version: Reference, as_json: AsJson = False, runs: Runs = None, server:
 @app.command()
 def lineage(
     version: Reference,
-    depth: Annotated[int | None, typer.Option(min=0, help="At most so many steps back (default: all).")] = None,
+    depth: Annotated[int | None, typer.Option(min=0, help="The most steps back (default: all).")] = None,
     as_json: AsJson = False,
     runs: Runs = None,
     server: Server = "",
     local: Local = False,
 ) -> None:
-    """Say what a version came of: adapters, pairs, prompts, parents, run, seeds, libraries; each thing once.
+    """Print a version's lineage: adapters, pairs, prompts, parents, run, seeds, libraries; each node once.
 
     Example: sfumato models lineage production --depth 2
     """
@@ -182,13 +181,13 @@ def lineage(
 def promote(
     version: Reference,
     to: Annotated[str, typer.Option(help="The alias to move.")] = "production",
-    expected: Annotated[str, typer.Option(help="Only if it points at this version now (default: wherever it points).")] = "",
+    expected: Annotated[str, typer.Option(help="Move it only if it points at this version now (default: in any case).")] = "",
     reason: Reason = "",
     runs: Runs = None,
     server: Server = "",
     local: Local = False,
 ) -> None:
-    """Let an alias point at a version; of several who try at once, one succeeds.
+    """Point an alias at a version; of concurrent moves one succeeds.
 
     Example: sfumato models promote 3fa94c --to production --reason "better skies"
     """
@@ -204,7 +203,7 @@ def rollback(
     server: Server = "",
     local: Local = False,
 ) -> None:
-    """Let an alias point where it pointed before; done again, a place further back.
+    """Point an alias at its previous version; each repetition goes one version further back.
 
     Example: sfumato models rollback production --reason "too dark"
     """
@@ -215,14 +214,14 @@ def rollback(
 
 @app.command()
 def gc(
-    days: Annotated[float, typer.Option(min=0, help="Keep everything that is younger than so many days.")] = 7.0,
-    remove: Annotated[bool, typer.Option("--remove", help="Really take it away, instead of only saying so.")] = False,
+    days: Annotated[float, typer.Option(min=0, help="Keep everything younger than this many days.")] = 7.0,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove it instead of only listing it.")] = False,
     as_json: AsJson = False,
     runs: Runs = None,
 ) -> None:
-    """Take away what no alias ever pointed at and nothing that is kept came of. Files of runs stay.
+    """Remove versions that no alias ever pointed at and that no kept version came from. Files of runs stay.
 
-    An operator's act: it is done here, on the database and the artifact store themselves, whether services are up or not.
+    For operators: it works directly on the database and the artifact store, whether services are running or not.
 
     Example: sfumato models gc --days 30 --remove
     """
@@ -236,7 +235,7 @@ def gc(
 
 
 def settings_of(runs: Path | None) -> Settings:
-    """This machine's settings, with another folder of runs where one is named."""
+    """This machine's settings, with the folder of runs replaced if one is given."""
     from sfumato.runtime.settings import Settings
 
     return Settings() if runs is None else Settings(runs=runs)
@@ -244,7 +243,7 @@ def settings_of(runs: Path | None) -> Settings:
 
 @contextmanager
 def opened(settings: Settings, server: str, local: bool) -> Iterator[Models]:
-    """The registry, wherever it is."""
+    """The registry: the service, or the database."""
     from sfumato.cli.servers import server_of
 
     address = server_of("registry", server, local, settings.runs)
@@ -272,7 +271,7 @@ def _database(settings: Settings) -> Iterator[Registry]:
 
 
 def _point(registry: Models, alias: str, version: str, reason: str, expected: str | None = None) -> str:
-    """Move an alias from where it is expected, or from where it is; what was done, in words."""
+    """Move an alias from ``expected``, or from where it points; returns a sentence about it."""
     current = registry.aliases().get(alias, "") if expected is None else expected
     move = registry.set_alias(alias, version, expected=current, reason=reason)
     if move.version == current:
@@ -281,7 +280,7 @@ def _point(registry: Models, alias: str, version: str, reason: str, expected: st
 
 
 def _entry(version: Version) -> dict[str, Any]:
-    """A version as JSON; the base's modules are left out, for they are many."""
+    """A version as JSON, without the base's modules, which are many."""
     entry = asdict(version)
     entry["base"] = {"id": version.base.id, "name": version.base.name}
     return entry
@@ -292,7 +291,7 @@ def _when(seconds: float) -> str:
 
 
 def _tree(graph: Lineage, start: str) -> Any:
-    """The graph as a tree for the eye: what is reached a second time is only named."""
+    """The graph as a printable tree; a node that is reached again has no children there."""
     from rich.markup import escape
     from rich.tree import Tree
 
@@ -314,7 +313,7 @@ def _tree(graph: Lineage, start: str) -> Any:
 
 
 def _line(id: str, content: Mapping[str, Mapping[str, Any]]) -> str:
-    """A node in a line: kind, the beginning of its digest, and the first few plain things that are said of it."""
+    """A node as one line: kind, start of its digest, and its first few plain values."""
     kind, _, digest = id.partition(":")
     plain = [f"{key}={value}" for key, value in content.get(id, {}).items() if isinstance(value, str | int | float)]
     return f"{kind} {digest[:12]} {', '.join(plain[:4])}".rstrip()[:160]

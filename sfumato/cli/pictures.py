@@ -1,4 +1,4 @@
-"""Pairs of pictures, before and after: in a terminal, and as one picture for a viewer."""
+"""Pictures in a terminal, side by side, in half blocks."""
 
 from __future__ import annotations
 
@@ -10,26 +10,24 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from sfumato.cli.ground import COLOURS, drawn
+from sfumato.drawing import COLOURS
 from sfumato.runtime.images import resize
 from sfumato.types import Image, Region
-
-__all__ = ["COLOURS", "pair_picture", "side_by_side"]
 
 UPPER = "▀"
 GAP = 3
 
 
-def side_by_side(before: Image, after: Image, regions: Sequence[Region], columns: int, lines: int) -> Table:
-    """Both pictures, as large as ``columns`` by ``lines`` characters allow, the regions' edges on the left one."""
-    width = max(2, (columns - GAP) // 2)
+def half_blocks(pictures: Sequence[tuple[Image, Sequence[Region]]], columns: int, lines: int) -> Table:
+    """Pictures from left to right, as large as ``columns`` by ``lines`` characters allow, with the edges of their regions."""
+    width = max(2, (columns - GAP * (len(pictures) - 1)) // len(pictures))
     table = Table.grid(padding=(0, GAP, 0, 0))
-    table.add_row(_blocks(before, width, lines, regions), _blocks(after, width, lines, ()))
+    table.add_row(*(_blocks(picture, width, lines, regions) for picture, regions in pictures))
     return table
 
 
 def _blocks(picture: Image, columns: int, lines: int, regions: Sequence[Region]) -> Text:
-    """A picture in half blocks: every character is two pixels, the upper in its own colour and the lower in the ground's."""
+    """A picture in half blocks: every character is two pixels, the upper in the text's colour and the lower in the background's."""
     height, width = picture.shape[:2]
     scale = min(columns / width, 2 * lines / height)
     across, down = max(2, int(width * scale)), max(2, int(height * scale) // 2 * 2)
@@ -53,9 +51,3 @@ def _outline(picture: Image, region: Region, across: float, down: float, colour:
     ink = np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)], dtype=np.uint8)
     picture[[top, bottom], left : right + 1] = ink
     picture[top : bottom + 1, [left, right]] = ink
-
-
-def pair_picture(before: Image, after: Image, regions: Sequence[Region]) -> Image:
-    """X with its regions drawn and described, beside X', in one picture."""
-    left, right = drawn(before, regions), drawn(after, ())
-    return np.concatenate([left, np.pad(right, ((0, left.shape[0] - right.shape[0]), (0, 0), (0, 0)), constant_values=255)], axis=1)

@@ -1,5 +1,5 @@
-"""What a person sees of a run: where it stands, the share kept, how long it will take, the latest pair. It is shown events only, so
-that a run on this machine and one that is watched from afar look the same."""
+"""The progress of a run on the console: its stages, their notes, the time that is left, the latest pictures. It is made from events
+alone, so that a local run and a remote one look the same."""
 
 from __future__ import annotations
 
@@ -7,22 +7,20 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-if TYPE_CHECKING:
-    from orchestrator.events import Event, Pair
-
-    from sfumato.types import Image
+from sfumato.drawing import side_by_side
+from sfumato.runs.records import Event, Picture, section_name
+from sfumato.runtime.images import decode_image, write_png
 
 
 class RunProgress:
-    """Live on a terminal, a line for every finished stage elsewhere. Use it in a ``with`` block.
+    """Progress bars on a terminal, a line for every finished stage elsewhere. Use it in a ``with`` block.
 
-    ``first-pair.png`` and ``latest-pair.png`` in ``folder`` show X with its advice beside X'; ``fetch`` gets a picture's bytes by
-    their SHA-256.
+    ``first-pair.png`` and ``latest-pair.png`` in ``folder`` have the pictures of an event side by side, with the advice about them;
+    ``fetch`` gets a picture's bytes by their SHA-256.
     """
 
     def __init__(self, console: Console, folder: Path, fetch: Callable[[str], bytes]) -> None:
@@ -39,10 +37,10 @@ class RunProgress:
         )
         self._bars = Progress(*columns, console=console, disable=not console.is_terminal)
         self._lines: dict[str, TaskID] = {}
-        self._iteration: int | None = None
-        self._shown: Pair | None = None
+        self._section: tuple[str, int] | None = None
+        self._shown: tuple[Picture, ...] = ()
         self._drawn_at = -math.inf
-        self._began = self._iteration_began = time.monotonic()
+        self._began = self._section_began = time.monotonic()
 
     def __enter__(self) -> RunProgress:
         self._bars.start()
@@ -52,75 +50,52 @@ class RunProgress:
         self._bars.stop()
 
     def show(self, event: Event) -> None:
-        """Take an event in."""
+        """Show an event."""
         self._begin(event)
         total = max(1, event.total)
         if event.stage not in self._lines:
             self._lines[event.stage] = self._bars.add_task(event.stage, total=total, note=event.note)
         self._bars.update(self._lines[event.stage], completed=event.done if event.total else 1, total=total, note=event.note)
-        if event.pair is not None:
-            self._show_pair(event.pair)
+        if event.shown:
+            self._show_pictures(event.shown)
         if event.whole and (event.total or event.metrics) and not self._console.is_terminal:
             counts = f" {event.done}/{event.total}" if event.total else ""
-            self._say(f"{_name(event)}  {event.stage}{counts}  {event.note}")
+            self._say(f"{section_name(*event.section)}  {event.stage}{counts}  {event.note}")
         if event.outcome:
             self._say(event.outcome)
 
     def _begin(self, event: Event) -> None:
-        """Clear the lines where the event is the first of another iteration, or of the comparison."""
-        if event.iteration == self._iteration or (_name(event) == COMPARISON and not event.total):
+        """Clear the bars if the event is the first one of another phase or iteration that has anything to show."""
+        if event.section == self._section or not (event.total or event.metrics or event.outcome):
             return
         now = time.monotonic()
-        took = 0.0 if self._iteration is None else now - self._iteration_began
-        self._iteration, self._iteration_began = event.iteration, now
+        took = now - self._section_began if self._section is not None and self._section[0] == event.phase else 0.0
+        self._section, self._section_began = event.section, now
         for line in self._lines.values():
             self._bars.remove_task(line)
         self._lines.clear()
-        if _name(event) == COMPARISON:
-            self._say("comparison with naive training")
-        else:
-            self._say(_name(event) + (f", about {clock(took)} if it takes as long as the last" if took > 1 else ""))
+        self._say(section_name(*event.section) + (f", about {clock(took)} if it takes as long as the last" if took > 1 else ""))
 
-    def _show_pair(self, pair: Pair) -> None:
-        """Draw a pair, if it is another than last time; not more than one a second."""
-        if pair == self._shown or time.monotonic() - self._drawn_at < 1:
-            return  # the next event has it, or a newer one
+    def _show_pictures(self, pictures: tuple[Picture, ...]) -> None:
+        """Draw the pictures unless they are the last ones that were drawn; at most once a second."""
+        if pictures == self._shown or time.monotonic() - self._drawn_at < 1:
+            return  # the next event has them, or newer ones
         self._drawn_at = time.monotonic()
-        from sfumato.runtime.images import write_png
-
-        path = self._latest if self._first.is_file() else self._first
-        picture = self._drawn(pair)
-        write_png(picture, self._latest)
-        if path is self._first:
-            write_png(picture, self._first)
-        if path is self._first or self._shown is None:
-            what = f"first pair: {path}  (from now on, {self._latest.name} beside it)" if path is self._first else f"latest pair: {path}"
-            self._say(f"{what}  {pair.prompt}")
-        self._shown = pair
-
-    def _drawn(self, pair: Pair) -> Image:
-        import numpy as np
-
-        from sfumato.cli.ground import drawn
-        from sfumato.runtime.images import decode_image
-
-        before = drawn(decode_image(self._fetch(pair.before)), pair.regions)
-        after = drawn(decode_image(self._fetch(pair.after)), ())
-        after = np.pad(after, ((0, before.shape[0] - after.shape[0]), (0, 0), (0, 0)), constant_values=255)
-        return np.concatenate([before, after], axis=1)
+        first = not self._first.is_file()
+        image = side_by_side([(decode_image(self._fetch(picture.digest)), picture.regions) for picture in pictures])
+        write_png(image, self._latest)
+        if first:
+            write_png(image, self._first)
+            self._say(f"first pair: {self._first}  (from now on, {self._latest.name} beside it)  {pictures[0].caption}")
+        elif not self._shown:
+            self._say(f"latest pair: {self._latest}  {pictures[0].caption}")
+        self._shown = pictures
 
     def _say(self, words: str) -> None:
         self._console.print(f"{clock(time.monotonic() - self._began):>8}  {words}".rstrip(), soft_wrap=True, markup=False, highlight=False)
 
 
-COMPARISON = "comparison"
-
-
-def _name(event: Event) -> str:
-    return f"iteration {event.iteration}" if event.iteration else COMPARISON
-
-
 def clock(seconds: float) -> str:
-    """A time in words."""
+    """A duration in minutes and seconds, or seconds."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

@@ -119,7 +119,7 @@ def _execute(name: str, record: Record, records: Records, settings: Settings, *,
     from sfumato.runs.records import Event, Outcome
     from sfumato.runtime.artifacts import ArtifactStore
     from sfumato.runtime.files import write_whole
-    from sfumato.runtime.journal import Journal
+    from sfumato.runtime.journal import RunJournal
 
     console, folder, artifacts = Console(stderr=True), settings.runs / name, ArtifactStore(settings.artifacts_url)
     folder.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ def _execute(name: str, record: Record, records: Records, settings: Settings, *,
     iterations: set[tuple[str, int]] = set()
     try:
         with (
-            Journal(folder / "metrics.jsonl") as journal,
+            RunJournal(folder / "metrics.jsonl") as journal,
             JournalWriter(journal) as written,
             RunProgress(console, folder, artifacts.get) as shown,
             LocalTransport(local_services(record, folder, settings), settings.artifacts_url) as transport,

@@ -1,4 +1,4 @@
-"""``sfumato score``: numbers for pictures, and what the numbers mean."""
+"""``sfumato score``: scores of images, and the metrics' meanings."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def score(
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="What the pictures should show.")] = "",
     metrics: Annotated[str, typer.Option(help="Which scores, separated by commas.")] = "aesthetic,clip,pickscore,mps",
     model: Annotated[list[str] | None, typer.Option(metavar="METRIC=REF", help="Other weights: a folder or a hub model.")] = None,
-    show: Annotated[bool, typer.Option("--list", help="Say what every metric means, and which weights stand behind it.")] = False,
+    show: Annotated[bool, typer.Option("--list", help="List the metrics: range, direction and weights.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     server: Annotated[str, server_option("scoring")] = "",
     local: Local = False,
 ) -> None:
     """Score pictures: aesthetic (1 to 10), CLIP agreement with the prompt (cosine x 100), PickScore and MPS preference.
 
-    Other metrics: hpsv2, nudenet (1 where there is nudity), and vista-clip and the like for the built-in weights where
-    --model names others. With exactly two pictures, also how probable it is that the first one is preferred.
+    Other metrics: hpsv2, nudenet (1 if it finds nudity), and vista-clip and so on for the built-in weights if --model names
+    others. For exactly two pictures it also prints the probability that the first is preferred.
 
     Example: sfumato score moon.png --prompt "a full moon over mountains at night"
     """
@@ -43,7 +43,7 @@ def score(
     scores, versions = _scored_there(images, prompt, names, address) if address else _scored_here(images, prompt, names, model or [])
     preferred = {}
     if len(scores) == 2:
-        from services.scoring.engine import win_probability
+        from sfumato.scoring.preference import win_probability
 
         logits = [name for name in names if name.removeprefix("vista-") in ("pickscore", "mps")]
         preferred = {name: win_probability(scores[0][name], scores[1][name]) for name in logits}
@@ -88,7 +88,7 @@ def _models(pairs: list[str]) -> dict[str, str]:
 
 
 def _list(models: dict[str, str], as_json: bool) -> None:
-    """Every metric that this machine may score by, with its range, direction and version, or what it lacks."""
+    """Print every metric with its range, direction and version, or what is missing."""
     from rich.console import Console
     from rich.table import Table
 

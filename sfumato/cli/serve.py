@@ -1,4 +1,4 @@
-"""``sfumato serve``: the fused model behind OpenAI's API of images."""
+"""``sfumato serve``: the fused model with OpenAI's image API."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ import typer
 from sfumato.cli.servers import server_of, server_option
 
 GRACE = 30
-"""Seconds that requests in work have to end."""
+"""Seconds that open requests have to end."""
 
 
 class Safety(StrEnum):
-    """What looks at pictures before they are given out."""
+    """The check of images before they are returned."""
 
     off = "off"
     nudenet = "nudenet"
 
 
 def serve(
-    model: Annotated[str, typer.Argument(help="The base's name and the alias that is followed.")] = "vista@production",
+    model: Annotated[str, typer.Argument(help="The base's name and the alias to follow.")] = "vista@production",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 3000,
     base: Annotated[str, typer.Option(help="The base model's weights: vista, a name on the hub, or a folder.")] = "",
     registry: Annotated[str, server_option("registry")] = "",
-    scoring: Annotated[str, typer.Option(help="A scoring service that judges new versions' pictures.", metavar="HOST:PORT")] = "",
-    canary: Annotated[float | None, typer.Option(min=0, max=1, help="The share of requests for the alias canary.")] = None,
-    keys: Annotated[Path | None, typer.Option(help="A file of keys that clients must show; without it anybody may ask.")] = None,
-    safety: Annotated[Safety | None, typer.Option(help="nudenet: pictures in which it finds nudity are held back.")] = None,
+    scoring: Annotated[str, typer.Option(help="A scoring service that checks new versions.", metavar="HOST:PORT")] = "",
+    canary: Annotated[float | None, typer.Option(min=0, max=1, help="The canary alias's share of requests.")] = None,
+    keys: Annotated[Path | None, typer.Option(help="A file of API keys; without it no key is required.")] = None,
+    safety: Annotated[Safety | None, typer.Option(help="nudenet: withhold pictures in which it finds nudity.")] = None,
 ) -> None:
-    """Serve the model that an alias of the registry points at, and follow it as it moves, until Ctrl-C; a second one does
-    not wait for what is in work.
+    """Serve the model that an alias of the registry points at, and follow the alias when it moves, until Ctrl-C; a second Ctrl-C does
+    not wait for open requests.
 
-    Registry and scoring service are those of the system that is up here; where none is, a registry is started on the database of this
-    folder. Every option is a setting too but for the address; docs/services/inference.md has them all.
+    Registry and scoring service are those of the running system of this folder; if none is running, a registry is started on this
+    folder's database. Every option except the address is a setting too; see docs/services/inference.md.
 
     Example: sfumato serve vista@production --port 3000
 
@@ -57,7 +57,7 @@ def serve(
     given = {"MODEL": model, "BASE": base, "SCORING": scoring, "SAFETY": safety, "KEYS": keys, "CANARY": canary}
     os.environ.update({f"SFUMATO_INFERENCE_{name}": str(value) for name, value in given.items() if value not in ("", None)})
     if base:
-        os.environ["SFUMATO_MODEL_FOLDERS"] = "true"  # whoever types a folder here may read it
+        os.environ["SFUMATO_MODEL_FOLDERS"] = "true"  # the user of this command may read its folders
     with ExitStack() as stack:
         address = registry or os.environ.get("SFUMATO_INFERENCE_REGISTRY", "") or server_of("registry", "", False, settings.runs)
         os.environ["SFUMATO_INFERENCE_REGISTRY"] = address or stack.enter_context(_own_registry())
@@ -65,7 +65,7 @@ def serve(
 
 
 def _listen(host: str, port: int) -> None:
-    """Answer until told to stop.
+    """Serve until stopped.
 
     Raises:
         InvalidInput: the address cannot be listened on, or a setting is unusable.
@@ -73,14 +73,14 @@ def _listen(host: str, port: int) -> None:
     """
     import uvicorn
 
-    from services.inference.service import Inference, front
+    from services.inference.service import Inference, state
 
     class ImageServer(uvicorn.Server):
-        """Ctrl-C ends it in good order; again, at once."""
+        """Ctrl-C drains it; a second Ctrl-C ends it at once."""
 
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             super().handle_exit(sig, frame)
-            if self.force_exit:  # everything is broken off, and would say so at length
+            if self.force_exit:  # every open request is cut and would log an error
                 logging.disable()
 
     with _bound(host, port) as listening:
@@ -90,12 +90,12 @@ def _listen(host: str, port: int) -> None:
             Inference.to_asgi(), log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=GRACE
         )
         server = ImageServer(config)
-        with suppress(KeyboardInterrupt, SystemExit):  # it ends in good order, and then passes the signal on
+        with suppress(KeyboardInterrupt, SystemExit):  # it drains, then raises the signal again
             server.run(sockets=[listening])
     if server.force_exit:
         raise KeyboardInterrupt
-    if front.failure is not None:
-        raise front.failure
+    if state.failure is not None:
+        raise state.failure
 
 
 def _bound(host: str, port: int) -> socket.socket:
@@ -110,13 +110,13 @@ def _bound(host: str, port: int) -> socket.socket:
 
 @contextmanager
 def _own_registry() -> Iterator[str]:
-    """The address of a registry on this folder's database, for as long as this process lives."""
+    """The address of a registry on this folder's database, which runs within the block."""
     from sfumato.runtime import child_processes
     from sfumato.runtime.processes import HOST, free_ports
 
     address = f"{HOST}:{free_ports([0])[0]}"
     environment = {"SFUMATO_GRPC_ADDRESS": address, "SFUMATO_LOG_LEVEL": "WARNING", "SFUMATO_METRICS_ADDRESS": ""}
-    # A session of its own: Ctrl-C is this process's, which needs the registry to the end.
+    # A session of its own: Ctrl-C reaches only this process, which needs the registry until the end.
     process = child_processes.start([sys.executable, "-m", "services.registry.app"], env=os.environ | environment, start_new_session=True)
     try:
         yield address

@@ -1,4 +1,4 @@
-"""``sfumato up`` and ``sfumato down``: the whole system on this machine, each service a process of its own."""
+"""``sfumato up`` and ``sfumato down``: the whole system on this machine, one process per service."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sfumato.errors import Conflict, NotFound, Unavailable
+from sfumato.runtime.cancel import cancel_all
 
 if TYPE_CHECKING:
     from sfumato.cli.deployment import Deployment
@@ -25,34 +26,34 @@ if TYPE_CHECKING:
     from sfumato.runtime.system import System
 
 ENDING = 120.0
-"""Seconds that a system has to end, each of its programs in its own grace."""
+"""Seconds that a system has to stop, including the graces of its programs."""
 
 
 class VlmBackend(StrEnum):
-    """Where the vision-language model is: a vLLM server of its own, or the grounding service's process."""
+    """Where the vision-language model runs: a vLLM server, or the grounding service's process."""
 
     vllm = "vllm"
     transformers = "transformers"
 
 
 class Ports(StrEnum):
-    """Which ports the system takes: its own where they are free, or any free ones."""
+    """The system's ports: the default ones if they are free, or any free ones."""
 
     fixed = "fixed"
     auto = "auto"
 
 
 def up(
-    workers: Annotated[int, typer.Option(min=0, max=64, help="Generators, and trainers; 0: a core each, up to 4.")] = 0,
-    backend: Annotated[VlmBackend, typer.Option(help="The VLM's place: vllm, or transformers on small machines.")] = VlmBackend.vllm,
-    ports: Annotated[Ports, typer.Option(help="fixed: 4222, 7101-7106 and 7201-7206 where free; auto: any free ones.")] = Ports.fixed,
-    detach: Annotated[bool, typer.Option("--detach", help="Return when it is up; `sfumato down` ends it.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="When all is up, print where everything is as one JSON object.")] = False,
+    workers: Annotated[int, typer.Option(min=0, max=64, help="Number of generators, and of trainers; 0: the cores, at most 4.")] = 0,
+    backend: Annotated[VlmBackend, typer.Option(help="Where the VLM runs: vllm, or transformers on small machines.")] = VlmBackend.vllm,
+    ports: Annotated[Ports, typer.Option(help="fixed: 4222, 7101-7106 and 7201-7206 if free; auto: any free ones.")] = Ports.fixed,
+    detach: Annotated[bool, typer.Option("--detach", help="Return when it is up; `sfumato down` stops it.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="When it is up, print all addresses as one JSON object.")] = False,
 ) -> None:
     """Start the whole system on this machine and keep it up until Ctrl-C.
 
-    A bus (nats-server), the registry, the services with their workers, and the orchestrator, each a process whose log goes to
-    runs/logs and, with its name, to this terminal. What dies is started again.
+    The bus (nats-server), the registry, the services with their workers, and the orchestrator, each a process whose log goes to
+    runs/logs and, with its name, to this terminal. Processes that end are started again.
 
     Example: sfumato up --workers 2
     """
@@ -77,7 +78,7 @@ def up(
 
 
 def down() -> None:
-    """End the system that is up on this machine, in good order.
+    """Stop the running system of this folder.
 
     Example: sfumato down
     """
@@ -99,7 +100,7 @@ def down() -> None:
 
 
 async def _run(planned: Deployment, runs: Path, view: View, as_json: bool) -> int:
-    """Bring it up, keep it up until told to stop, take it down; 0, or 130 where it was stopped before it was up."""
+    """Start the system, keep it up until it is stopped, stop it; returns 0, or 130 if it was stopped before it was up."""
     from sfumato.runtime.supervisor import Supervisor
 
     began, stop, was_up = time.monotonic(), asyncio.Event(), False
@@ -114,7 +115,7 @@ async def _run(planned: Deployment, runs: Path, view: View, as_json: bool) -> in
         asyncio.get_running_loop().add_signal_handler(number, told_to_stop)
     async with AsyncExitStack() as stack:
         keepers = [asyncio.create_task(keeper) for keeper in planned.begin(stack, view.say)]
-        stack.push_async_callback(_cancelled, keepers)
+        stack.push_async_callback(cancel_all, keepers)
         stack.push_async_callback(supervisor.stop)
         for group in planned.groups:
             view.say("starting", ", ".join(program.name for program in group))
@@ -135,7 +136,7 @@ async def _run(planned: Deployment, runs: Path, view: View, as_json: bool) -> in
 
 
 async def _done(work: Awaitable[object], stop: asyncio.Event, keepers: list[asyncio.Task[None]]) -> bool:
-    """Wait for the work; False where it is time to stop before. Raises what it raises, or a keeper."""
+    """Wait for the work; returns False if ``stop`` is set first. Raises what the work or a keeper raises."""
     working, stopping = asyncio.ensure_future(work), asyncio.create_task(stop.wait())
     try:
         await asyncio.wait([working, stopping, *keepers], return_when=asyncio.FIRST_COMPLETED)
@@ -144,21 +145,15 @@ async def _done(work: Awaitable[object], stop: asyncio.Event, keepers: list[asyn
                 task.result()
         return working.done()
     finally:
-        await _cancelled([working, stopping])
-
-
-async def _cancelled(tasks: Sequence[asyncio.Future[Any]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_all([working, stopping])
 
 
 @contextmanager
 def _alone(runs: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the kernel lets go with this process.
+    """Hold the folder's lock, which the kernel releases with this process.
 
     Raises:
-        Conflict: another holds it.
+        Conflict: another process holds it.
     """
     with ExitStack() as stack:
         lock = stack.enter_context((runs / "system.lock").open("w"))
@@ -170,10 +165,10 @@ def _alone(runs: Path) -> Iterator[None]:
 
 
 def _detached(runs: Path, options: list[str]) -> System:
-    """The same command as a process of its own; returns when it is up.
+    """Run the same command as another process; returns when the system is up.
 
     Raises:
-        Unavailable: it ended before; its last words are told.
+        Unavailable: it ended before; the message holds the end of its log.
     """
     from sfumato.runtime.system import find_system
 

@@ -1,4 +1,4 @@
-"""``sfumato vista``: look at the world, train its models, measure them."""
+"""``sfumato vista``: render the world, train its models, measure them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ app = typer.Typer(no_args_is_help=True, help="The built-in miniature world and i
 
 
 class ModelPart(StrEnum):
-    """The models, in the order in which one needs the other."""
+    """The models, in the order of their dependencies."""
 
     vae = "vae"
     transformer = "transformer"
@@ -38,12 +38,12 @@ class Device(StrEnum):
 @app.command()
 def sample(
     grid: Annotated[bool, typer.Option("--grid", help="Pairs of one scene in both finishes, instead of one picture.")] = False,
-    seed: Annotated[int, typer.Option(help="Which scenes.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the scenes.")] = 0,
     size: Annotated[int, typer.Option(min=16, max=512, help="Side of a picture in pixels.")] = 128,
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write.")] = Path("vista.png"),
     as_json: Annotated[bool, typer.Option("--json", help="Print captions and boxes.")] = False,
 ) -> None:
-    """Render the world itself.
+    """Render scenes of the world.
 
     Example: sfumato vista sample --grid --seed 3 -o world.png
     """
@@ -64,12 +64,12 @@ def sample(
 @app.command()
 def prompts(
     count: Annotated[int, typer.Option(min=1, help="How many.")] = 64,
-    seed: Annotated[int, typer.Option(help="Which ones; two seeds share no scene.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the scenes; two seeds share no scene.")] = 0,
     without: Annotated[list[Path] | None, typer.Option(help="A file whose prompts are left out (repeatable).")] = None,
-    loose: Annotated[float, typer.Option(min=0, max=1, help="Share of loosely worded prompts, for a VLM to make definite.")] = 0.0,
+    loose: Annotated[float, typer.Option(min=0, max=1, help="Share of ambiguous prompts, for a VLM to refine.")] = 0.0,
     aesthetic: Annotated[bool, typer.Option("--aesthetic", help="The same scenes, line by line, in aesthetic phrases.")] = False,
 ) -> None:
-    """Print plain prompts about random scenes, one a line, none twice.
+    """Print plain prompts about random scenes, one per line, none twice.
 
     Examples:
         sfumato vista prompts --count 64 --seed 1 > prompts.txt
@@ -90,16 +90,16 @@ def prompts(
 
 @app.command()
 def train(
-    part: Annotated[list[ModelPart] | None, typer.Option(help="Train only this part (repeatable); everything when absent.")] = None,
+    part: Annotated[list[ModelPart] | None, typer.Option(help="Train only this part (repeatable; default: all).")] = None,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.cpu,
-    budget: Annotated[str, typer.Option(help="Time for all the parts together: 3h, 20m, 90s.")] = "3h",
+    budget: Annotated[str, typer.Option(help="Time for all parts together: 3h, 20m, 90s.")] = "3h",
     steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps of each part, instead of a budget.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoints.")] = False,
-    folder: Annotated[Path, typer.Option(help="Where checkpoints and data go.")] = Path("runs/vista"),
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoints.")] = False,
+    folder: Annotated[Path, typer.Option(help="Folder for checkpoints and data.")] = Path("runs/vista"),
     install: Annotated[bool, typer.Option("--install", help="Replace the weights in the package with the trained ones.")] = False,
     skip_evaluation: Annotated[bool, typer.Option("--skip-evaluation", help="Do not measure at the end.")] = False,
 ) -> None:
-    """Train the models from scratch, with progress and checkpoints; Ctrl-C keeps them, --resume goes on.
+    """Train the models from scratch, with progress and checkpoints; Ctrl-C keeps them, --resume continues.
 
     Examples:
         sfumato vista train --budget 5h

@@ -1,4 +1,4 @@
-"""``sfumato vlm``: the server of the understanding module."""
+"""``sfumato vlm``: the server of the understanding model."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def root() -> None:
 def serve(
     profile: Annotated[str, typer.Option(help="vista, qwen2-vl, qwen2.5-vl or qwen3-vl.")] = "vista",
     model: Annotated[str, typer.Option(help="Folder of the model or its id on a hub; the profile vista has a built-in one.")] = "",
-    gpus: Annotated[int, typer.Option(min=1, max=64, help="CUDA devices over which the model is spread.")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, max=64, help="CUDA devices for the model (tensor parallel).")] = 1,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
     threads: Annotated[int, typer.Option(min=1, max=256, help="CPU threads, for the CPU build.")] = 1,
     timeout: Annotated[float | None, typer.Option(min=1, help="Seconds until it must be healthy (vista: 600, others: 3600).")] = None,
-    log: Annotated[Path | None, typer.Option(help="Where the server's own log goes.")] = None,
-    certificate: Annotated[Path | None, typer.Option(help="PEM file of its certificate; with --key it speaks TLS.")] = None,
+    log: Annotated[Path | None, typer.Option(help="File for the server's log.")] = None,
+    certificate: Annotated[Path | None, typer.Option(help="PEM file of its certificate, for TLS; needs --key.")] = None,
     key: Annotated[Path | None, typer.Option(help="PEM file of its certificate's key.")] = None,
 ) -> None:
     """Start vLLM with an OpenAI-compatible API, wait until it is healthy, and serve until Ctrl-C.
 
-    Clients must show the key in SFUMATO_VLM_API_KEY, where that is set.
+    If SFUMATO_VLM_API_KEY is set, clients must send this key.
 
     Example: sfumato vlm serve --profile qwen2.5-vl --model Qwen/Qwen2.5-VL-7B-Instruct
     """
@@ -69,11 +69,11 @@ def serve(
 
 
 def served_model(profile: str, model: Path | str = "", gpus: int = 1) -> VlmModel:
-    """What to serve for a profile: a folder or a hub's id, or the built-in model of the profile vista.
+    """The model to serve for a profile: a folder or an id on a hub, or the built-in model of the profile vista.
 
     Raises:
-        InvalidInput: an unknown profile, or one whose model must be named.
-        MissingWeights: the built-in model is not there.
+        InvalidInput: an unknown profile, or a profile without a built-in model.
+        MissingWeights: the built-in model does not exist.
         BrokenWeights: it is damaged.
     """
     from services.grounding.profiles import VISTA, profile_named
@@ -93,5 +93,5 @@ def served_model(profile: str, model: Path | str = "", gpus: int = 1) -> VlmMode
 
 
 def waiting(seconds: float) -> str:
-    """What to show while a server starts."""
+    """The progress text while a server starts."""
     return f"starting vLLM (about a minute on a CPU for the built-in model) ... {seconds:.0f} s"

@@ -49,7 +49,7 @@ def denoiser_bytes(family: Family, width: int, height: int, most: int) -> tuple[
     like = next(family.denoiser.parameters())
     text = {name: tensor.to(like) for name, tensor in family.encode(["a"]).items()}
     shape = family.mask((0, 0, width, height), width, height).shape
-    levels = family.objective.levels(torch.full([1], 0.5)).to(like.device)
+    levels = family.parameterization.levels(torch.full([1], 0.5)).to(like.device)
 
     def forward(rows: int) -> Tensor:
         conditions = {name: tensor.expand(rows, *tensor.shape[1:]) for name, tensor in text.items()}

@@ -13,10 +13,9 @@ from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
-from sfumato.diffusion.families import FAMILIES, SUPPORTED
+from sfumato.diffusion.families import family_class
+from sfumato.diffusion.families.catalog import FAMILIES, supported
 from sfumato.errors import BrokenWeights, MissingWeights
-
-CLASSES = {pipeline.__name__: pipeline for pipeline in FAMILIES}
 
 
 def load_pipeline(path: Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> DiffusionPipeline:
@@ -33,7 +32,8 @@ def load_pipeline(path: Path, *, dtype: torch.dtype = torch.float32, device: str
     try:
         _check_files(Path(path))
         with _quiet():
-            pipeline = CLASSES[name].from_pretrained(path, dtype=dtype, local_files_only=True, use_safetensors=True, **absent)
+            kind = family_class(name).pipeline_type()
+            pipeline = kind.from_pretrained(path, dtype=dtype, local_files_only=True, use_safetensors=True, **absent)
     except BrokenWeights:
         raise
     except OSError as error:
@@ -48,14 +48,14 @@ def load_pipeline(path: Path, *, dtype: torch.dtype = torch.float32, device: str
 
 
 def _read_index(index: Path) -> tuple[str, dict[str, None]]:
-    """The pipeline's class, one of `CLASSES`, and the parts it was saved without (SD3's T5), which must be said again."""
+    """The pipeline's class, one of the catalog's, and the parts it was saved without (SD3's T5), which must be said again."""
     try:
         content = json.loads(index.read_text(encoding="utf-8"))
         name = content["_class_name"]
     except (ValueError, TypeError, LookupError) as error:
         raise BrokenWeights(f"{index} is no index of a diffusers pipeline.", hint="Fetch the model again.") from error
-    if name not in list(CLASSES):
-        raise BrokenWeights(f"{index.parent} holds a {name}, which is not supported.", hint=f"Supported: {SUPPORTED}.")
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise BrokenWeights(f"{index.parent} holds a {name}, which is not supported.", hint=f"Supported: {supported()}.")
     return name, {part: None for part, origin in content.items() if origin == [None, None]}
 
 

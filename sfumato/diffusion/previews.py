@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sfumato.diffusion.families.family import Family
-from sfumato.diffusion.objective import FlowMatching
+from sfumato.diffusion.parameterization import FlowMatching
 from sfumato.types import Image
 
 
@@ -34,15 +34,15 @@ class Watch:
     def saw(self, prediction: Tensor, timestep: Any, sample: Tensor, answer: Sequence[Tensor]) -> None:
         """Remember a step; nothing is computed yet."""
         scheduler: Any = self._family.pipeline.scheduler  # pyright: ignore[reportAttributeAccessIssue]
-        objective = self._family.objective
+        parameterization = self._family.parameterization
         if len(answer) > 1:  # schedulers that know it say it
             self._clean = lambda: answer[1]
-        elif isinstance(objective, FlowMatching):
+        elif isinstance(parameterization, FlowMatching):
             level = scheduler.sigmas[scheduler.step_index - 1]
-            self._clean = lambda: objective.clean(sample, prediction, level.reshape(1))
+            self._clean = lambda: parameterization.clean(sample, prediction, level.reshape(1))
         elif float(scheduler.init_noise_sigma) == 1:
             level = torch.as_tensor(timestep).long().reshape(1)
-            self._clean = lambda: objective.clean(sample, prediction, level)
+            self._clean = lambda: parameterization.clean(sample, prediction, level)
         else:  # its latents are scaled in a way of its own: show them as they are
             self._clean = lambda: answer[0]
 

@@ -1,6 +1,6 @@
-"""A registered version as files for other programs: the fused model, its adapter in every layout, a card, and what a Bento is built of.
+"""Exports a registered version for other programs: the fused model, its adapter in every layout, a model card, a Bento's files.
 
-    folder    all of it, each part loaded back and compared
-    card      what is told of it: base, method, data, metrics, licence
-    bento     a plain service around the fused model, and how it is built
+    folder    writes all of it, loads each part back and compares it
+    card      the model card: base, method, data, metrics, licence
+    bento     a plain BentoML service around the fused model
 """

@@ -1,4 +1,4 @@
-"""What ``bentoml build`` in the folder makes a Bento of: the fused model and a plain service around it, which needs no sfumato to run."""
+"""Writes the files for ``bentoml build``: a plain service around the fused model, which runs without sfumato."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import yaml
 from sfumato.diffusion.limits import ModelLimits
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "pillow")
-"""What the service imports; with the versions that the model was exported with."""
+"""The packages that the service needs; pinned to the versions of the export."""
 
 SERVICE = '''"""The exported model behind HTTP: POST /generate with a prompt gives a PNG. Made by `sfumato export`."""
 
@@ -67,11 +67,11 @@ def write_bento(folder: Path, name: str, limits: ModelLimits, labels: dict[str, 
     """Write ``service.py`` and ``bentofile.yaml`` beside ``model/``.
 
     Args:
-        folder: where.
-        name: of the service; letters, digits and -.
-        limits: of the model, whose defaults are the service's.
-        labels: what the Bento is labelled with.
-        tokens: the prompt's length that the pipeline must be told (FLUX's T5), None where it knows.
+        folder: the export's folder.
+        name: the service's name, of letters, digits and -.
+        limits: the model's limits and defaults, which the service uses.
+        labels: the Bento's labels.
+        tokens: ``max_sequence_length`` of the pipeline's call (FLUX's T5); None when the pipeline has no such argument.
     """
     more = "" if tokens is None else f"\n                max_sequence_length={tokens},"
     service = SERVICE.format(
@@ -96,5 +96,5 @@ def write_bento(folder: Path, name: str, limits: ModelLimits, labels: dict[str, 
 
 
 def _public(package: str) -> str:
-    """A package's version without what a build adds to it, such as +cpu."""
+    """A package's version without its local part, such as +cpu."""
     return metadata.version(package).partition("+")[0]

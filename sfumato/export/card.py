@@ -1,47 +1,70 @@
-"""A model card (Mitchell et al. 2019) in the hub's format: a header of YAML that machines read, and words."""
+"""The model card (Mitchell et al. 2019) in the hub's format: a YAML header, and text."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
 from sfumato.registry.records import Lineage, Version
 
+Nodes = Mapping[str, list[Mapping[str, Any]]]
+"""What is recorded of the things of a lineage, by their kind."""
 METRICS = {
-    "alpha": "the strength at which the last iteration was added, chosen on tuning prompts",
     "heldout_aesthetic": "aesthetic score of pictures of held-out prompts, 1 to 10",
     "heldout_clip": "agreement of these pictures with their prompts by CLIP, cosine x 100",
     "heldout_pickscore": "PickScore of these pictures",
     "heldout_mps": "MPS, overall preference, of these pictures",
 }
-METHODS = {
-    "artaug": "ArtAug: pictures were repainted under a vision-language model's advice, pairs that improved were kept, and their "
-    "difference was trained into a LoRA, iteration after iteration",
-}
+"""Words for the metrics that every method records of held-out pictures."""
+
+
+@dataclass(frozen=True, slots=True)
+class MethodCard:
+    """What a method tells a model card about itself; its recipe holds it, and the caller hands it over by the recipe's name.
+
+    Attributes:
+        summary: one sentence on how the method trains.
+        iteration: a format string over what the lineage records of an iteration, such as ``"{kept} of {prompts} pairs kept"``.
+        data: format strings with the numbers ``{pairs}``, ``{prompts}`` and ``{diverged}``; lines of the section on the data.
+        metrics: words for the metrics that only this method records, by name.
+    """
+
+    summary: str
+    iteration: str = ""
+    data: tuple[str, ...] = ("{pairs} pairs of pictures of {prompts} prompts; {diverged} diverged in training",)
+    metrics: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Licence:
-    """An identifier the hub knows (``apache-2.0``), or ``other`` with a name and an address of its text."""
+    """A licence: an identifier of the hub (``apache-2.0``), or ``other`` with a name and a link to its text."""
 
     id: str = "other"
     name: str = ""
     link: str = ""
 
 
-def model_card(version: Version, lineage: Lineage, files: Mapping[str, str], licence: Licence, example: str) -> str:
+def model_card(
+    version: Version,
+    lineage: Lineage,
+    files: Mapping[str, str],
+    licence: Licence,
+    example: str,
+    methods: Mapping[str, MethodCard] | None = None,
+) -> str:
     """The card of a version.
 
     Args:
-        version: as the registry has it.
-        lineage: everything it came of.
-        files: what lies beside the card, with words for each.
-        licence: of the whole; the base model's own holds besides.
-        example: lines of Python that paint a picture.
+        version: the registered version.
+        lineage: its whole lineage.
+        files: the files beside the card, each with a description.
+        licence: of the export; the base model's licence applies, too.
+        example: Python code that paints a picture.
+        methods: by the name of the recipe, for the recipes of the runs in the lineage. A recipe without one is told by its name only.
     """
     header: dict[str, Any] = {"license": licence.id}
     header |= {f"license_{field}": value for field, value in (("name", licence.name), ("link", licence.link)) if value}
@@ -55,13 +78,15 @@ def model_card(version: Version, lineage: Lineage, files: Mapping[str, str], lic
     nodes: dict[str, list[Mapping[str, Any]]] = {}
     for node in lineage.nodes:
         nodes.setdefault(node.kind, []).append(node.content)
+    methods = methods or {}
+    used = [methods.get(recipe, MethodCard(recipe)) for recipe in recipes_of(lineage)]
     sections = [
         f"# {version.base.name}, version {version.id[:12]}",
         version.note,
         _section("Base", [f"`{version.base.name}`, weights `{version.base.id}` (SHA-256 of its files' names and contents)"]),
-        _section("Method", _method(version, nodes)),
-        _section("Data", _data(nodes)),
-        _section("Metrics", _metrics(version.metrics)),
+        _section("Method", _method(version, nodes, used)),
+        _section("Data", _data(nodes, used)),
+        _section("Metrics", _metrics(version.metrics, used)),
         _section("Licence", _licence(licence, version.base.name)),
         _section("Files", [f"`{name}`: {words}" for name, words in files.items()]),
         "## Use\n\n" + "\n".join(f"    {line}" for line in example.splitlines()),
@@ -71,18 +96,22 @@ def model_card(version: Version, lineage: Lineage, files: Mapping[str, str], lic
     return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---\n\n{words}\n"
 
 
+def recipes_of(lineage: Lineage) -> list[str]:
+    """The names of the recipes of all runs in the lineage, sorted."""
+    return sorted({str(node.content["recipe"]) for node in lineage.nodes if node.kind == "run" and node.content.get("recipe")})
+
+
 def _section(title: str, lines: list[str]) -> str:
     return f"## {title}\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
-def _method(version: Version, nodes: Mapping[str, list[Mapping[str, Any]]]) -> list[str]:
+def _method(version: Version, nodes: Nodes, used: Sequence[MethodCard]) -> list[str]:
     if not version.parts:
         return ["the base model itself; nothing was trained"]
-    recipes = {str(run["recipe"]) for run in nodes.get("run", ()) if run.get("recipe")}
-    lines = [METHODS.get(recipe, recipe) for recipe in sorted(recipes)] or ["an adapter that was registered without its history"]
+    lines = [method.summary for method in used] or ["an adapter that was registered without its history"]
     for iteration in sorted(nodes.get("iteration", ()), key=lambda content: content.get("index", 0)):
-        kept = f"{iteration.get('kept')} of {iteration.get('prompts')} pairs kept"
-        lines.append(f"iteration {iteration.get('index')}: {kept}, alpha {iteration.get('alpha')}")
+        told = "; ".join(method.iteration.format_map(_OrNone(iteration)) for method in used if method.iteration)
+        lines.append(f"iteration {iteration.get('index')}" + (f": {told}" if told else ""))
     for merge in nodes.get("merge", ()):
         lines.append(f"merged from {len(merge.get('sources', ()))} versions ({merge.get('how')}, rank {merge.get('rank') or 'exact'})")
     for run in nodes.get("run", ()):
@@ -92,21 +121,28 @@ def _method(version: Version, nodes: Mapping[str, list[Mapping[str, Any]]]) -> l
     return lines
 
 
-def _data(nodes: Mapping[str, list[Mapping[str, Any]]]) -> list[str]:
+class _OrNone(dict[str, Any]):
+    """A mapping for `str.format_map` in which an absent name is None."""
+
+    def __missing__(self, name: str) -> None:
+        return None
+
+
+def _data(nodes: Nodes, used: Sequence[MethodCard]) -> list[str]:
     pairs = nodes.get("pair", ())
     if not pairs:
         return ["nothing is recorded"]
     diverged = sum(bool(pair.get("diverged")) for pair in pairs)
     words = Counter(str(prompt.get("text", "")) for prompt in nodes.get("prompt", ()))
-    lines = [
-        f"{len(pairs)} pairs of pictures, all painted by the model itself, of {len(words)} prompts; {diverged} diverged in training",
-        "no photographs and no pictures by people were used in this training; what the base model was trained on, its own card says",
-    ]
+    numbers = {"pairs": len(pairs), "prompts": len(words), "diverged": diverged}
+    templates = dict.fromkeys(template for method in used or (MethodCard(""),) for template in method.data)
+    lines = [template.format_map(numbers) for template in templates]
     return [*lines, *(f"for instance: {text}" for text in sorted(words)[:3])]
 
 
-def _metrics(metrics: Mapping[str, float]) -> list[str]:
-    told = {name: f" ({words})" for name, words in METRICS.items()}
+def _metrics(metrics: Mapping[str, float], used: Sequence[MethodCard]) -> list[str]:
+    known = METRICS | {name: words for method in used for name, words in method.metrics.items()}
+    told = {name: f" ({words})" for name, words in known.items()}
     return [f"`{name}` = {value:.4g}{told.get(name, '')}" for name, value in metrics.items()] or ["none are recorded"]
 
 

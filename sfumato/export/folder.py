@@ -1,10 +1,10 @@
-"""Everything that a registered version is exported as, in one folder; each part is loaded back and compared.
+"""Exports a registered version into one folder; each part is loaded back and compared.
 
     README.md                 the model card
     model/                    a diffusers pipeline with the adapter fused in
     lora/diffusers.safetensors, lora/kohya.safetensors, lora/peft/     the adapter alone, in each layout its model has
     service.py, bentofile.yaml                                         for `bentoml build` in the folder
-    lineage.json              what it came of, as the registry has it
+    lineage.json              its lineage, as the registry has it
 """
 
 from __future__ import annotations
@@ -17,26 +17,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline, FluxPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline
 
 from sfumato.diffusion.families import family_of
 from sfumato.diffusion.limits import ModelLimits
 from sfumato.diffusion.loading import load_pipeline
 from sfumato.errors import BrokenWeights, InvalidInput, MissingWeights
 from sfumato.export.bento import write_bento
-from sfumato.export.card import Licence, model_card
+from sfumato.export.card import Licence, MethodCard, model_card, recipes_of
 from sfumato.lora.adapter import Adapter, combine
 from sfumato.lora.binding import denoiser_of
-from sfumato.lora.files import Layout, export
+from sfumato.lora.files import Layout, export, layouts_of
 from sfumato.lora.fuse import Fuser
 from sfumato.registry.models import Models
-from sfumato.registry.records import Version
+from sfumato.registry.records import Lineage, Version
 from sfumato.runtime.models.adapters import decode_adapter
 from sfumato.runtime.models.references import VISTA
 from sfumato.runtime.models.versions import model_version
 
-KOHYA = (FluxPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline)
-"""Pipelines whose kohya layout diffusers reads, so that it can be proven."""
 EXAMPLE = """from diffusers import DiffusionPipeline
 pipeline = DiffusionPipeline.from_pretrained("model")
 asked = dict(height={side}, width={side}, num_inference_steps={steps}, guidance_scale={guidance}{more})
@@ -44,8 +42,8 @@ pipeline("{prompt}", **asked).images[0].save("picture.png")"""
 LORA_EXAMPLE = """
 # or the base model, with the adapter at any strength
 {base}
-pipeline.load_lora_weights("lora", weight_name="diffusers.safetensors", adapter_name="artaug")
-pipeline.set_adapters(["artaug"], [0.8])
+pipeline.load_lora_weights("lora", weight_name="diffusers.safetensors", adapter_name="{name}")
+pipeline.set_adapters(["{name}"], [0.8])
 pipeline("a red house by day", **asked).images[0].save("weaker.png")"""
 
 OF_VISTA = """import torch
@@ -55,7 +53,7 @@ pipeline = DiffusionPipeline.from_pretrained(weights.locate("generator"), torch_
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What was written: words by file, and the largest relative difference of an update after loading each layout back."""
+    """The written files with their descriptions, and for each layout the largest relative difference of an update after loading it."""
 
     version: str
     files: Mapping[str, str]
@@ -63,23 +61,31 @@ class Exported:
 
 
 def export_version(
-    registry: Models, reference: str, to: Path, base: Path, *, licence: Licence, dtype: torch.dtype = torch.float32
+    registry: Models,
+    reference: str,
+    to: Path,
+    base: Path,
+    *,
+    licence: Licence,
+    methods: Mapping[str, MethodCard] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Exported:
-    """Write a version as files for other programs.
+    """Write a version's files for other programs.
 
     Args:
-        registry: where it is.
-        reference: the version, by alias, id, or the beginning of one.
-        to: a folder that is not there yet, or is empty.
+        registry: holds the version.
+        reference: the version, by alias, id, or a prefix of an id.
+        to: a folder that does not exist, or is empty.
         base: the folder of its base model.
         licence: for the card.
-        dtype: of the fused model's numbers.
+        methods: the cards of the methods that trained it, by the recipe's name.
+        dtype: precision of the fused model.
 
     Raises:
         NotFound: there is no such version.
         InvalidInput: ``to`` is not empty, or cannot be written.
-        MissingWeights: ``base`` is another model than the version's.
-        BrokenWeights: what was written does not load as it should.
+        MissingWeights: ``base`` is not the version's base model.
+        BrokenWeights: a written file loads back with other values.
     """
     _check_folder(to)
     version = registry.get(reference)
@@ -99,7 +105,9 @@ def export_version(
     _write_model(pipeline, adapter, to / "model", dtype)
     files = {"model/": "the whole pipeline for diffusers, the adapter fused in" if adapter else "the whole pipeline for diffusers"} | files
     files |= {"service.py, bentofile.yaml": "`bentoml build` here makes a Bento of `model/`", "lineage.json": "all it came of"}
-    _write_words(registry, version, to, pipeline, files, licence)
+    lineage = registry.lineage(version.id)
+    _write_lineage(version, lineage, to)
+    _write_card_and_bento(version, lineage, to, pipeline, files, licence, methods)
     return Exported(version.id, {"README.md": "this card's file"} | files, {layout.value: value for layout, value in differences.items()})
 
 
@@ -121,12 +129,11 @@ def _name(layout: Layout) -> str:
 
 def _write_layouts(adapter: Adapter, folder: Path, pipeline: DiffusionPipeline) -> dict[Layout, float]:
     """Every layout that the model has; the largest difference of an update after each was loaded back."""
-    layouts = [layout for layout in Layout if layout is not Layout.KOHYA or isinstance(pipeline, KOHYA)]
-    return {layout: export(adapter, folder / _name(layout), layout, pipeline) for layout in layouts}
+    return {layout: export(adapter, folder / _name(layout), layout, pipeline) for layout in layouts_of(pipeline)}
 
 
 def _write_model(pipeline: DiffusionPipeline, adapter: Adapter | None, folder: Path, dtype: torch.dtype) -> None:
-    """The pipeline with ``W + B A`` in place of ``W``; it is read back, and its denoiser compared with what was written."""
+    """Write the pipeline with ``W + B A`` in place of ``W``; its denoiser is read back and compared bit by bit."""
     denoiser = denoiser_of(pipeline)
     if adapter is not None:
         Fuser(denoiser).fuse(adapter)
@@ -141,13 +148,21 @@ def _write_model(pipeline: DiffusionPipeline, adapter: Adapter | None, folder: P
             raise BrokenWeights(f"{folder}: {name} reads back as another one.", hint="Is the disk whole?")
 
 
-def _write_words(
-    registry: Models, version: Version, to: Path, pipeline: DiffusionPipeline, files: Mapping[str, str], licence: Licence
-) -> None:
-    lineage = registry.lineage(version.id)
+def _write_lineage(version: Version, lineage: Lineage, to: Path) -> None:
     nodes = [{"id": node.id, "content": dict(node.content)} for node in lineage.nodes]
     told = {"version": version.id, "nodes": nodes, "edges": [asdict(edge) for edge in lineage.edges]}
     (to / "lineage.json").write_text(json.dumps(told, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _write_card_and_bento(
+    version: Version,
+    lineage: Lineage,
+    to: Path,
+    pipeline: DiffusionPipeline,
+    files: Mapping[str, str],
+    licence: Licence,
+    methods: Mapping[str, MethodCard] | None,
+) -> None:
     limits: ModelLimits = family_of(pipeline).limits
     told_length = "max_sequence_length" in inspect.signature(type(pipeline).__call__).parameters
     tokens = limits.prompt_tokens if told_length else None
@@ -156,7 +171,8 @@ def _write_words(
     example = EXAMPLE.format(prompt="a red house by day", **asked)
     if version.parts:
         base = OF_VISTA if version.base.name == VISTA else f'pipeline = DiffusionPipeline.from_pretrained("{version.base.name}")'
-        example += LORA_EXAMPLE.format(base=base)
-    (to / "README.md").write_text(model_card(version, lineage, files, licence, example), encoding="utf-8")
+        recipes = recipes_of(lineage)
+        example += LORA_EXAMPLE.format(base=base, name=recipes[0] if len(recipes) == 1 else "adapter")
+    (to / "README.md").write_text(model_card(version, lineage, files, licence, example, methods), encoding="utf-8")
     name = re.sub(r"[^a-z0-9]+", "-", version.base.name.lower()).strip("-") or "model"
     write_bento(to, f"sfumato-{name}", limits, {"version": version.id[:12], "base": version.base.id[:12]}, tokens=tokens)

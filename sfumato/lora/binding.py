@@ -22,12 +22,12 @@ from diffusers.utils import logging as diffusers_logging
 from peft import PeftModel
 from torch import Tensor, nn
 
-from sfumato.diffusion.loading import CLASSES
+from sfumato.diffusion.families import family_class
+from sfumato.diffusion.families.catalog import DENOISERS, FAMILIES, supported
 from sfumato.errors import BrokenWeights, MissingWeights
 from sfumato.lora.adapter import Adapter
 
 NAME = "sfumato_verify"
-DENOISERS = ("transformer", "unet")
 
 
 class Loader(StrEnum):
@@ -43,6 +43,11 @@ def denoiser_of(pipeline: DiffusionPipeline) -> nn.Module:
     return next(getattr(pipeline, name) for name in DENOISERS if isinstance(getattr(pipeline, name, None), nn.Module))
 
 
+def denoiser_config(pipeline: DiffusionPipeline) -> dict[str, Any]:
+    """The configuration of the pipeline's denoiser."""
+    return dict(cast(Any, denoiser_of(pipeline)).config)
+
+
 def skeleton(folder: Path) -> DiffusionPipeline:
     """A saved pipeline's denoiser without weights, in a pipeline of its class and nothing else: enough to bind adapters to.
 
@@ -55,10 +60,10 @@ def skeleton(folder: Path) -> DiffusionPipeline:
         raise MissingWeights(f"{folder} holds no diffusers pipeline.", hint="Give the folder that contains model_index.json.")
     try:
         entries = json.loads(index.read_text(encoding="utf-8"))
-        kind = CLASSES.get(entries["_class_name"])
-        if kind is None:
-            hint = f"Supported: {', '.join(CLASSES)}."
+        if entries["_class_name"] not in FAMILIES:
+            hint = f"Supported: {supported()}."
             raise BrokenWeights(f"{folder} holds a {entries['_class_name']}, which is not supported.", hint=hint)
+        kind = family_class(entries["_class_name"]).pipeline_type()
         part = next(name for name in DENOISERS if name in entries)
         config = json.loads((Path(folder) / part / "config.json").read_text(encoding="utf-8"))
         return _empty(kind, getattr(diffusers, entries[part][1]), config)
@@ -73,7 +78,7 @@ def bound(source: Path | Mapping[str, Tensor], pipeline: DiffusionPipeline, load
         BrokenWeights: the library refuses it, in its words.
     """
     model = denoiser_of(pipeline)
-    copy = _empty(type(pipeline), type(model), dict(cast(Any, model).config))
+    copy = _empty(type(pipeline), type(model), denoiser_config(pipeline))
     try:
         with _quiet(), torch.random.fork_rng(devices=[]):  # factors are drawn at random before they are loaded
             if loader is Loader.PEFT:

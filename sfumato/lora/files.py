@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, FluxPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from sfumato.diffusion.families.catalog import DENOISERS, described_of
 from sfumato.errors import BrokenWeights, InvalidInput
 from sfumato.lora import kohya
 from sfumato.lora.adapter import Adapter, differences, padded
-from sfumato.lora.binding import Loader, bound, denoiser_of
+from sfumato.lora.binding import Loader, bound, denoiser_config, denoiser_of
 from sfumato.lora.fuse import check_fits
+from sfumato.lora.kohya_names import KohyaNames
 from sfumato.lora.peft_folder import A_KEY, B_KEY, load_folder, save_folder, scale_of
 from sfumato.lora.tensors import read_tensors, write_tensors
 
@@ -96,15 +98,21 @@ def export(adapter: Adapter, path: Path, layout: Layout, pipeline: DiffusionPipe
     return verify(path, pipeline, adapter)
 
 
+def layouts_of(pipeline: DiffusionPipeline) -> list[Layout]:
+    """The layouts in which adapters of this model can be exported and loaded back."""
+    return [layout for layout in Layout if layout is not Layout.KOHYA or _kohya_names(pipeline) is not None]
+
+
+def _kohya_names(pipeline: DiffusionPipeline) -> KohyaNames | None:
+    return described_of(type(pipeline)).kohya(denoiser_config(pipeline))
+
+
 def _kohya_tensors(adapter: Adapter, pipeline: DiffusionPipeline) -> dict[str, Tensor]:
-    if isinstance(pipeline, FluxPipeline):
-        return kohya.flux_tensors(adapter.factors)
-    if isinstance(pipeline, StableDiffusionPipeline | StableDiffusionXLPipeline):
-        # One rank and so one alpha for all: diffusers finds a U-Net's single alphas by other names than it gives them.
-        sgm = isinstance(pipeline, StableDiffusionXLPipeline) and pipeline.unet.config.layers_per_block == kohya.SGM_LAYERS
-        return kohya.unet_tensors(padded(adapter, max(adapter.ranks.values())).factors, sgm=sgm)
-    name = type(pipeline).__name__.removesuffix("Pipeline")
-    raise InvalidInput("as", f"diffusers reads no kohya layout of {name}.", hint="Export it as diffusers; ComfyUI reads that.")
+    names = _kohya_names(pipeline)
+    if names is None:
+        name = type(pipeline).__name__.removesuffix("Pipeline")
+        raise InvalidInput("as", f"diffusers reads no kohya layout of {name}.", hint="Export it as diffusers; ComfyUI reads that.")
+    return kohya.tensors_of((padded(adapter, max(adapter.ranks.values())) if names.one_rank else adapter).factors, names)
 
 
 def load(path: Path) -> Adapter:
@@ -141,7 +149,7 @@ def _refuse_foreign(tensors: Mapping[str, Tensor], where: str) -> None:
 
 
 def _read_diffusers(tensors: Mapping[str, Tensor], header: Mapping[str, str], where: str) -> dict[str, tuple[Tensor, Tensor]]:
-    pattern = re.compile(r"(transformer|unet)\.(.+)\.(lora_A\.weight|lora_B\.weight|lora\.down\.weight|lora\.up\.weight|alpha)")
+    pattern = re.compile(rf"({'|'.join(DENOISERS)})\.(.+)\.(lora_A\.weight|lora_B\.weight|lora\.down\.weight|lora\.up\.weight|alpha)")
     halves = {"lora_A.weight": "lora_A", "lora.down.weight": "lora_A", "lora_B.weight": "lora_B", "lora.up.weight": "lora_B"}
     modules: dict[str, dict[str, Tensor]] = {}
     prefixes = set()
@@ -187,11 +195,11 @@ def _diffusers_config(header: Mapping[str, str], prefix: str, where: str) -> dic
 def loader_for(path: Path, pipeline: DiffusionPipeline) -> Loader:
     """Who loads this file back: PEFT a folder, diffusers a file.
 
-    Of Flux files in kohya's layout diffusers knows FLUX.1's width only; with another one they are converted here first.
+    Files in kohya's layout that diffusers does not read for this denoiser are converted here first.
     """
     if path.is_dir():
         return Loader.PEFT
-    if isinstance(pipeline, FluxPipeline) and pipeline.transformer.inner_dim != kohya.FLUX1_WIDTH:
+    if not described_of(type(pipeline)).diffusers_reads_kohya(denoiser_config(pipeline)):
         tensors, _, _ = read_tensors(path)
         if any(key.startswith(kohya.PREFIX) for key in tensors):
             return Loader.CONVERTED

@@ -25,17 +25,17 @@ Factors = Mapping[str, Tensor]
 class PackedLora:
     """Adapters of one rank on linears of ``model``, and frozen ones they stand on.
 
-    ``a[name]`` is ``[adapters, rank, in]``, ``b[name]`` is ``[adapters, out, rank]``; ``under`` adds its own updates to the same
+    ``a[name]`` is ``[adapters, rank, in]``, ``b[name]`` is ``[adapters, out, rank]``; ``frozen_base`` adds its own updates to the same
     rows and learns nothing (the base of the second fit is the model with the first one on it).
     """
 
-    def __init__(self, model: nn.Module, a: Factors, b: Factors, under: PackedLora | None = None) -> None:
-        self._model, self._under = model, under
+    def __init__(self, model: nn.Module, a: Factors, b: Factors, frozen_base: PackedLora | None = None) -> None:
+        self._model, self._frozen_base = model, frozen_base
         self.a = {name: factor.requires_grad_() for name, factor in a.items()}
         self.b = {name: factor.requires_grad_() for name, factor in b.items()}
 
     @classmethod
-    def fresh(cls, model: nn.Module, targets: str, rank: int, seeds: Sequence[int], under: PackedLora | None = None) -> PackedLora:
+    def fresh(cls, model: nn.Module, targets: str, rank: int, seeds: Sequence[int], frozen_base: PackedLora | None = None) -> PackedLora:
         """Untrained adapters, one for each seed, on the linears whose name matches ``targets`` in full.
 
         A is normal with deviation 1/rank, drawn on the CPU from the adapter's own seed; B is zero, so that nothing changes yet.
@@ -55,21 +55,21 @@ class PackedLora:
             like = {"dtype": torch.promote_types(module.weight.dtype, torch.float32), "device": module.weight.device}
             a[name] = torch.stack([torch.randn(rank, module.in_features, generator=g) for g in generators]).div(rank).to(**like)
             b[name] = torch.zeros(len(seeds), module.out_features, rank, **like)
-        return cls(model, a, b, under)
+        return cls(model, a, b, frozen_base)
 
     def state(self) -> dict[str, Tensor]:
         """The factors that learn, as they stand, by name: ``a.<module>`` and ``b.<module>``, in the order of `parameters`."""
         named = {f"a.{name}": factor for name, factor in self.a.items()} | {f"b.{name}": factor for name, factor in self.b.items()}
         return {name: factor.detach() for name, factor in named.items()}
 
-    def like(self, state: Factors, under: PackedLora | None) -> PackedLora:
+    def like(self, state: Factors, frozen_base: PackedLora | None) -> PackedLora:
         """Adapters on the same linears with the factors of a `state`, however many."""
-        return PackedLora(self._model, {m: state[f"a.{m}"] for m in self.a}, {m: state[f"b.{m}"] for m in self.a}, under)
+        return PackedLora(self._model, {m: state[f"a.{m}"] for m in self.a}, {m: state[f"b.{m}"] for m in self.a}, frozen_base)
 
     def pick(self, adapters: Sequence[int]) -> PackedLora:
-        """Copies of some of these adapters, with those under them."""
-        under = None if self._under is None else self._under.pick(adapters)
-        return self.like({name: factor[list(adapters)] for name, factor in self.state().items()}, under)
+        """Copies of some of these adapters, with their frozen bases."""
+        frozen_base = None if self._frozen_base is None else self._frozen_base.pick(adapters)
+        return self.like({name: factor[list(adapters)] for name, factor in self.state().items()}, frozen_base)
 
     def finite(self) -> list[bool]:
         """Of each adapter, whether all its numbers are finite."""
@@ -81,7 +81,7 @@ class PackedLora:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """While open, the model's linears add these adapters and those under them. Weights are never written."""
+        """While open, the model's linears add these adapters and their frozen bases. Weights are never written."""
         modules = {name: self._model.get_submodule(name) for name in self.a}
         try:
             for name, module in modules.items():
@@ -92,15 +92,16 @@ class PackedLora:
                 vars(module).pop("forward", None)
 
     def _forward(self, name: str, module: nn.Module) -> Callable[[Tensor], Tensor]:
-        under = (None, None) if self._under is None else (self._under.a[name].detach(), self._under.b[name].detach())
+        base = self._frozen_base
+        frozen = (None, None) if base is None else (base.a[name].detach(), base.b[name].detach())
 
         def forward(inputs: Tensor) -> Tensor:
-            return _PackedLinear.apply(inputs, self.a[name], self.b[name], *under, module.weight, module.bias)  # pyright: ignore
+            return _PackedLinear.apply(inputs, self.a[name], self.b[name], *frozen, module.weight, module.bias)  # pyright: ignore
 
         return forward
 
     def adapter(self, index: int, metadata: Mapping[str, str]) -> Adapter:
-        """Adapter ``index`` as plain factors on the CPU, without those under it."""
+        """Adapter ``index`` as plain factors on the CPU, without its frozen base."""
         factors = {name: (self.a[name][index].detach().cpu().clone(), self.b[name][index].detach().cpu().clone()) for name in self.a}
         return Adapter(factors, metadata)
 
@@ -114,10 +115,10 @@ class _PackedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, a: Tensor, b: Tensor, under_a: Tensor | None, under_b: Tensor | None, weight: Tensor, bias: Tensor | None
+        ctx: Any, x: Tensor, a: Tensor, b: Tensor, frozen_a: Tensor | None, frozen_b: Tensor | None, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
-        all_a = a if under_a is None else torch.cat([a, under_a], dim=1)
-        all_b = b if under_b is None else torch.cat([b, under_b], dim=2)
+        all_a = a if frozen_a is None else torch.cat([a, frozen_a], dim=1)
+        all_b = b if frozen_b is None else torch.cat([b, frozen_b], dim=2)
         down = torch.bmm(all_a, _blocks(x, a).transpose(1, 2))
         y = functional.linear(x, weight, bias)
         _add_product(y, down.transpose(1, 2), all_b.transpose(1, 2))

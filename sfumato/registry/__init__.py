@@ -1,8 +1,8 @@
-"""What everybody knows of the registry: its data, its contract's messages, and a client. The registry itself is a service.
+"""The caller's side of the registry: its data, its messages, and a client. The registry itself is `services.registry`.
 
-    records    versions, lineage, aliases, events, and how things get their ids
-    messages   records to messages of the contract and back
-    bases      the linears of a base model
-    models     what can be asked of a registry, wherever it is
-    client     the registry behind an address
+    records    versions, lineage, aliases, events, and their ids
+    messages   conversion between records and protobuf messages
+    bases      the linear layers of a base model
+    models     the registry's interface, which engine and client share
+    client     a client of the registry's service
 """

@@ -1,4 +1,4 @@
-"""What a base model is made of, as far as adapters care. Reads headers only; PyTorch is not needed."""
+"""The linear layers of a base model. Reads the headers of weight files only; PyTorch is not needed."""
 
 from __future__ import annotations
 
@@ -6,24 +6,23 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from sfumato.diffusion.families.catalog import DENOISERS
 from sfumato.errors import BrokenWeights, MissingWeights
-
-DENOISERS = ("transformer", "unet")
 
 
 def base_modules(folder: Path) -> dict[str, list[int]]:
-    """The linears of a saved pipeline's denoiser, ``[out, in]`` by ``<denoiser>.<module>``; only headers are read.
+    """The linear layers of a saved pipeline's denoiser: ``[out, in]`` by ``<denoiser>.<module>``.
 
     Raises:
-        MissingWeights: there is no denoiser in ``folder``.
-        BrokenWeights: one of its files cannot be read.
+        MissingWeights: ``folder`` has no denoiser.
+        BrokenWeights: a weight file cannot be read.
     """
     modules = {}
     for part in DENOISERS:
         for file in sorted((Path(folder) / part).glob("*.safetensors")):
             try:
                 with safe_open(file, framework="np") as weights:
-                    shapes = {key: weights.get_slice(key).get_shape() for key in weights.keys()}  # noqa: SIM118 (it is no mapping)
+                    shapes = {key: weights.get_slice(key).get_shape() for key in weights.keys()}  # noqa: SIM118 (not a mapping)
             except (SafetensorError, OSError) as error:
                 raise BrokenWeights(f"{file} cannot be read: {error}.", hint="Fetch the model again.") from error
             names = {key: shape for key, shape in shapes.items() if key.endswith(".weight") and len(shape) == 2}

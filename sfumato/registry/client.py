@@ -1,4 +1,4 @@
-"""The registry behind an address, with the methods and the errors of its engine."""
+"""A client of the registry's service, with the methods and errors of its engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import grpc
 from sfumato.errors import NotFound, Unavailable
 from sfumato.registry import messages
 from sfumato.registry.models import Merge
-from sfumato.registry.records import Base, Event, Lineage, Move, Page, Part, Version
+from sfumato.registry.records import Base, Lineage, Move, Page, RegistryEvent, Version, WeightedAdapter
 from sfumato.runtime.client import calling, channel, download, upload
 from sfumato.runtime.settings import ClientSettings
 from sfumato.v1 import registry_pb2 as pb
@@ -19,14 +19,14 @@ from sfumato.v1.registry_pb2_grpc import RegistryServiceStub
 
 METHODS = {"stack": pb.MERGE_METHOD_STACK, "mean": pb.MERGE_METHOD_MEAN}
 PAUSE = 0.2
-"""Seconds before a watch that was broken off is asked for again."""
+"""Seconds before a broken watch is started again."""
 
 
 class RegistryClient:
-    """A registry's service as `Models`; use it in a ``with``, or close it."""
+    """A registry's service as `Models`. Use it as a context manager, or close it."""
 
     def __init__(self, address: str, settings: ClientSettings | None = None) -> None:
-        """Nothing is connected yet; see `sfumato.runtime.client.channel`."""
+        """Connects on the first call; see `sfumato.runtime.client.channel`."""
         self._address, self._closed = address, False
         self._channel: grpc.Channel = channel(address, settings)
         self._stub = RegistryServiceStub(self._channel)
@@ -47,14 +47,14 @@ class RegistryClient:
     def register(
         self,
         base: Base,
-        parts: Sequence[Part] = (),
+        parts: Sequence[WeightedAdapter] = (),
         *,
         files: Mapping[str, bytes] | None = None,
         lineage: Lineage = Lineage(),  # noqa: B008 (immutable)
         metrics: Mapping[str, float] | None = None,
         note: str = "",
     ) -> Version:
-        """Keep a version; ``files`` that the service's store has not yet are put there first."""
+        """Register a version; ``files`` that the service's store lacks are uploaded first."""
         for data in (files or {}).values():
             upload(self._channel, data)
         request = pb.RegisterRequest(
@@ -68,7 +68,7 @@ class RegistryClient:
             return messages.version_from(self._stub.Register(request).version)
 
     def get(self, reference: str) -> Version:
-        """A version by alias, id, or the beginning of one; its base's modules are not told."""
+        """A version by alias, id, or a prefix of an id; without its base's modules."""
         _named(reference)
         with calling(self._address):
             return messages.version_from(self._stub.GetVersion(pb.GetVersionRequest(version=reference)).version)
@@ -92,7 +92,7 @@ class RegistryClient:
     def merge(
         self, references: Sequence[tuple[str, float]], how: Merge = "stack", *, rank: int | None = None, note: str = ""
     ) -> Version:
-        """Versions of one base as a new one."""
+        """Merge versions of one base into a new one."""
         sources = [pb.MergeSource(version=version, weight=weight) for version, weight in references]
         with calling(self._address):
             answer = self._stub.Merge(pb.MergeRequest(sources=sources, method=METHODS[how], rank=rank, note=note))
@@ -104,13 +104,13 @@ class RegistryClient:
             return dict(sorted(self._stub.ListAliases(pb.ListAliasesRequest()).aliases.items()))
 
     def set_alias(self, alias: str, reference: str, *, expected: str, reason: str = "") -> Move:
-        """Let an alias point at a version, if it still points at ``expected``."""
+        """Move an alias to a version, if it still points at ``expected``."""
         request = pb.SetAliasRequest(alias=alias, version=reference, expected=expected, reason=reason)
         with calling(self._address):
             return messages.move_from(self._stub.SetAlias(request).move)
 
     def rollback(self, alias: str, *, expected: str, reason: str = "") -> Move:
-        """Let an alias point where it pointed before."""
+        """Move an alias back to the version before."""
         if not expected:
             raise NotFound(f"There is no alias {alias!r}.")
         with calling(self._address):
@@ -122,14 +122,14 @@ class RegistryClient:
             return tuple(map(messages.move_from, self._stub.ListMoves(pb.ListMovesRequest(alias=alias)).moves))
 
     def lineage(self, reference: str, depth: int | None = None) -> Lineage:
-        """Everything a version came of."""
+        """The lineage of a version."""
         _named(reference)
         with calling(self._address):
             answer = self._stub.GetLineage(pb.GetLineageRequest(version=reference, depth=depth))
         return messages.lineage_from(answer.lineage)
 
     def latest(self) -> int:
-        """The number of the last event: whoever reads now, and then watches from it on, misses nothing."""
+        """The number of the last event: a caller that reads the state after this, and watches from this number on, misses nothing."""
         answers = self._stub.WatchRegistry(pb.WatchRegistryRequest())
         try:
             with calling(self._address):
@@ -137,15 +137,14 @@ class RegistryClient:
         finally:
             answers.cancel()
 
-    def watch(self, after: int | None = None) -> Iterator[Event]:
-        """Events as they come, from number ``after`` on (None: from now on), until the client is closed.
+    def watch(self, after: int | None = None) -> Iterator[RegistryEvent]:
+        """Events as they come, after number ``after`` (None: from now on), until the client is closed.
 
-        When a service that has answered goes away, this asks again until one answers, and goes on after the last event it gave:
-        nothing is missed and nothing comes twice, whichever replica it is.
+        When the service restarts, the watch is started again after the last event, at any replica: no event is missed or repeated.
 
         Raises:
-            InvalidInput: the registry has not had so many events.
-            Unavailable: nobody answered the first call.
+            InvalidInput: the registry has fewer events than ``after``.
+            Unavailable: the service did not answer the first call.
         """
         begun = False
         while not self._closed:
@@ -165,6 +164,6 @@ class RegistryClient:
 
 
 def _named(reference: str) -> None:
-    """Say of a name that cannot be one what the engine would say."""
+    """Raise the engine's NotFound for a reference that the protocol does not allow."""
     if not 1 <= len(reference) <= 64:
         raise NotFound(f"There is no version or alias {reference[:80]!r}.", hint="See: sfumato models ls")

@@ -1,4 +1,4 @@
-"""Records to the contract's messages and back: what the service and its clients do the same way."""
+"""Conversion between records and protobuf messages, for the service and its clients."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 from sfumato.errors import InvalidInput
-from sfumato.registry.records import Base, Edge, Event, Lineage, Move, Node, Part, Version, version_id
+from sfumato.registry.records import Base, Edge, Lineage, Move, Node, RegistryEvent, Version, WeightedAdapter, version_id
 from sfumato.v1 import common_pb2, registry_pb2
 
 JSON_HINT = "Give a JSON object, with finite numbers."
 
 
 def base_to(base: Base) -> registry_pb2.BaseModel:
-    """With its linears, where they are known."""
+    """With its linear layers, when they are known."""
     linears = [registry_pb2.Linear(name=name, outputs=shape[0], inputs=shape[1]) for name, shape in (base.modules or {}).items()]
     return registry_pb2.BaseModel(id=base.id, name=base.name, linears=linears)
 
 
 def base_from(message: registry_pb2.BaseModel) -> Base:
-    """Without linears nothing is known of them.
+    """A message without linear layers gives ``modules`` of None.
 
     Raises:
-        InvalidInput: one is named twice.
+        InvalidInput: a layer is named twice.
     """
     modules = {linear.name: [linear.outputs, linear.inputs] for linear in message.linears}
     if len(modules) != len(message.linears):
@@ -31,18 +31,18 @@ def base_from(message: registry_pb2.BaseModel) -> Base:
     return Base(message.id, message.name, modules or None)
 
 
-def parts_to(parts: Iterable[Part]) -> list[common_pb2.AdapterRef]:
+def parts_to(parts: Iterable[WeightedAdapter]) -> list[common_pb2.AdapterRef]:
     """Adapters and their weights."""
     return [common_pb2.AdapterRef(artifact=part.adapter, weight=part.weight) for part in parts]
 
 
-def parts_from(messages: Iterable[common_pb2.AdapterRef]) -> tuple[Part, ...]:
-    """A weight that is not told is 1."""
-    return tuple(Part(ref.artifact, ref.weight if ref.HasField("weight") else 1.0) for ref in messages)
+def parts_from(messages: Iterable[common_pb2.AdapterRef]) -> tuple[WeightedAdapter, ...]:
+    """An absent weight is 1."""
+    return tuple(WeightedAdapter(ref.artifact, ref.weight if ref.HasField("weight") else 1.0) for ref in messages)
 
 
 def version_to(version: Version) -> registry_pb2.ModelVersion:
-    """Without the base's linears, which are many."""
+    """Without the base's linear layers, which are many."""
     return registry_pb2.ModelVersion(
         id=version.id,
         number=version.number,
@@ -56,7 +56,7 @@ def version_to(version: Version) -> registry_pb2.ModelVersion:
 
 
 def version_from(message: registry_pb2.ModelVersion) -> Version:
-    """The base's modules are not told."""
+    """Without the base's modules."""
     return Version(
         message.id,
         message.number,
@@ -70,7 +70,7 @@ def version_from(message: registry_pb2.ModelVersion) -> Version:
 
 
 def lineage_to(lineage: Lineage) -> registry_pb2.LineageGraph:
-    """What is said of a thing becomes JSON."""
+    """A node's content becomes JSON."""
     nodes = [
         registry_pb2.LineageNode(kind=node.kind, digest=node.digest, content=json.dumps(node.content) if node.content else "")
         for node in lineage.nodes
@@ -80,16 +80,16 @@ def lineage_to(lineage: Lineage) -> registry_pb2.LineageGraph:
 
 
 def lineage_from(message: registry_pb2.LineageGraph, own: str = "") -> Lineage:
-    """``own`` is the id of the node that edges without one are from.
+    """``own`` is the id of the node at which edges without a node start.
 
     Raises:
-        InvalidInput: what is said of a thing is not a JSON object.
+        InvalidInput: a node's content is not a JSON object.
     """
     nodes = tuple(Node(node.kind, node.digest, _content(node.content, index)) for index, node in enumerate(message.nodes))
     return Lineage(nodes, tuple(Edge(edge.node or own, edge.relation, edge.source) for edge in message.edges))
 
 
-def own_node(base: Base, parts: tuple[Part, ...]) -> str:
+def own_node(base: Base, parts: tuple[WeightedAdapter, ...]) -> str:
     """The id of a version's own node."""
     return f"version:{version_id(base.id, parts)}"
 
@@ -111,8 +111,8 @@ def move_from(message: registry_pb2.AliasMove) -> Move:
     return Move(message.alias, message.revision, message.previous, message.version, message.reason, message.moved)
 
 
-def event_to(event: Event) -> registry_pb2.RegistryEvent:
-    """Its content by its kind; of a kind that the contract does not know, number and time only."""
+def event_to(event: RegistryEvent) -> registry_pb2.RegistryEvent:
+    """The content by the event's kind; an unknown kind has only number and time."""
     told = registry_pb2.RegistryEvent(number=event.number, happened=event.happened)
     match event.kind:
         case "registered":
@@ -125,8 +125,8 @@ def event_to(event: Event) -> registry_pb2.RegistryEvent:
     return told
 
 
-def event_from(message: registry_pb2.RegistryEvent) -> Event:
-    """The same event as the registry has it."""
+def event_from(message: registry_pb2.RegistryEvent) -> RegistryEvent:
+    """The event as the registry stores it."""
     kind, subject, content = "", "", dict[str, Any]()
     match message.WhichOneof("what"):
         case "registered":
@@ -138,7 +138,7 @@ def event_from(message: registry_pb2.RegistryEvent) -> Event:
             content = {"version": moved.version, "previous": moved.previous, "revision": moved.revision, "reason": moved.reason}
         case "collected":
             kind, subject = "collected", message.collected.version
-    return Event(message.number, kind, subject, content, message.happened)
+    return RegistryEvent(message.number, kind, subject, content, message.happened)
 
 
 def _content(text: str, index: int) -> Mapping[str, Any]:

@@ -1,33 +1,33 @@
-"""What can be asked of a registry, wherever it is: the engine on a database, or the client of a service."""
+"""The registry's interface, which the engine on a database and the client of a service share."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
-from sfumato.registry.records import Base, Lineage, Move, Page, Part, Version
+from sfumato.registry.records import Base, Lineage, Move, Page, Version, WeightedAdapter
 
 Merge = Literal["stack", "mean"]
 
 
 class Models(Protocol):
-    """`services.registry.engine.Registry` says of each what it does in full, and how it fails."""
+    """`services.registry.engine.Registry` documents the methods and their errors in full."""
 
     def register(
         self,
         base: Base,
-        parts: Sequence[Part] = (),
+        parts: Sequence[WeightedAdapter] = (),
         *,
         files: Mapping[str, bytes] | None = None,
         lineage: Lineage = Lineage(),  # noqa: B008 (immutable)
         metrics: Mapping[str, float] | None = None,
         note: str = "",
     ) -> Version:
-        """Keep a version; ``files`` by SHA-256 are adapters that its artifact store may not have."""
+        """Register a version; ``files``, by SHA-256, are adapters that the artifact store may lack."""
         ...
 
     def get(self, reference: str) -> Version:
-        """A version by alias, id, or the beginning of one."""
+        """A version by alias, id, or a prefix of an id."""
         ...
 
     def resolve(self, reference: str) -> str:
@@ -43,7 +43,7 @@ class Models(Protocol):
         ...
 
     def merge(self, references: Sequence[tuple[str, float]], how: Merge = "stack", *, rank: int | None = None, note: str = "") -> Version:
-        """Versions of one base as a new one."""
+        """Merge versions of one base into a new one."""
         ...
 
     def aliases(self) -> dict[str, str]:
@@ -51,11 +51,11 @@ class Models(Protocol):
         ...
 
     def set_alias(self, alias: str, reference: str, *, expected: str, reason: str = "") -> Move:
-        """Let an alias point at a version, if it still points at ``expected``."""
+        """Move an alias to a version, if it still points at ``expected``."""
         ...
 
     def rollback(self, alias: str, *, expected: str, reason: str = "") -> Move:
-        """Let an alias point where it pointed before."""
+        """Move an alias back to the version before."""
         ...
 
     def history(self, alias: str) -> tuple[Move, ...]:
@@ -63,9 +63,9 @@ class Models(Protocol):
         ...
 
     def lineage(self, reference: str, depth: int | None = None) -> Lineage:
-        """Everything a version came of."""
+        """The lineage of a version."""
         ...
 
     def close(self) -> None:
-        """Let go of the database or the channel."""
+        """Close the database or the channel."""
         ...

@@ -1,4 +1,4 @@
-"""The carriers of data that the registry takes and gives, all immutable, and how things get their ids."""
+"""The registry's immutable data types, and how their ids are computed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sfumato.runtime.tasks import canonical
 # Raised when the meaning of a version's content changes.
 REVISION = 1
 DIGEST = re.compile(r"[0-9a-f]{64}")
-# At least so much of an id names it, and no alias may look like one.
+# A prefix of an id with at least 6 digits names it; an alias must not look like one.
 PREFIX = re.compile(r"[0-9a-f]{6,64}")
 ALIAS = re.compile(r"[a-z][a-z0-9._-]{0,62}")
 KIND = re.compile(r"[a-z][a-z_]{0,30}")
@@ -25,7 +25,7 @@ MAX_CONTENT = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class WeightedAdapter:
     """One adapter of a version: the SHA-256 of its file, and the weight of its update."""
 
     adapter: str
@@ -34,9 +34,9 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """A base model: ``id`` is the hash of its files (`sfumato.runtime.models.versions.model_version`), ``name`` what people call it.
+    """A base model: ``id`` is the hash of its files (`sfumato.runtime.models.versions.model_version`), ``name`` its common name.
 
-    ``modules``: ``[out, in]`` by ``<denoiser>.<module>``, or None where nobody has looked; adapters are not checked against it then.
+    ``modules``: ``[out, in]`` by ``<denoiser>.<module>``, or None when unknown; adapters are not checked against them then.
     """
 
     id: str
@@ -46,7 +46,7 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A thing of the lineage: named by the digest of its bytes where it has any (``content`` is empty then), else of its content."""
+    """A node of the lineage, named by the digest of its bytes if it has any (``content`` is empty then), else of its content."""
 
     kind: str
     digest: str
@@ -54,7 +54,7 @@ class Node:
 
     @classmethod
     def about(cls, kind: str, **content: Any) -> Node:
-        """A thing that is nothing but what is said of it: a prompt, a pair, an iteration, a run."""
+        """A node that consists of its content only: a prompt, a pair, an iteration, a run."""
         return cls(kind, digest_of({"kind": kind, "content": content}), content)
 
     @property
@@ -65,7 +65,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """``node`` came of ``source``: both are ids of nodes, ``relation`` says how."""
+    """``node`` came of ``source``; both are ids of nodes, ``relation`` says how."""
 
     node: str
     relation: str
@@ -74,7 +74,7 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """A graph from products to what they came of."""
+    """A graph from products to their sources."""
 
     nodes: tuple[Node, ...] = ()
     edges: tuple[Edge, ...] = ()
@@ -82,12 +82,12 @@ class Lineage:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """An immutable model, as it is in the registry. ``aliases`` are those that point at it now; ``created`` in seconds since 1970."""
+    """A registered model; it never changes, except ``aliases``, which point at it now. ``created`` in seconds since 1970."""
 
     id: str
     number: int
     base: Base
-    parts: tuple[Part, ...]
+    parts: tuple[WeightedAdapter, ...]
     metrics: Mapping[str, float]
     note: str
     created: float
@@ -96,7 +96,7 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some versions, newest first; ``following`` is the token of the next page, 0 on the last one."""
+    """A page of versions, newest first; ``following`` is the token of the next page, 0 on the last page."""
 
     versions: tuple[Version, ...]
     following: int
@@ -104,7 +104,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """An alias went from ``previous`` (empty: it was new) to ``version``; ``revision`` counts its moves from 1."""
+    """A move of an alias from ``previous`` (empty: it was new) to ``version``; ``revision`` counts its moves from 1."""
 
     alias: str
     revision: int
@@ -115,8 +115,8 @@ class Move:
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
-    """Something happened: ``registered``, ``alias`` or ``collected``. Numbers have no gaps."""
+class RegistryEvent:
+    """An event of kind ``registered``, ``alias`` or ``collected``. Numbers have no gaps."""
 
     number: int
     kind: str
@@ -127,7 +127,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """What garbage collection takes away (or would): ids of versions, adapters and lineage nodes; bytes freed in the store."""
+    """What garbage collection deletes (or would): ids of versions, adapters and lineage nodes; bytes freed in the store."""
 
     versions: tuple[str, ...]
     adapters: tuple[str, ...]
@@ -136,10 +136,10 @@ class Collection:
 
 
 def digest_of(content: Any) -> str:
-    """SHA-256 of the content's one spelling in JSON.
+    """SHA-256 of the content's canonical JSON.
 
     Raises:
-        InvalidInput: it is not JSON, or too long.
+        InvalidInput: the content is not JSON, or too long.
     """
     try:
         data = canonical(content)
@@ -151,28 +151,28 @@ def digest_of(content: Any) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def version_id(base: str, parts: tuple[Part, ...]) -> str:
+def version_id(base: str, parts: tuple[WeightedAdapter, ...]) -> str:
     """A version's id: the hash of its base, its adapters and their weights, in their order (the order changes the last bits of a sum)."""
     adapters = [{"sha256": part.adapter, "weight": float(part.weight)} for part in parts]
     return hashlib.sha256(canonical({"revision": REVISION, "base": base, "adapters": adapters})).hexdigest()
 
 
 def check_digest(field_name: str, value: str) -> str:
-    """A SHA-256 in lower-case hex, and nothing else.
+    """The value, if it is a SHA-256 in lower-case hex.
 
     Raises:
-        InvalidInput: it is none.
+        InvalidInput: it is not.
     """
     if not DIGEST.fullmatch(value):
         raise InvalidInput(field_name, f"{value[:80]!r} is no SHA-256.", hint="Give its 64 lower-case hexadecimal digits.")
     return value
 
 
-def check_parts(parts: tuple[Part, ...]) -> None:
-    """Whether adapters and weights can make a version.
+def check_parts(parts: tuple[WeightedAdapter, ...]) -> None:
+    """Check that the adapters and weights can form a version.
 
     Raises:
-        InvalidInput: too many, not a digest, or a weight that is not finite.
+        InvalidInput: too many adapters, not a digest, or a weight that is not finite.
     """
     if len(parts) > MAX_ADAPTERS:
         raise InvalidInput("adapters", f"{len(parts)} are more than {MAX_ADAPTERS}.", hint="Merge some of them first.")
@@ -183,10 +183,10 @@ def check_parts(parts: tuple[Part, ...]) -> None:
 
 
 def check_alias(name: str) -> str:
-    """A name that cannot be taken for an id.
+    """The name, if it is a valid alias that cannot be taken for an id.
 
     Raises:
-        InvalidInput: it is none.
+        InvalidInput: it is not.
     """
     if not ALIAS.fullmatch(name):
         raise InvalidInput("alias", f"{name[:80]!r} is no alias.", hint="Use a-z, 0-9 and .-_, at most 63, beginning with a letter.")
@@ -196,10 +196,10 @@ def check_alias(name: str) -> str:
 
 
 def check_text(field_name: str, value: str) -> str:
-    """Free words, of bounded length and without what a database cannot hold.
+    """The text, if it is short enough and has no NUL, which databases cannot store.
 
     Raises:
-        InvalidInput: too long, or with a NUL in it.
+        InvalidInput: it is too long, or has a NUL.
     """
     if len(value) > MAX_TEXT or "\0" in value:
         raise InvalidInput(field_name, f"is longer than {MAX_TEXT} characters, or holds a NUL.")
@@ -207,10 +207,10 @@ def check_text(field_name: str, value: str) -> str:
 
 
 def check_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Finite numbers by short names.
+    """The metrics, if they are finite numbers with short names; sorted by name.
 
     Raises:
-        InvalidInput: naming the one that is not.
+        InvalidInput: names the metric that is not.
     """
     for name, value in metrics.items():
         check_text("metrics", name)

@@ -1,1 +1,1 @@
-"""One way to serve and to read what users bring."""
+"""The runtime of all programs: settings, tasks, artifacts, the bus, model files, serving and calling over gRPC, logs and metrics."""

@@ -1,4 +1,4 @@
-"""The artifact store: bytes under their SHA-256, checked whenever they are read. A folder by default, a bucket by URL."""
+"""The artifact store: bytes by their SHA-256, checked at every read. A folder by default, or a bucket by URL."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class ArtifactStore:
-    """Content-addressed blobs, and a few small objects under names of their own (manifests). Writes are atomic."""
+    """Content-addressed blobs, and named objects such as manifests. Writes are atomic."""
 
     def __init__(self, url: str) -> None:
-        """Open a folder (created if need be) or an obstore URL such as ``s3://bucket/prefix``.
+        """Open a folder (created if absent) or an obstore URL such as ``s3://bucket/prefix``.
 
         Raises:
-            InvalidInput: the place cannot be used.
+            InvalidInput: it cannot be opened.
         """
         self.url = url
         try:
@@ -35,10 +35,10 @@ class ArtifactStore:
             raise InvalidInput("artifacts", f"{url} cannot be opened: {error}") from error
 
     def put(self, data: bytes) -> str:
-        """Store ``data``; its SHA-256. Bytes that are there already are not written again.
+        """Store ``data``; returns its SHA-256. Bytes that are stored already are not written again.
 
         Raises:
-            Unavailable: the store does not take them, for want of room or of leave.
+            Unavailable: the store cannot be written, for example because the disk is full or access is denied.
         """
         digest = hashlib.sha256(data).hexdigest()
         if not self._exists(_blob(digest)):
@@ -50,49 +50,49 @@ class ArtifactStore:
 
         Raises:
             MissingWeights: they are not in the store.
-            BrokenWeights: what is there has another SHA-256.
+            BrokenWeights: the stored bytes have another SHA-256.
         """
         data = self.read_key(_blob(digest))
         if data is None:
-            raise MissingWeights(f"Artifact {digest} is not in {self.url}.", hint="Run again: what is missing is made anew.")
+            raise MissingWeights(f"Artifact {digest} is not in {self.url}.", hint="Run again: missing artifacts are computed again.")
         if hashlib.sha256(data).hexdigest() != digest:
             raise BrokenWeights(f"Artifact {digest} in {self.url} is damaged.", hint=f"Delete {_blob(digest)} there and run again.")
         return data
 
     def holds(self, digest: str) -> bool:
-        """Whether a blob is there (its content is checked when it is read)."""
+        """Whether a blob is stored (its content is checked when it is read)."""
         return self._exists(_blob(digest))
 
     def size(self, digest: str) -> int | None:
-        """Bytes of a blob; None where it is not there."""
+        """The size of a blob in bytes; None if it is not stored."""
         try:
             return int(obstore.head(self._store, _blob(digest))["size"])
         except FileNotFoundError:
             return None
 
     def delete(self, digest: str) -> None:
-        """Remove a blob, if it is there."""
+        """Remove a blob, if it is stored."""
         self.delete_key(_blob(digest))
 
     def keys(self, prefix: str) -> Iterator[str]:
-        """The names of all objects in a folder of the store, such as ``manifests/``, in no order."""
+        """The names of all objects in a folder of the store, such as ``manifests/``, in any order."""
         for batch in obstore.list(self._store, prefix):
             for entry in batch:
                 yield entry["path"]
 
     def stamped(self, prefix: str) -> Iterator[tuple[str, datetime]]:
-        """The names of all objects in a folder of the store and when each was written, in no order."""
+        """The names of all objects in a folder of the store and when each was written, in any order."""
         for batch in obstore.list(self._store, prefix):
             for entry in batch:
                 yield entry["path"], entry["last_modified"]
 
     def read_key(self, key: str) -> bytes | None:
-        """A named object, or None where there is none."""
+        """A named object; None if it is not stored."""
         found = self.read_stamped(key)
         return None if found is None else found[0]
 
     def read_stamped(self, key: str) -> tuple[bytes, datetime] | None:
-        """A named object and when it was written, or None where there is none."""
+        """A named object and when it was written; None if it is not stored."""
         try:
             found = obstore.get(self._store, key)
         except FileNotFoundError:
@@ -100,18 +100,18 @@ class ArtifactStore:
         return bytes(found.bytes()), found.meta["last_modified"]
 
     def write_key(self, key: str, data: bytes) -> None:
-        """Write or replace a named object, at once or not at all.
+        """Write or replace a named object, whole or not at all.
 
         Raises:
-            Unavailable: the store does not take it, for want of room or of leave.
+            Unavailable: the store cannot be written, for example because the disk is full or access is denied.
         """
         self._write(key, data, "overwrite")
 
     def create_key(self, key: str, data: bytes) -> bool:
-        """Write a named object unless it is there; of several who do so at once, one does. Whether this call wrote it.
+        """Write a named object unless it exists; returns whether this call wrote it. Of concurrent calls exactly one writes.
 
         Raises:
-            Unavailable: the store does not take it, for want of room or of leave.
+            Unavailable: the store cannot be written, for example because the disk is full or access is denied.
         """
         try:
             self._write(key, data, "create")
@@ -131,7 +131,7 @@ class ArtifactStore:
             ) from error
 
     def delete_key(self, key: str) -> None:
-        """Remove a named object, if it is there."""
+        """Remove a named object, if it is stored."""
         if self._exists(key):
             obstore.delete(self._store, key)
 
@@ -144,14 +144,14 @@ class ArtifactStore:
 
 
 def _keys(url: str) -> Any:
-    """The keys of a bucket that are in the settings, in files perhaps; None where the store has to find its own."""
+    """A bucket's credentials from the settings or their files; None if the store is to find its own."""
     if not url.startswith(("s3://", "s3a://")):
         return None
     return {name: key.get_secret_value() for name, key in StoreSettings() if key.get_secret_value()} or None
 
 
 def _blob(digest: str) -> str:
-    """Where a blob lies; a digest comes from outside now and then, and must not lead anywhere else."""
+    """The name of a blob. The digest may come from a request, so it is checked: it must not become another path."""
     if not DIGEST.fullmatch(digest):
-        raise InvalidInput("digest", f"{digest[:80]!r} is no SHA-256.", hint="Give its 64 lower-case hexadecimal digits.")
+        raise InvalidInput("digest", f"{digest[:80]!r} is not a SHA-256.", hint="Give its 64 lower-case hexadecimal digits.")
     return f"blobs/{digest[:2]}/{digest}"

@@ -1,4 +1,4 @@
-"""Calling services: a channel with what they want to be shown, their refusals as the errors of `sfumato.errors`, large files in pieces."""
+"""Calling services: channels with TLS and token, refusals as the errors of `sfumato.errors`, large files in chunks."""
 
 from __future__ import annotations
 
@@ -12,49 +12,27 @@ import grpc
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
 from google.rpc.status_pb2 import Status
 
-from sfumato.errors import (
-    AnswerRejected,
-    BrokenWeights,
-    Busy,
-    Conflict,
-    Faults,
-    InvalidInput,
-    MissingWeights,
-    NotFound,
-    SfumatoError,
-    Unavailable,
-    WrongState,
-)
+from sfumato.errors import AnswerRejected, BrokenWeights, Busy, Faults, InvalidInput, SfumatoError, Unavailable
 from sfumato.runtime.renewing import RenewingChannel
 from sfumato.runtime.serving.artifacts import CHUNK
-from sfumato.runtime.serving.status import DETAILS
+from sfumato.runtime.serving.status import DETAILS, REASONS
 from sfumato.runtime.settings import ClientSettings
 from sfumato.runtime.telemetry import outgoing
 from sfumato.v1.artifacts_pb2 import GetRequest, PutRequest, StatRequest
 from sfumato.v1.artifacts_pb2_grpc import ArtifactServiceStub
 
 TLS = "tls://"
-KINDS: dict[str, type[SfumatoError]] = {
-    "NOT_FOUND": NotFound,
-    "CONFLICT": Conflict,
-    "BUSY": Busy,
-    "UNAVAILABLE": Unavailable,
-    "WRONG_STATE": WrongState,
-    "MISSING_WEIGHTS": MissingWeights,
-    "BROKEN_WEIGHTS": BrokenWeights,
-}
-"""A refusal's reason -> the error that was raised in the service; those with more than words are made in `error_of`."""
 START_IT = "Is it running, and is this its address? `sfumato up` starts all services."
 
 
 def channel(address: str, settings: ClientSettings | None = None) -> grpc.Channel:
-    """A channel to the service at ``host:port``, in the clear unless the settings name an authority or it is ``tls://host:port``.
+    """A channel to the service at ``host:port``, without TLS unless the settings name an authority or the address is ``tls://host:port``.
 
-    Every call shows the settings' token, and a call with one answer has their timeout unless it brings its own. Certificates that are
-    replaced hold from the next call on. Nothing is connected yet; close it, or use it in a ``with``.
+    Every call sends the settings' token; a call with one answer has the settings' timeout unless it sets its own. Replaced certificate
+    files are used from the next call on. The channel connects on the first call; close it, or use it in a ``with`` block.
 
     Raises:
-        InvalidInput: half of a client certificate is set, or a file cannot be read.
+        InvalidInput: a client certificate without its key, or the reverse, or a file that cannot be read.
     """
     settings = settings or ClientSettings()
     options = [("grpc.max_receive_message_length", settings.max_message), ("grpc.max_send_message_length", settings.max_message)]
@@ -70,12 +48,12 @@ def channel(address: str, settings: ClientSettings | None = None) -> grpc.Channe
 
 @contextmanager
 def calling(address: str = "") -> Iterator[None]:
-    """Turn what gRPC raises within into our errors: around a call, or around the loop over a stream's answers.
+    """Turn gRPC's errors within the block into those of `sfumato.errors`: around a call, or around the loop over a stream's answers.
 
     Raises:
         InvalidInput: the service refused a field (``field`` is its path in the message), or the token.
         NotFound, Conflict, WrongState, Busy, Unavailable, MissingWeights, BrokenWeights, AnswerRejected: as the service raised them;
-            Unavailable too where nobody answers at ``address`` or not in time.
+            Unavailable also if no service answers at ``address``, or not in time.
         SfumatoError: the service failed.
     """
     try:
@@ -85,15 +63,15 @@ def calling(address: str = "") -> Iterator[None]:
 
 
 def error_of(error: grpc.RpcError, address: str = "") -> SfumatoError:
-    """The error of our tree that a refused call stands for."""
+    """The error of `sfumato.errors` for a refused call."""
     if not isinstance(error, grpc.Call):
         return SfumatoError(f"The call failed: {error}.")
     code, told = error.code(), error.details() or "no reason was given"
     reason, violations = _details(error)
     if violations:
         return Faults([(violation.field, violation.description) for violation in violations])
-    if reason in KINDS:
-        return KINDS[reason](told)
+    if reason in REASONS:
+        return REASONS[reason](told)
     if reason == "ANSWER_REJECTED":
         return AnswerRejected(told, raw="")
     where = f"The service at {address}" if address else "The service"
@@ -107,18 +85,18 @@ def error_of(error: grpc.RpcError, address: str = "") -> SfumatoError:
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return Unavailable(f"{where} did not answer in time.", hint="Give it longer: SFUMATO_CLIENT_TIMEOUT, in seconds.")
         case grpc.StatusCode.CANCELLED:
-            return Unavailable(f"{where} gave the call up ({told}).", hint="Is it being ended? Call again.")
+            return Unavailable(f"{where} cancelled the call ({told}).", hint="Is it shutting down? Call again.")
         case grpc.StatusCode.UNIMPLEMENTED:
-            return Unavailable(f"{where} does not offer this call.", hint="Is this the address of another service, or of an older one?")
+            return Unavailable(f"{where} does not offer this call.", hint="Is this the address of another service, or of an older version?")
         case grpc.StatusCode.RESOURCE_EXHAUSTED if "larger than" in told:
             return SfumatoError(f"{where} cannot take or give this message ({told}).", hint="Large files travel as artifacts.")
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
-            return Busy(f"{where} has as many calls open as it takes.", hint="Try again later, or ask another replica.")
+            return Busy(f"{where} has the most open calls that it accepts.", hint="Try again later, or ask another replica.")
     return SfumatoError(f"{where} failed ({told}).")
 
 
 def upload(channel: grpc.Channel, data: bytes) -> str:
-    """Put the bytes into the artifact store behind a service; their SHA-256. What is there already is not sent again.
+    """Put the bytes into the artifact store behind a service; returns their SHA-256. Bytes that are stored already are not sent.
 
     Raises: as `calling`.
     """
@@ -140,13 +118,13 @@ def download(channel: grpc.Channel, digest: str) -> bytes:
 
     Raises:
         NotFound: there is none.
-        BrokenWeights: it is damaged, there or on its way.
+        BrokenWeights: it is damaged, in the store or in transit.
         SfumatoError: as `calling`.
     """
     with calling():
         data = b"".join(piece.chunk for piece in ArtifactServiceStub(channel).Get(GetRequest(digest=digest)))
     if hashlib.sha256(data).hexdigest() != digest:
-        raise BrokenWeights(f"Artifact {digest} did not come whole.", hint="Ask for it again.")
+        raise BrokenWeights(f"Artifact {digest} arrived damaged.", hint="Download it again.")
     return data
 
 
@@ -168,9 +146,9 @@ def _pem(field: str, path: Path | None) -> bytes | None:
 
 
 def _details(error: grpc.Call) -> tuple[str, list[BadRequest.FieldViolation]]:
-    """The reason and the fields that came with a refusal."""
+    """The reason and the field violations of a refusal."""
     info, request = ErrorInfo(), BadRequest()
-    metadata: Any = error.trailing_metadata() or ()  # grpc's types say less than it is
+    metadata: Any = error.trailing_metadata() or ()  # grpc's types are too narrow
     for key, value in metadata:
         if key == DETAILS:
             for detail in Status.FromString(value).details:
@@ -180,7 +158,7 @@ def _details(error: grpc.Call) -> tuple[str, list[BadRequest.FieldViolation]]:
 
 
 class _CallDetails(NamedTuple):
-    """A call's details, as interceptors may change them."""
+    """A call's details, which interceptors replace."""
 
     method: str
     timeout: float | None
@@ -196,7 +174,7 @@ class _CallDefaults(
     grpc.StreamUnaryClientInterceptor,
     grpc.StreamStreamClientInterceptor,
 ):
-    """Shows the token and the trace with every call, and gives those with one answer a deadline."""
+    """Adds the token and the trace to every call, and a deadline to calls with one answer."""
 
     def __init__(self, settings: ClientSettings) -> None:
         token = settings.token.get_secret_value()
@@ -204,19 +182,19 @@ class _CallDefaults(
         self._timeout = settings.timeout
 
     def intercept_unary_unary(self, continuation: Callable[..., Any], client_call_details: Any, request: Any) -> Any:
-        """One question, one answer."""
+        """One request, one response."""
         return continuation(self._with(client_call_details, self._timeout), request)
 
     def intercept_unary_stream(self, continuation: Callable[..., Any], client_call_details: Any, request: Any) -> Any:
-        """One question, many answers."""
+        """One request, many responses."""
         return continuation(self._with(client_call_details, None), request)
 
     def intercept_stream_unary(self, continuation: Callable[..., Any], client_call_details: Any, request_iterator: Any) -> Any:
-        """Many questions, one answer."""
+        """Many requests, one response."""
         return continuation(self._with(client_call_details, self._timeout), request_iterator)
 
     def intercept_stream_stream(self, continuation: Callable[..., Any], client_call_details: Any, request_iterator: Any) -> Any:
-        """Many questions, many answers."""
+        """Many requests, many responses."""
         return continuation(self._with(client_call_details, None), request_iterator)
 
     def _with(self, call: Any, timeout: float | None) -> _CallDetails:

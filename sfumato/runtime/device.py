@@ -1,4 +1,4 @@
-"""Where a worker computes, and in what precision."""
+"""The device and the precision that a worker computes with."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def pick_device() -> str:
-    """``cuda`` where PyTorch sees one, else ``cpu``."""
+    """``cuda`` if PyTorch finds a CUDA device, otherwise ``cpu``."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -19,7 +19,7 @@ def precision_named(name: str) -> torch.dtype:
     """The dtype of a model's weights, by its name in a run's spec.
 
     Raises:
-        InvalidInput: there is none of this name.
+        InvalidInput: the name is unknown.
     """
     import torch
 

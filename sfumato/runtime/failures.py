@@ -1,4 +1,4 @@
-"""A failure on its way from the process where it happened to the one that has to say it."""
+"""A failure as a message, from the process where it happened to the process that reports it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from sfumato.errors import AnswerRejected, BrokenWeights, Diverged, InvalidInput, MissingWeights, SfumatoError, Unavailable
 
-# Characters: a failure travels in a message, and messages are small.
+# Characters; messages on the bus are limited.
 LONGEST_MESSAGE = 4_000
 LONGEST_TRACE = 16_000
 
@@ -16,7 +16,7 @@ _PLAIN = {kind.__name__: kind for kind in (MissingWeights, BrokenWeights, Unavai
 
 
 class Failure(BaseModel):
-    """What went wrong: the error's class by name, its words, and where in the code (for the log, not for a client)."""
+    """An error's class by name, its message and its traceback (for the log, not for a client)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -28,7 +28,7 @@ class Failure(BaseModel):
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
-        """The failure that ``error`` is; words that are too long are cut."""
+        """The failure of ``error``; texts that are too long are cut."""
         trace = "".join(traceback.format_exception(error))
         if len(trace) > LONGEST_TRACE:
             trace = f"{trace[: LONGEST_TRACE // 2]}\n[cut]\n{trace[-LONGEST_TRACE // 2 :]}"
@@ -41,7 +41,7 @@ class Failure(BaseModel):
         return cls(kind=name, message=message[:LONGEST_MESSAGE], hint=error.hint[:LONGEST_MESSAGE], field=field, trace=trace)
 
     def error(self) -> SfumatoError:
-        """The same error here, of the class that a boundary tells apart; anything unforeseen is a plain `SfumatoError`."""
+        """The error again; a class that is not one of `sfumato.errors` becomes a plain `SfumatoError`."""
         error = self._error()
         if self.trace:
             error.add_note(self.trace)
@@ -58,13 +58,13 @@ class Failure(BaseModel):
 
 
 def is_final(error: BaseException) -> bool:
-    """Whether doing the same task again is bound to end in the same way: what a user or a model's files have to mend.
+    """Whether the same task would fail again in the same way: the input or a model's files must be changed.
 
-    What is merely not there now (`Unavailable`) may come back, and an error that nobody foresaw may have been the machine's.
+    `Unavailable` is temporary, and an unforeseen error may be the machine's.
     """
     return isinstance(error, SfumatoError) and not isinstance(error, Unavailable)
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether it says nothing of the task: something that the task needs is away."""
+    """Whether the error is not the task's fault: something that the task needs is unavailable."""
     return isinstance(error, Unavailable)

@@ -1,4 +1,4 @@
-"""Pictures from and to files. A user's file is checked by its header before a single pixel is decoded."""
+"""Images from and to files. A user's file is checked by its header before its pixels are decoded."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def decode_image(data: bytes, field: str = "image", *, name: str = "the image") 
 
 
 def decode_mask(data: bytes, field: str = "mask", *, name: str = "the mask") -> Image:
-    """Where a picture is to be painted anew, ``[height, width]``: 255 there, 0 where it is kept.
+    """The region of an image to paint again, ``[height, width]``: 255 inside, 0 outside.
 
-    That is where the file is transparent, as OpenAI has it; in a file without transparency where it is white, as diffusers has it.
+    It is where the file is transparent (OpenAI's convention), or where a file without transparency is white (diffusers' convention).
 
     Raises:
         InvalidInput: as `decode_image`.
@@ -65,9 +65,9 @@ def decode_mask(data: bytes, field: str = "mask", *, name: str = "the mask") -> 
 
 
 def _decoded(data: bytes, field: str, name: str, pixels: Callable[[Pillow.Image], Image]) -> Image:
-    """What ``pixels`` makes of a file's picture, upright, once its header was found fit."""
+    """``pixels`` of the decoded, upright image, after its header was checked."""
     if len(data) > MAX_BYTES:
-        raise InvalidInput(field, f"{name} is larger than {MAX_BYTES // 1_000_000} MB.", hint="Bring a smaller file.")
+        raise InvalidInput(field, f"{name} is larger than {MAX_BYTES // 1_000_000} MB.", hint="Use a smaller file.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Pillow.DecompressionBombWarning)
@@ -77,7 +77,7 @@ def _decoded(data: bytes, field: str, name: str, pixels: Callable[[Pillow.Image]
                     raise _too_many_pixels(field, name, f"{width} x {height} pixels")
                 return pixels(ImageOps.exif_transpose(picture))
     except (Pillow.DecompressionBombWarning, Pillow.DecompressionBombError):
-        raise _too_many_pixels(field, name, "a vast picture") from None
+        raise _too_many_pixels(field, name, "far too large") from None
     except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
         raise InvalidInput(field, f"{name} is not a readable picture.", hint="Use a PNG, JPEG or WebP file.") from error
 
@@ -102,14 +102,14 @@ def write_png(image: Image, path: Path | str, field: str = "out") -> None:
 
 
 def resize(image: Image, width: int, height: int) -> Image:
-    """The picture in another size, bicubic with antialiasing; the same array where the size is already right."""
+    """The image in another size, bicubic with antialiasing; the same array if it has this size."""
     if image.shape[:2] == (height, width):
         return image
     return np.array(Pillow.fromarray(image).resize((width, height), Pillow.Resampling.BICUBIC))
 
 
 def _rgb(picture: Pillow.Image) -> Pillow.Image:
-    """Eight bits a channel in RGB: 16-bit greys are scaled, transparency is laid over white."""
+    """RGB with eight bits per channel: 16-bit grey is scaled, transparency is blended over white."""
     if picture.mode.startswith("I"):
         return Pillow.fromarray((np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
     if picture.has_transparency_data:

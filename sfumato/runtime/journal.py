@@ -1,4 +1,4 @@
-"""A run's journal: one JSON object a line, appended as things happen, over all the times the run was begun and resumed."""
+"""A run's journal: one JSON object per line, appended over all sessions in which the run was started and resumed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class RunJournal:
-    """``metrics.jsonl``. Use it in a ``with`` block. Lines are whole or, after a crash, cut: a cut last line is passed over."""
+    """``metrics.jsonl``. Use it in a ``with`` block. After a crash the last line may be cut; it is ignored."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -41,7 +41,7 @@ class RunJournal:
         self._file.flush()
 
     def events(self) -> list[dict[str, Any]]:
-        """All events of all sessions, in their order."""
+        """All events of all sessions, in order."""
         events = []
         for line in self._path.read_text(encoding="utf-8").splitlines():
             try:

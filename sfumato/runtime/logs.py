@@ -1,4 +1,4 @@
-"""A process's log: lines of JSON for machines, coloured words on a terminal; one way for structlog and for standard logging."""
+"""A process's log on standard error: JSON lines, or coloured text on a terminal. Modules log with `logging`; structlog formats."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from structlog.typing import Processor
 from sfumato.runtime.settings import LogFormat, TelemetrySettings
 
 _QUIET = ("asyncio", "grpc", "httpx", "httpx2", "httpcore", "urllib3", "matplotlib", "alembic")
-"""Libraries that tell of every request."""
+"""Libraries that log every request."""
 
 
 def configure(settings: TelemetrySettings) -> None:
-    """Write everything that is logged from now on to standard error, each line with the words that `telemetry.bound` bound."""
+    """Write all log records to standard error from now on, each with the context of `telemetry.bound` and the record's ``extra``."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -53,7 +53,7 @@ def _rendering(chosen: LogFormat) -> list[Processor]:
 
 
 def _add_trace(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """The trace in which something was logged, so that one leads to the other."""
+    """Add the id of the current trace."""
     span = trace.get_current_span().get_span_context()
     if span.is_valid:
         event["trace"] = trace.format_trace_id(span.trace_id)

@@ -1,6 +1,6 @@
-"""The port that a cluster looks at: ``/livez`` and ``/readyz`` beside Prometheus's ``/metrics``, in the clear whatever a service speaks.
+"""The port for probes and metrics: ``/livez`` and ``/readyz`` beside Prometheus's ``/metrics``, always without TLS.
 
-A probe of gRPC's own health cannot show a client's certificate, and what is told here is no secret.
+A kubelet's gRPC probe cannot send a client certificate, and these answers are not secret.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from prometheus_client.exposition import ThreadingWSGIServer, WSGIRequestHandler
 from sfumato.errors import InvalidInput
 
 BEAT = 1.0
-"""Seconds between the beats of a process's event loop."""
+"""Seconds between heartbeats of a process's event loop."""
 SILENCE = 60.0
-"""Seconds without a beat after which it counts as stuck; an import or a garbage collection may take some of them."""
+"""Seconds without a heartbeat after which the loop counts as stuck; an import or a garbage collection may take several seconds."""
 
 
 @dataclass
 class Probes:
-    """How a process is. One that has no event loop yet is alive."""
+    """A process's state. A process without an event loop is alive."""
 
     ready: bool = False
     _beaten: float | None = field(default=None, init=False)
 
     async def beat(self) -> None:
-        """Say that the event loop turns, until cancelled."""
+        """Record heartbeats of the event loop until cancelled."""
         try:
             while True:
                 self._beaten = time.monotonic()
@@ -44,18 +44,18 @@ class Probes:
 
     @property
     def alive(self) -> bool:
-        """Whether its event loop turns."""
+        """Whether the event loop is not stuck."""
         beaten = self._beaten
         return beaten is None or time.monotonic() - beaten < SILENCE
 
 
 PROBES = Probes()
-"""This process's own."""
+"""The state of this process."""
 
 
 @contextmanager
 def listening(address: str, probes: Probes) -> Iterator[int]:
-    """Answer at ``host:port``, for the length of a ``with`` block; gives the port.
+    """Answer at ``host:port`` within a ``with`` block; yields the port.
 
     Raises:
         InvalidInput: the address cannot be listened on.
@@ -77,7 +77,7 @@ def listening(address: str, probes: Probes) -> Iterator[int]:
 
 
 class _Silent(WSGIRequestHandler):
-    """Probes come every few seconds; nobody wants to read of them."""
+    """Logs no requests: probes come every few seconds."""
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing."""

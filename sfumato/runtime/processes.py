@@ -1,4 +1,4 @@
-"""This machine's processes and ports: since when one lives, which one is free."""
+"""Processes and ports of this machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HOST = "127.0.0.1"
 
 
 def process_started(pid: int) -> float:
-    """When a process was started, in seconds of the epoch; 0 where there is none."""
+    """When a process was started, in seconds since the epoch; 0 if it does not exist."""
     try:
         process = psutil.Process(pid)
         return 0.0 if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
@@ -21,8 +21,8 @@ def process_started(pid: int) -> float:
 
 
 def free_ports(wished: Iterable[int]) -> list[int]:
-    """A port of this machine for each wish: the port itself where nobody listens there, else (and for 0) a free one."""
-    with ExitStack() as held:  # all at once, so that none is given twice
+    """A port for each of ``wished``: that port if it is free, otherwise (and for 0) another free one."""
+    with ExitStack() as held:  # all held at the same time, so that no port is returned twice
         return [_port(held, wish) for wish in wished]
 
 
@@ -32,7 +32,7 @@ def _port(held: ExitStack, wish: int) -> int:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
-            probe.listen()  # a second probe is refused only by one that listens
+            probe.listen()  # a bound port refuses a second bind only if it listens
         except OSError:
             continue
         return int(probe.getsockname()[1])

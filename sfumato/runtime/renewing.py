@@ -1,4 +1,4 @@
-"""Certificates that are renewed while they are in use: how replaced files are told, and a channel that goes on with the new ones."""
+"""Certificates that are renewed while in use: detecting replaced files, and a channel that uses the new ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def state_of(paths: Sequence[Path]) -> list[tuple[int, int] | None]:
-    """By which replaced files are told: the kubelet puts links to other files in their place. None for one that is not there."""
+    """Inode and modification time of each file, which change when it is replaced (the kubelet replaces links); None if it is absent."""
     return [_state(path) for path in paths]
 
 
@@ -29,14 +29,14 @@ def _state(path: Path) -> tuple[int, int] | None:
 
 
 class RenewingChannel(grpc.Channel):
-    """A channel for `grpc.intercept_channel` with interceptors of all four kinds, which asks it anew for every call.
+    """A channel for `grpc.intercept_channel` with interceptors of all four kinds, which look up the method at every call.
 
-    A call that begins after the files were replaced is made over a channel with the new ones; calls that are open stay where they are,
-    which is why the channels before are closed with this one only.
+    A call that begins after the files were replaced uses a new channel; open calls stay on their channel, so old channels are closed
+    together with this one only.
     """
 
     def __init__(self, opened: Callable[[], grpc.Channel], paths: Sequence[Path]) -> None:
-        """``opened`` makes a channel of the files at ``paths`` as they are then. Raises what it raises."""
+        """``opened`` makes a channel from the current files at ``paths``. Raises what ``opened`` raises."""
         self._opened, self._paths, self._lock, self._closed = opened, paths, threading.Lock(), False
         self._seen = state_of(paths)
         self._channels = [opened()]
@@ -55,7 +55,7 @@ class RenewingChannel(grpc.Channel):
             log.warning("A certificate cannot be read again (%s); the one before goes on.", error)
             return
         self._channels.append(renewed)
-        if state_of(self._paths) == state:  # else a key and a certificate of two pairs, perhaps: the next call looks again
+        if state_of(self._paths) == state:  # otherwise key and certificate may not match: the next call checks again
             self._seen = state
             log.info("A client's certificate was renewed.")
 
@@ -84,7 +84,7 @@ class RenewingChannel(grpc.Channel):
         self._channels[-1].unsubscribe(callback)
 
     def close(self) -> None:
-        """Close it, and all before it."""
+        """Close it and the older channels."""
         with self._lock:
             self._closed = True
             for channel in self._channels:

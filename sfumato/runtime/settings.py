@@ -1,4 +1,4 @@
-"""How this machine runs sfumato: environment variables ``SFUMATO_*``, never part of a run's result."""
+"""Settings of this machine: environment variables ``SFUMATO_*``. They never change a run's result."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SecretsS
 from sfumato.errors import Faults, InvalidInput
 
 SECRETS = "SFUMATO_SECRETS"
-"""Names the folder of files that hold settings nobody is to see in an environment: passwords, tokens."""
+"""The variable that names a folder of files with secret settings (passwords, tokens), which should not be in an environment."""
 
 
 class FiledSettings(BaseSettings):
-    """Settings that may also be files: what a variable ``NAME`` would say, a file ``NAME`` in the folder ``SFUMATO_SECRETS`` says.
+    """Settings from environment variables, or from files: a file ``NAME`` in the folder ``SFUMATO_SECRETS`` sets what ``NAME`` sets.
 
-    A variable counts for more than a file. With a folder that is not there nothing starts: a secret that is missing would
-    otherwise look like one that nobody wants.
+    A variable overrides a file. A missing folder is an error: missing secrets would otherwise look like secrets that are not set.
 
     Raises:
-        Faults: variables that cannot be, each by its name; what they hold is not repeated, it may be a secret.
+        Faults: invalid variables, by name; their values are not repeated, since they may be secret.
     """
 
     def __init__(self, **given: Any) -> None:
@@ -45,10 +44,10 @@ class FiledSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """What was given, then the environment, then files.
+        """Constructor arguments, then the environment, then files.
 
         Raises:
-            InvalidInput: the folder of files is not there.
+            InvalidInput: the folder of files does not exist.
         """
         folder = os.environ.get(SECRETS, "")
         if not folder:
@@ -59,7 +58,7 @@ class FiledSettings(BaseSettings):
 
 
 class LogFormat(StrEnum):
-    """How a log is written; auto: words on a terminal, else JSON."""
+    """The format of the log; auto is text on a terminal and JSON elsewhere."""
 
     auto = "auto"
     json = "json"
@@ -67,17 +66,17 @@ class LogFormat(StrEnum):
 
 
 class TelemetrySettings(FiledSettings):
-    """What a process tells of its work: ``SFUMATO_TELEMETRY_OTLP``, ``SFUMATO_METRICS_ADDRESS``, ``SFUMATO_LOG_*``."""
+    """Traces, metrics and log of a process: ``SFUMATO_TELEMETRY_OTLP``, ``SFUMATO_METRICS_ADDRESS``, ``SFUMATO_LOG_*``."""
 
     model_config = SettingsConfigDict(env_prefix="SFUMATO_", frozen=True)
 
-    # A collector that takes OTLP over gRPC, such as http://127.0.0.1:4317; empty: no traces.
+    # A collector for OTLP over gRPC, such as http://127.0.0.1:4317; empty: no traces.
     telemetry_otlp: str = ""
-    # Where metrics are served over HTTP, as host:port; empty: nowhere.
+    # Address of the HTTP port for metrics and probes, as host:port; empty: none.
     metrics_address: str = ""
     # auto, json or text.
     log_format: LogFormat = LogFormat.auto
-    # The least that is logged.
+    # The lowest level that is logged.
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
 
@@ -86,24 +85,24 @@ class ServingSettings(FiledSettings):
 
     model_config = SettingsConfigDict(env_prefix="SFUMATO_GRPC_", frozen=True)
 
-    # Where it listens, as host:port; empty: this machine only, at the service's own port.
+    # Address as host:port; empty: 127.0.0.1 and the service's default port.
     address: str = ""
-    # What clients must show as "authorization: Bearer TOKEN"; empty: nothing.
+    # Clients must send it as "authorization: Bearer TOKEN"; empty: no token.
     token: SecretStr = SecretStr("")
-    # PEM files of its certificate chain and key; without them it speaks in the clear.
+    # PEM files of its certificate chain and key; without them there is no TLS.
     tls_certificate: Path | None = None
     tls_key: Path | None = None
-    # PEM file of the authorities that sign clients' certificates; with it, a client without one is turned away (mTLS).
+    # PEM file of the authorities that sign client certificates; with it, clients must have one (mTLS).
     tls_client_authority: Path | None = None
     # Bytes of a message, either way.
     max_message: int = Field(default=64 * 2**20, ge=2**20, le=2**30)
-    # Bytes of a file that is put into the artifact store, and of all that are on their way there or from it at the same time.
+    # Bytes of a file that is put into the artifact store, and of all files in transit at the same time.
     max_artifact: int = Field(default=2**30, ge=2**20)
-    # Calls that may wait for an engine while it is at one.
+    # Calls that may wait for an engine while it is busy.
     waiting: int = Field(default=32, ge=0)
-    # Calls that may be open at once, of all services and kinds; each may hold a message.
+    # Calls that may be open at once, over all services; each may hold a message.
     max_calls: int = Field(default=256, ge=1)
-    # Seconds that calls have to end once the service is told to.
+    # Seconds that open calls have to end when the service is stopped.
     grace: float = Field(default=30.0, ge=0)
 
 
@@ -112,64 +111,64 @@ class ClientSettings(FiledSettings):
 
     model_config = SettingsConfigDict(env_prefix="SFUMATO_CLIENT_", frozen=True)
 
-    # What services want to be shown, where they want anything (their SFUMATO_GRPC_TOKEN).
+    # The services' token (their SFUMATO_GRPC_TOKEN), if they require one.
     token: SecretStr = SecretStr("")
-    # PEM file of the authority that signed the services' certificates; with it, or with an address tls://host:port, it speaks TLS.
+    # PEM file of the authority that signed the services' certificates. TLS is used if it is set, or for addresses tls://host:port.
     ca: Path | None = None
-    # PEM files of this client's own certificate and key, where services ask for them (mTLS).
+    # PEM files of this client's certificate and key, if services require them (mTLS).
     certificate: Path | None = None
     key: Path | None = None
     # Bytes of a message, either way.
     max_message: int = Field(default=64 * 2**20, ge=2**20, le=2**30)
-    # Seconds that a call with one answer may take where the caller does not say; streams may take as long as they like.
+    # Default timeout in seconds of a call with one answer; streams have none.
     timeout: float = Field(default=600.0, gt=0)
 
 
 class Settings(FiledSettings):
-    """Read once where a program starts, and handed on as plain values."""
+    """Read once when a program starts, and passed on as plain values."""
 
     model_config = SettingsConfigDict(env_prefix="SFUMATO_", frozen=True)
 
-    # Where runs and their artifacts lie.
+    # Folder of runs and their artifacts.
     runs: Path = Path("runs")
-    # Another place for artifacts (a folder or an obstore URL such as s3://bucket/prefix); empty: <runs>/artifacts.
+    # Artifact store: a folder, or an obstore URL such as s3://bucket/prefix; empty: <runs>/artifacts.
     artifacts: str = ""
     # The registry's database, sqlite:///PATH or postgresql://USER@HOST/NAME; empty: registry.sqlite among the runs.
     registry_url: str = ""
-    # Vista's models, where they are not the shipped ones (retrained with `sfumato vista train`).
+    # Folder of Vista's models, if they are not the shipped ones (retrained with `sfumato vista train`).
     weights: Path | None = None
-    # Whether a task may name a folder of this machine as its model; no service that others can reach should be told so.
+    # Whether a task may name a folder of this machine as its model; leave it off for services that others can reach.
     model_folders: bool = False
-    # Processes that paint, and that train, side by side; 0: as many as the machine has cores, one where a model is large.
+    # Parallel generator processes, and trainer processes; 0: one per core, or one if a model is large.
     workers: int = Field(default=0, ge=0, le=64)
-    # CPU threads of each worker process; the last bits of a matrix product depend on it, so it is fixed and not measured.
+    # CPU threads of each worker process. The last bits of a matrix product depend on it, so it is a fixed number, not the number of cores.
     threads: int = Field(default=1, ge=1, le=256)
-    # An OpenAI-compatible VLM server that already runs; empty: a run starts its own.
+    # Address of a running OpenAI-compatible VLM server; empty: a run starts its own.
     vlm_url: str = ""
-    # The authority that signed its certificate, where that is a private one (addresses with https://).
+    # PEM file of the authority that signed its certificate, if it is a private one (addresses with https://).
     vlm_ca: Path | None = None
-    # GPUs over which a server that is started here spreads a large model.
+    # GPUs that a server started here uses for a large model (tensor parallel).
     vlm_gpus: int = Field(default=1, ge=1, le=64)
-    # Its key, where it wants one; never shown. A server that is started here asks for the same.
+    # Its API key, if it requires one; never logged. A server that is started here requires the same key.
     vlm_api_key: SecretStr = SecretStr("")
-    # Seconds a question to it may take: a large model writes a long answer for a minute or two.
+    # Timeout in seconds of a question: a long answer of a large model takes a minute or two.
     vlm_timeout: float = Field(default=300.0, gt=0)
-    # Seconds in which it may still be coming up; a run that starts its own gives that one longer.
+    # Seconds to wait for a server that is still starting; a run that starts its own waits longer.
     vlm_wait: float = Field(default=10.0, ge=0)
 
     @property
     def artifacts_url(self) -> str:
-        """Where artifacts lie, the default filled in."""
+        """The artifact store, with the default filled in."""
         return self.artifacts or str(self.runs / "artifacts")
 
     @property
     def registry_database(self) -> str:
-        """The registry's database, the default filled in."""
+        """The registry's database, with the default filled in."""
         return self.registry_url or f"sqlite:///{self.runs / 'registry.sqlite'}"
 
 
 class StoreSettings(FiledSettings):
-    """The keys of a bucket: ``AWS_*`` as everywhere, for those who have them as files. What is not said here, the store finds itself."""
+    """Credentials of a bucket, ``AWS_*``, which may be files. What is not set here, the store finds by its own means."""
 
     model_config = SettingsConfigDict(env_prefix="AWS_", frozen=True)
 
@@ -179,36 +178,36 @@ class StoreSettings(FiledSettings):
 
 
 class BusSettings(FiledSettings):
-    """Where the bus is and how it is used: ``SFUMATO_BUS_*``, the same for the orchestrator and for every worker."""
+    """The bus: ``SFUMATO_BUS_*``, the same for the orchestrator and every worker."""
 
     model_config = SettingsConfigDict(env_prefix="SFUMATO_BUS_", frozen=True)
 
-    # nats-server's address; several, with commas, of a cluster.
+    # nats-server's address; for a cluster several, separated by commas.
     url: str = "nats://127.0.0.1:4222"
-    # What it wants to be shown, where it wants anything: a token,
+    # Its token, if it requires one,
     token: SecretStr = SecretStr("")
-    # or a name and a password. Whoever has a name is answered on subjects that begin with it (_INBOX.NAME), which others may not read.
+    # or a user and a password. A user's replies come on subjects that begin with _INBOX.NAME, which other users may not read.
     user: str = Field(default="", pattern=r"^[A-Za-z0-9_-]*$")
     password: SecretStr = SecretStr("")
-    # The authority that signed its certificate, where that is a private one (addresses with tls://).
+    # PEM file of the authority that signed its certificate, if it is a private one (addresses with tls://).
     ca: Path | None = None
-    # On how many servers of a cluster streams are kept: 1, or 3 in production.
+    # Replicas of the streams in a cluster: 1, or 3 in production.
     replicas: int = Field(default=1, ge=1, le=5)
-    # Seconds without a word from a worker after which its task is given to another.
+    # Seconds without a message from a worker after which its task is delivered to another.
     ack_wait: float = Field(default=30.0, ge=0.2)
-    # How often a task may fail before it is set aside as a dead letter. That something it needs is away (`Unavailable`) is not counted.
+    # Failures after which a task becomes a dead letter; `Unavailable` (something that it needs is away) is not counted.
     failures: int = Field(default=3, ge=1, le=1000)
-    # How often it is given out at all, also where its worker was killed, was told to end or lacked something, before it is set aside.
+    # Deliveries after which it becomes a dead letter, whatever the reason (its worker was killed, stopped, or lacked something).
     deliveries: int = Field(default=20, ge=1, le=1000)
-    # Seconds before a task that failed is given out again, the first time; doubled each time, up to half a minute.
+    # Seconds before a failed task is delivered again; doubled after each delivery, at most 30.
     retry_delay: float = Field(default=1.0, ge=0)
-    # Tasks of one service that may be in the hands of workers at the same time.
+    # Tasks of one service that workers may have taken at the same time.
     in_work: int = Field(default=1000, ge=1)
-    # Tasks of one service that a run has on the bus; the others wait in the orchestrator, where urgent ones overtake.
+    # Tasks of one service that a run publishes at a time; the others wait in the orchestrator, where urgent tasks go first.
     window: int = Field(default=256, ge=1)
-    # Seconds after which a run first looks by itself after a task it heard nothing of; then less and less often.
+    # Seconds after which a run first checks on a task without a result; the interval grows.
     look: float = Field(default=5.0, gt=0)
-    # Seconds for which the bus may be away before a run gives up.
+    # Seconds that the bus may be away before a run gives up.
     patience: float = Field(default=120.0, gt=0)
-    # Seconds that a worker which is told to end has for what it is doing.
+    # Seconds that a worker has to finish its tasks when it is stopped.
     grace: float = Field(default=30.0, ge=0)

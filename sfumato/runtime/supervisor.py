@@ -1,4 +1,4 @@
-"""Keeps programs of this machine up: starts them, waits until they are healthy, starts again what dies, ends them in good order."""
+"""Runs the programs of a system on this machine: start, wait until healthy, restart after a crash, stop in reverse order."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from typing import Any, BinaryIO
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential
 
 from sfumato.errors import Unavailable
 from sfumato.runtime import child_processes
+from sfumato.runtime.backoff import restarting
 from sfumato.runtime.client import channel
 
 LONGEST_LINE = 2**16
 STEADY = 60.0
-"""Seconds of life after which a program that dies is started again at once, as if it were the first time."""
+"""Seconds of life after which a program that ends is restarted at once, without a pause."""
 LOOK = 0.2
-"""Seconds between looks at health."""
+"""Seconds between health checks."""
 UNUSABLE = 2
-"""Exit status of a program that no second start would help: settings, an address or weights are unusable."""
+"""Exit status of a program that would fail again: settings, an address or weights are unusable."""
 
 Tell = Callable[[str, bytes], None]
-"""Told every line that a program writes, and what becomes of it: its name, and the words."""
+"""Receives every line that a program writes and every change of its state: the program's name, and the line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A module to run, where it answers over gRPC, and what its environment has besides this process's."""
+    """A module to run, its gRPC address, and its environment variables in addition to this process's."""
 
     name: str
     module: str
@@ -47,7 +47,7 @@ class Program:
 
 @dataclass(slots=True, eq=False)
 class _ProgramState:
-    """A program that is kept up, and its process while it has one."""
+    """A supervised program, and its process while it runs."""
 
     program: Program
     process: asyncio.subprocess.Process | None = None
@@ -57,26 +57,26 @@ class _ProgramState:
 
 
 class _ProcessEnded(Exception):
-    """The program's process ended by itself."""
+    """The program's process ended without being stopped."""
 
 
 class Supervisor:
-    """Starts programs and keeps them up until it is told to stop; all in one event loop, in the main thread."""
+    """Starts programs and restarts them until it is stopped; in one event loop, in the main thread."""
 
     def __init__(self, logs: Path, tell: Tell, *, ready: float = 900.0, grace: float = 40.0) -> None:
-        """Each program's output goes to a file of ``logs`` and to ``tell``.
+        """Each program's output goes to a file in ``logs`` and to ``tell``.
 
-        ``ready`` is the seconds in which it must be healthy, ``grace`` those that it has to end.
+        A program must be healthy within ``ready`` seconds of its start and end within ``grace`` seconds of SIGTERM.
         """
         self._logs, self._tell, self._ready, self._grace = logs, tell, ready, grace
         self._groups: list[list[_ProgramState]] = []
         self._stopping = False
 
     async def start(self, programs: Sequence[Program]) -> None:
-        """Start these and wait until all of them are SERVING.
+        """Start these programs and wait until all are SERVING.
 
         Raises:
-            Unavailable: one cannot be used as it is set up, or is not healthy in time; its last words are told.
+            Unavailable: a program is not usable as configured, or not healthy in time; the message holds the end of its log.
         """
         begun = [_ProgramState(program) for program in programs]
         self._groups.append(begun)
@@ -87,37 +87,33 @@ class Supervisor:
             kept.served = True
 
     async def stop(self) -> None:
-        """End all programs, those that were started last first; by force what does not go within the grace."""
+        """Stop all programs in reverse order of their start; kill those that do not end within the grace."""
         self._stopping = True
         for group in reversed(self._groups):
             await asyncio.gather(*(self._end(kept) for kept in group))
 
     def kill(self) -> None:
-        """End them at once."""
+        """Kill all programs."""
         self._stopping = True
         for kept in (kept for group in self._groups for kept in group):
             if kept.process is not None and kept.process.returncode is None:
                 kept.process.kill()
 
     async def _keep(self, kept: _ProgramState) -> None:
-        """Start a program as often as it ends; less and less often where it does not live long."""
-        name = kept.program.name
-
-        def wait_told(state: RetryCallState) -> None:
-            why, pause = state.outcome.exception() if state.outcome else None, state.next_action.sleep if state.next_action else 0
-            self._tell(name, f"{why}; it is started again in {pause:.1f} s".encode())
-
+        """Restart a program whenever it ends, with growing pauses if it ends soon after each start."""
         while not self._stopping:
-            waiting = wait_exponential(multiplier=0.5, max=30)
-            async for attempt in AsyncRetrying(wait=waiting, retry=retry_if_exception_type(_ProcessEnded), before_sleep=wait_told):
+            attempts = restarting(
+                lambda error: isinstance(error, _ProcessEnded), lambda words: self._tell(kept.program.name, words.encode())
+            )
+            async for attempt in attempts:
                 with attempt:
                     await self._live(kept)
 
     async def _live(self, kept: _ProgramState) -> None:
-        """One life of a program, from its start to its end.
+        """Run a program once, from its start to its end.
 
         Raises:
-            _ProcessEnded: it ended by itself, and soon.
+            _ProcessEnded: it ended within `STEADY` seconds.
         """
         program, began = kept.program, time.monotonic()
         with (self._logs / f"{program.name}.log").open("ab") as log:
@@ -129,7 +125,7 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for this process, which ends them in order
+                start_new_session=True,  # Ctrl-C reaches this process only, which stops the programs in order
                 preexec_fn=functools.partial(child_processes.end_with, os.getpid()),
             )
             again = asyncio.create_task(self._tell_again(kept)) if kept.served else None
@@ -163,7 +159,7 @@ class Supervisor:
         """Wait until a program is SERVING.
 
         Raises:
-            Unavailable: it cannot be used, or is not healthy in time.
+            Unavailable: it is not usable as configured, or not healthy in time.
         """
         deadline = time.monotonic() + self._ready
         while not await asyncio.to_thread(serving, kept.program.address):
@@ -181,20 +177,20 @@ class Supervisor:
             try:
                 await asyncio.wait_for(process.wait(), self._grace)
             except TimeoutError:
-                self._tell(kept.program.name, f"did not end within {self._grace:.0f} s and is ended by force".encode())
+                self._tell(kept.program.name, f"did not end within {self._grace:.0f} s and is killed".encode())
                 process.kill()
                 await process.wait()
         if keeping is not None:
             if alive:
-                await asyncio.wait([keeping], timeout=2.0)  # for its last words
-            keeping.cancel()  # it may sleep between two lives
+                await asyncio.wait([keeping], timeout=2.0)  # for the rest of its output
+            keeping.cancel()  # it may be in a pause between two starts
             await asyncio.wait([keeping])
 
 
 def serving(address: str) -> bool:
-    """Whether the program that listens there says that it is SERVING."""
+    """Whether the program at this address reports SERVING."""
     with channel(address) as asked:
-        health: Any = health_pb2_grpc.HealthStub(asked)  # its types know no calls
+        health: Any = health_pb2_grpc.HealthStub(asked)  # its types lack the calls
         try:
             return health.Check(health_pb2.HealthCheckRequest(), timeout=2.0).status == health_pb2.HealthCheckResponse.SERVING
         except grpc.RpcError:
@@ -202,7 +198,7 @@ def serving(address: str) -> bool:
 
 
 async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
-    """Lines as they come; one that is too long in pieces."""
+    """Lines of a stream; a line that is too long is split."""
     rest = b""
     while data := await stream.read(LONGEST_LINE):
         *whole, rest = (rest + data).split(b"\n")

@@ -1,4 +1,4 @@
-"""The system that `sfumato up` runs on this machine, as a file tells it, so that other commands find it."""
+"""The file in which `sfumato up` records the running system of this machine, for other commands."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ class Member(BaseModel):
 
 
 class System(BaseModel):
-    """A running system: the process that keeps it up, its bus, and its services by name (a second worker is ``generator-2``)."""
+    """A running system: the process of `sfumato up`, the bus, and the services by name (a second worker is ``generator-2``)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     pid: int
-    # When that process was started, in seconds of the epoch: a number may come again, this with it will not.
+    # When that process was started, in seconds since the epoch: process ids are reused.
     started: float
     bus: str
     members: dict[str, Member]
 
     def address(self, service: str) -> str:
-        """Where a service answers.
+        """The address of a service.
 
         Raises:
-            KeyError: it has none of that name.
+            KeyError: there is no such service.
         """
         return self.members[service].address
 
     def write(self, runs: Path) -> None:
-        """Leave it where `find_system` looks, whole or not at all."""
+        """Write it where `find_system` reads it, whole or not at all."""
         write_whole(runs / FILE, self.model_dump_json(indent=1).encode() + b"\n")
 
 
 def find_system(runs: Path) -> System | None:
-    """The system of this folder of runs; None where none is up."""
+    """The running system of this folder of runs; None if none is up."""
     try:
         system = System.model_validate_json((runs / FILE).read_bytes())
     except (FileNotFoundError, ValueError):

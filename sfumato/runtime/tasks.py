@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 Json: TypeAlias = Any
 
-# Raised when the meaning of tasks changes, so that results of older code are not taken for new ones.
+# Increased when the meaning of tasks changes, so that results of older code are not reused.
 REVISION = 1
 
 
@@ -27,8 +27,8 @@ class Task(BaseModel):
     """One micro-batch for one service. ``kind`` is ``service.verb``; artifacts are named by their SHA-256.
 
     ``items`` has one entry per sample, ``params`` what they share, ``model`` the version of the weights that are used.
-    By what name to find these weights (``model_reference``, see `sfumato.runtime.models.references`) and what the orchestrator calls the
-    stage do not change the result, nor the id.
+    The reference by which these weights are found (``model_reference``, see `sfumato.runtime.models.references`) and the stage's name
+    change neither the result nor the id.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,7 +42,7 @@ class Task(BaseModel):
 
     @property
     def service(self) -> str:
-        """Who does it."""
+        """The service that does it."""
         return self.kind.split(".", 1)[0]
 
     @cached_property
@@ -53,7 +53,7 @@ class Task(BaseModel):
 
 
 class Manifest(BaseModel):
-    """The record of a finished task. With it in the store, the task is done; it holds all that is needed to do it again."""
+    """The record of a finished task: a task is done if its manifest is in the store. It holds all that is needed to do the task again."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -64,7 +64,7 @@ class Manifest(BaseModel):
     model: str
     # One JSON value per item, or whatever the kind of task returns.
     values: Json
-    # Name of an output -> SHA-256 of its bytes in the store.
+    # Name of an output file -> SHA-256 of its bytes in the store.
     files: dict[str, str]
     versions: dict[str, str]
 
@@ -81,18 +81,18 @@ Handler: TypeAlias = Callable[[Task, ArtifactStore], Output]
 
 
 def canonical(value: Json) -> bytes:
-    """JSON with one spelling: sorted keys, no spaces. Raises ValueError on numbers that are not finite."""
+    """Canonical JSON: sorted keys, no spaces. Raises ValueError on numbers that are not finite."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
 
 
 def find(task: Task, artifacts: ArtifactStore) -> Manifest | None:
-    """The manifest of ``task`` if it was done before, by anybody."""
+    """The manifest of ``task`` if it is done, by this or any other process; else None."""
     data = artifacts.read_key(manifest_key(task.id))
     return None if data is None else Manifest.model_validate_json(data)
 
 
 def perform(task: Task, handler: Handler, artifacts: ArtifactStore, versions: Mapping[str, str]) -> Manifest:
-    """Do ``task`` unless it is done: outputs first, then the manifest, so a killed worker leaves no half of a result."""
+    """Do ``task`` unless it is done. Outputs are stored before the manifest, so a killed worker leaves no partial result."""
     done = find(task, artifacts)
     if done is not None:
         return done
@@ -118,5 +118,5 @@ def perform(task: Task, handler: Handler, artifacts: ArtifactStore, versions: Ma
 
 
 def manifest_key(task_id: str) -> str:
-    """Where a task's manifest lies in the store."""
+    """The name of a task's manifest in the store."""
     return f"manifests/{task_id[:2]}/{task_id}.json"

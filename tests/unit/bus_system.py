@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator.jetstream import JetStreamTransport
-
+from orchestrator.transports.jetstream import JetStreamTransport
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.bus.nats_server import NatsServer
 from sfumato.runtime.settings import BusSettings

@@ -11,7 +11,7 @@ from orchestrator.recipes.artaug.summary import mean
 from orchestrator.recipes.lineage import LineageGraph, Product
 from orchestrator.recipes.spec import nested_exclusion
 from orchestrator.recipes.tasks import Painted
-from sfumato.registry.records import Base, Lineage, Node, Part, Version, version_id
+from sfumato.registry.records import Base, Lineage, Node, Version, WeightedAdapter, version_id
 
 
 def products(name: str, plan: ArtAugPlan, state: State, libraries: Mapping[str, str]) -> Sequence[Product]:
@@ -45,7 +45,7 @@ def _lineage(run: Node, name: str, base: Base, adapter: str, parent: Version, it
     """The graph of one iteration's model; ``parent`` is the one before it."""
     attempt, graph = iteration.attempt, LineageGraph({run.id: run})
     assert attempt is not None
-    version = Node("version", version_id(base.id, (Part(adapter),)))
+    version = Node("version", version_id(base.id, (WeightedAdapter(adapter),)))
     step = Node.about("iteration", run=name, index=iteration.index, **_summary(iteration, attempt))
     graph.add(version, "made_by", step)
     graph.add(step, "part_of", run)

@@ -26,6 +26,7 @@ from orchestrator.recipes.artaug.state import (
     dead_lettered,
 )
 from sfumato.runs.records import DeadLettered
+from sfumato.scoring.preference import win_probability
 
 Number = float | None
 
@@ -209,11 +210,6 @@ def _comparison(spec: ArtAugSpec, state: State, marks: Mapping[str, Mapping[str,
 # --- arithmetic ---
 
 
-def preference(a: float, b: float) -> float:
-    """The probability that the picture scored ``a`` is preferred to the one scored ``b`` (PickScore, equation 1)."""
-    return 0.5 * (1 + math.tanh((a - b) / 2))
-
-
 def mean(values: Iterable[float]) -> Number:
     """The mean, None of nothing or of what is not finite."""
     values = array("d", values)
@@ -232,7 +228,7 @@ def _mean_of(heldout: HeldOutResult | None, metric: str) -> Number:
 def _share(heldout: HeldOutResult | None, other: HeldOutResult | None, metric: str) -> Number:
     """The mean probability, in %, that a picture is preferred to the other model's of the same prompt and seed."""
     pairs = _both(heldout, other, metric)
-    share = mean(preference(a, b) for a, b in pairs)
+    share = mean(win_probability(a, b) for a, b in pairs)
     return None if share is None else 100 * share
 
 

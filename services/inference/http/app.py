@@ -1,4 +1,4 @@
-"""The HTTP application: routes, and what every answer has in common."""
+"""The HTTP application: its routes, and the steps that all requests share."""
 
 from __future__ import annotations
 
@@ -16,62 +16,72 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from services.inference.http import bodies, documents, page
-from services.inference.http.audit import Audit
-from services.inference.http.errors import HANDLED, Refused, answer, told
-from services.inference.http.idempotency import Answers
+from services.inference.http.audit import AuditLog
+from services.inference.http.errors import HANDLED, RequestRefused, answer, told
+from services.inference.http.idempotency import IdempotentAnswers
+from services.inference.http.images import FinishedImages, Images, Preview
 from services.inference.http.keys import Keyring, Owner
-from services.inference.http.measured import Measured
-from services.inference.http.schemas import EditRequest, GenerationRequest, ImagesAnswer, ModelField, ModelsAnswer, Painting, PictureField
+from services.inference.http.request_metrics import RequestMetrics
+from services.inference.http.schemas import (
+    EditRequest,
+    GenerationRequest,
+    ImageFields,
+    ImagesAnswer,
+    ModelField,
+    ModelsAnswer,
+    PictureField,
+)
 from services.inference.http.streaming import streamed, while_connected
-from services.inference.http.studio import Finished, Preview, Studio
 from services.inference.settings import InferenceSettings
 from sfumato.errors import SfumatoError, Unavailable
 
 VERSION = "x-sfumato-model-version"
 
 
-class Front:
-    """Everything between a socket and the studio; requests are answered once there is a studio, and told to come again before."""
+class AppState:
+    """The application's state: keys, audit log, kept answers, and `Images` once the model is loaded."""
 
     def __init__(self, settings: InferenceSettings) -> None:
-        """Raises InvalidInput: the file of keys, or a rate, is unusable."""
+        """Raises InvalidInput when the file of keys or a rate is unusable."""
         self.settings = settings
         self.keyring = Keyring.read(settings.keys, rate=settings.rate, concurrency=settings.concurrency)
-        self.audit = Audit(settings.audit, settings.audit_prompts)
-        self.answers: Answers[Finished] = Answers(settings.idempotency_seconds, settings.idempotency_bytes, lambda finished: finished.bytes)
+        self.audit = AuditLog(settings.audit, settings.audit_prompts)
+        self.answers: IdempotentAnswers[FinishedImages] = IdempotentAnswers(
+            settings.idempotency_seconds, settings.idempotency_bytes, lambda finished: finished.bytes
+        )
         self.trouble = ""
         self.failure: SfumatoError | None = None
-        self._studio: Studio | None = None
+        self._images: Images | None = None
 
     @property
-    def studio(self) -> Studio:
-        """Where pictures are made.
+    def images(self) -> Images:
+        """Paints the pictures.
 
         Raises:
-            Unavailable: not yet, or not any more.
+            Unavailable: the model is still being loaded, or the service is ending.
         """
-        if self._studio is None:
+        if self._images is None:
             raise Unavailable(self.trouble or "The model is being loaded.", hint="Wait until /readyz answers 200.")
-        return self._studio
+        return self._images
 
-    def open(self, studio: Studio) -> None:
-        """From now on requests are served."""
-        self._studio = studio
+    def open(self, images: Images) -> None:
+        """Serve requests from now on."""
+        self._images = images
 
     def close(self) -> None:
-        """From now on none is."""
-        self._studio, self.trouble = None, "This service is being ended."
+        """Serve no more requests."""
+        self._images, self.trouble = None, "This service is being ended."
         self.audit.close()
 
     @property
     def ready(self) -> bool:
-        """Whether a request would be served now."""
-        return self._studio is not None and self._studio.catalog.ready
+        """Whether a version is ready to answer requests."""
+        return self._images is not None and self._images.catalog.ready
 
 
 @dataclass(eq=False)
-class _Order:
-    """A request to paint on its way through: who sent it, what it asks for, and what the log will say of it."""
+class RequestContext:
+    """A request to paint: its client, its fields once they are parsed, and what the audit log records of it."""
 
     owner: Owner
     path: str
@@ -79,117 +89,117 @@ class _Order:
     client: str
     identity: str
     begun: float = field(default_factory=time.perf_counter)
-    fields: Painting | None = None
-    edit: bodies.Edit | None = None
+    fields: ImageFields | None = None
+    edit: bodies.EditForm | None = None
     headers: dict[str, str] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
-        """What tells it from other requests."""
+        """A digest that differs for different requests."""
         assert self.fields is not None
         return f"{self.path} {bodies.fingerprint(self.fields) if self.edit is None else self.edit.fingerprint()}"
 
 
-def make_app(front: Front) -> FastAPI:
-    """The application on a front."""
+def make_app(state: AppState) -> FastAPI:
+    """The application."""
     app = FastAPI(**documents.ABOUT)
     for kind in HANDLED:
         app.add_exception_handler(kind, _failed)
-    app.add_middleware(Measured)
+    app.add_middleware(RequestMetrics)
 
     @app.post("/v1/images/generations", **documents.GENERATIONS)
     async def generations(request: Request) -> Response:
-        """Paint pictures from words."""
+        """Paint pictures from a prompt."""
 
         async def read() -> tuple[GenerationRequest, None]:
-            return await bodies.read_generation(request, front.settings.max_body), None
+            return await bodies.read_generation(request, state.settings.max_body), None
 
-        return await _served(front, request, "image_generation", read)
+        return await _served(state, request, "image_generation", read)
 
     @app.post("/v1/images/edits", **documents.EDITS)
     async def edits(request: Request) -> Response:
-        """Paint pictures from words and a picture; where there is a mask, only there."""
+        """Paint pictures from a prompt and an image; with a mask, only the masked part."""
 
-        async def read() -> tuple[EditRequest, bodies.Edit]:
-            edit = await bodies.read_edit(request, front.settings.max_upload)
+        async def read() -> tuple[EditRequest, bodies.EditForm]:
+            edit = await bodies.read_edit(request, state.settings.max_upload)
             return edit.fields, edit
 
-        return await _served(front, request, "image_edit", read)
+        return await _served(state, request, "image_edit", read)
 
     @app.get("/v1/models", **documents.MODELS)
     async def models(request: Request) -> ModelsAnswer:
-        """The models that requests may name, with the base they stand on and the version they came of."""
-        front.keyring.owner(request.headers.get("authorization", ""))
-        return ModelsAnswer(data=_listed(front))
+        """The models that requests may name, with their base and the version before."""
+        state.keyring.owner(request.headers.get("authorization", ""))
+        return ModelsAnswer(data=_listed(state))
 
     @app.get("/v1/models/{model:path}", **documents.MODEL)
     async def model(request: Request, model: str) -> ModelField:
-        """One of them."""
-        front.keyring.owner(request.headers.get("authorization", ""))
-        for listed in _listed(front):
+        """One model."""
+        state.keyring.owner(request.headers.get("authorization", ""))
+        for listed in _listed(state):
             if listed.id == model:
                 return listed
-        raise Refused(404, f"model: No model is called {model[:80]!r}. See /v1/models.", "model_not_found", "model")
+        raise RequestRefused(404, f"model: No model is called {model[:80]!r}. See /v1/models.", "model_not_found", "model")
 
     @app.get("/metrics", include_in_schema=False)
     def metrics() -> Response:
-        """For Prometheus."""
+        """Metrics for Prometheus."""
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
-    page.mount(app, front.settings)
+    page.mount(app, state.settings)
     documents.mount(app)
     return app
 
 
 async def _served(
-    front: Front, request: Request, kind: str, read: Callable[[], Awaitable[tuple[Painting, bodies.Edit | None]]]
+    state: AppState, request: Request, kind: str, read: Callable[[], Awaitable[tuple[ImageFields, bodies.EditForm | None]]]
 ) -> Response:
-    """Read, admit, paint once, answer, and tell the audit log how it ended."""
-    owner = front.keyring.owner(request.headers.get("authorization", ""))
+    """Read, admit, paint once, answer, and write to the audit log."""
+    owner = state.keyring.owner(request.headers.get("authorization", ""))
     client = request.client.host if request.client else ""
-    order = _Order(owner, request.url.path, request.headers.get("idempotency-key"), client, request.state.request_id)
+    context = RequestContext(owner, request.url.path, request.headers.get("idempotency-key"), client, request.state.request_id)
     try:
-        front.studio  # noqa: B018 (before a large body is read)
-        fields, order.edit = await read()
-        order.fields = fields
-        paint = partial(_painted, front, order)
+        state.images  # noqa: B018 (raises Unavailable before a large body is read)
+        fields, context.edit = await read()
+        context.fields = fields
+        paint = partial(_painted, state, context)
         if not fields.stream:
             finished = await while_connected(request, paint(None))
-            return JSONResponse(_images(finished), headers={VERSION: finished.version, **order.headers})
+            return JSONResponse(_images_answer(finished), headers={VERSION: finished.version, **context.headers})
         shared = {"background": "opaque", "output_format": fields.kind, "size": fields.size or "auto", "quality": fields.quality or "auto"}
-        return await streamed(request, kind, paint, shared, lambda version: {VERSION: version, **order.headers})
+        return await streamed(request, kind, paint, shared, lambda version: {VERSION: version, **context.headers})
     except Exception as error:
-        if order.fields is None:
-            _tell(front, order, error)
+        if context.fields is None:
+            _tell(state, context, error)
         raise
 
 
-async def _painted(front: Front, order: _Order, show: Callable[[Preview], object] | None) -> Finished:
-    """The request's pictures, painted now or kept from before; the audit log is told either way."""
-    fields, before = order.fields, False
+async def _painted(state: AppState, context: RequestContext, show: Callable[[Preview], object] | None) -> FinishedImages:
+    """The request's pictures, painted now or kept from an earlier request; both go into the audit log."""
+    fields, before = context.fields, False
     assert fields is not None
 
-    async def work() -> Finished:
-        async with front.keyring.admitted(order.owner, fields.pictures) as headers:
-            order.headers |= headers
-            return await front.studio.paint(fields, order.edit, show)
+    async def work() -> FinishedImages:
+        async with state.keyring.admitted(context.owner, fields.pictures) as headers:
+            context.headers |= headers
+            return await state.images.paint(fields, context.edit, show)
 
     try:
-        if order.key is None:
+        if context.key is None:
             finished = await work()
         else:
-            finished, before = await front.answers.once(order.owner.name, order.key, order.fingerprint, work)
-            order.headers |= {"idempotent-replayed": "true"} if before else {}
+            finished, before = await state.answers.once(context.owner.name, context.key, context.fingerprint, work)
+            context.headers |= {"idempotent-replayed": "true"} if before else {}
     except asyncio.CancelledError:
-        _tell(front, order, ClientDisconnect())
+        _tell(state, context, ClientDisconnect())
         raise
     except Exception as error:
-        _tell(front, order, error)
+        _tell(state, context, error)
         raise
-    front.audit.tell(
+    state.audit.tell(
         "painted",
         fields,
-        **_who(order),
+        **_who(context),
         status=200,
         replayed=before or None,
         version=finished.version,
@@ -199,19 +209,19 @@ async def _painted(front: Front, order: _Order, show: Callable[[Preview], object
     return finished
 
 
-def _tell(front: Front, order: _Order, error: Exception) -> None:
-    """A request that was refused, failed or was given up, in the audit log."""
+def _tell(state: AppState, context: RequestContext, error: Exception) -> None:
+    """Write a request that was refused, failed or was cancelled to the audit log."""
     refused, event = told(error), "given up" if isinstance(error, ClientDisconnect) else "refused"
-    front.audit.tell(event, order.fields, **_who(order), status=refused.status, code=refused.code, param=refused.param)
+    state.audit.tell(event, context.fields, **_who(context), status=refused.status, code=refused.code, param=refused.param)
 
 
-def _who(order: _Order) -> Mapping[str, Any]:
-    seconds = round(time.perf_counter() - order.begun, 4)
-    return {"request": order.identity, "key": order.owner.name, "client": order.client, "path": order.path, "seconds": seconds}
+def _who(context: RequestContext) -> Mapping[str, Any]:
+    seconds = round(time.perf_counter() - context.begun, 4)
+    return {"request": context.identity, "key": context.owner.name, "client": context.client, "path": context.path, "seconds": seconds}
 
 
-def _images(finished: Finished) -> dict[str, Any]:
-    """The answer that is no stream."""
+def _images_answer(finished: FinishedImages) -> dict[str, Any]:
+    """The answer when it is not streamed."""
     pictures = [PictureField(b64_json=base64.b64encode(file).decode(), seed=seed) for seed, file in finished.files]
     return ImagesAnswer(
         created=finished.created,
@@ -224,7 +234,7 @@ def _images(finished: Finished) -> dict[str, Any]:
     ).model_dump(exclude_none=True)
 
 
-def _listed(front: Front) -> list[ModelField]:
+def _listed(state: AppState) -> list[ModelField]:
     return [
         ModelField(
             id=each.id,
@@ -234,10 +244,10 @@ def _listed(front: Front) -> list[ModelField]:
             version=each.version or None,
             refused=each.refused or None,
         )
-        for each in front.studio.catalog.listing()
+        for each in state.images.catalog.listing()
     ]
 
 
 async def _failed(_: Request, error: Exception) -> Response:
-    """Any error as OpenAI's clients read it."""
+    """Any error in OpenAI's shape."""
     return answer(told(error))

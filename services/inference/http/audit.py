@@ -1,4 +1,4 @@
-"""The audit log: one line of JSON for every request that was understood, by whom and with what end. Never a key, never a picture."""
+"""The audit log: one line of JSON for every parsed request, with its key's name and its result. It contains no key and no picture."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any, TextIO
 
 import structlog
 
-from services.inference.http.schemas import Painting
+from services.inference.http.schemas import ImageFields
 
 _LEFT_OUT = {"prompt", "negative_prompt", "regions", "user", "safety_identifier"}
 
 
-class Audit:
-    """Writes to a file, or into the process's log."""
+class AuditLog:
+    """Writes to a file, or to the process's log."""
 
     def __init__(self, path: Path | None = None, prompts: bool = False) -> None:
-        """``prompts``: whether they are written; else their SHA-256, by which equal ones can be told."""
+        """``prompts``: whether prompts are written; else their SHA-256, so that equal prompts can be recognised."""
         self._prompts = prompts
         self._file: TextIO | None = None
         if path is None:
@@ -37,17 +37,17 @@ class Audit:
             wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         )
 
-    def tell(self, event: str, fields: Painting | None, **words: Any) -> None:
-        """One line: what happened, what was asked for, and whatever else there is to say; what is None is left out."""
+    def tell(self, event: str, fields: ImageFields | None, **words: Any) -> None:
+        """Write one line: the event, the request's fields, and further values; values of None are left out."""
         told = {} if fields is None else self._asked(fields)
         self._log.info(event, **told, **{name: word for name, word in words.items() if word is not None})
 
     def close(self) -> None:
-        """Close its file."""
+        """Close the file."""
         if self._file is not None:
             self._file.close()
 
-    def _asked(self, fields: Painting) -> dict[str, Any]:
+    def _asked(self, fields: ImageFields) -> dict[str, Any]:
         told = fields.model_dump(exclude_none=True, exclude=_LEFT_OUT)
         words = {"prompt": fields.prompt, "negative_prompt": fields.negative_prompt}
         for index, region in enumerate(fields.regions or ()):

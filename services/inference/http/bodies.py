@@ -1,4 +1,4 @@
-"""Reading what clients send: a body's kind and size, JSON, and multipart forms as OpenAI's clients write them."""
+"""Reads request bodies: media type and size, JSON, and multipart forms as OpenAI's clients write them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 from starlette.types import Message
 
-from services.inference.http.errors import Refused
+from services.inference.http.errors import RequestRefused
 from services.inference.http.schemas import EditRequest, GenerationRequest
 from sfumato.errors import InvalidInput
 from sfumato.runtime.images import MAX_BYTES
 
 MOST_FIELDS, LONGEST_FIELD = 400, 1_000_000
-"""Parts of a form that are no files, and bytes of one."""
+"""Maximum number of form fields that are not files, and maximum bytes of one."""
 IMAGE_FIELDS = ("image", "image[]")
 _REGION = re.compile(r"regions\[\]\[(prompt|strength|bbox)\](\[\])?")
 
@@ -31,36 +31,36 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Edit:
-    """A form of ``POST /v1/images/edits``: its fields, and the bytes of its files."""
+class EditForm:
+    """The form of ``POST /v1/images/edits``: its fields, and the bytes of its files."""
 
     fields: EditRequest
     image: bytes
     mask: bytes | None
 
     def fingerprint(self) -> str:
-        """A digest of all of it."""
+        """A digest of all fields and files."""
         return _digest(self.fields, self.image, self.mask or b"")
 
 
 async def read_generation(request: Request, most: int) -> GenerationRequest:
-    """A request's JSON of ``most`` bytes.
+    """A request's JSON body of at most ``most`` bytes.
 
     Raises:
-        Refused: 415, it is not JSON by its header; 413, it is larger.
-        ValidationError: it is not JSON, or not as described.
+        RequestRefused: 415, its header names another media type; 413, it is larger.
+        ValidationError: it is not JSON, or does not fit the schema.
     """
     _expect(request, "application/json")
     return GenerationRequest.model_validate_json(await _bounded(request, most).body())
 
 
-async def read_edit(request: Request, most: int) -> Edit:
-    """A request's multipart form of ``most`` bytes. Regions are a field of JSON, or fields ``regions[][prompt]`` as clients write them.
+async def read_edit(request: Request, most: int) -> EditForm:
+    """A request's multipart form of at most ``most`` bytes. Regions are one field of JSON, or fields ``regions[][prompt]``.
 
     Raises:
-        Refused: 415, it is no form by its header; 413, it is larger; 400, it cannot be read.
-        InvalidInput: a file is absent, too large, or one of several.
-        ValidationError: its fields are not as described.
+        RequestRefused: 415, its header names another media type; 413, it is larger; 400, it cannot be read.
+        InvalidInput: a file is too large, or there are several.
+        ValidationError: its fields do not fit the schema.
     """
     _expect(request, "multipart/form-data")
     try:
@@ -69,29 +69,29 @@ async def read_edit(request: Request, most: int) -> Edit:
             mask = await _file(form, "mask")
             fields = _fields(form)
     except (MultiPartException, MultipartParseError) as error:
-        raise Refused(400, f"The form cannot be read: {error}", "invalid_form") from error
-    except HTTPException as error:  # what Starlette makes of the first within an application
-        raise Refused(400, f"The form cannot be read: {error.detail}", "invalid_form") from error
-    # As from JSON text, so that a form's words become numbers and yet 1.5 is no whole number.
+        raise RequestRefused(400, f"The form cannot be read: {error}", "invalid_form") from error
+    except HTTPException as error:  # Starlette converts the first into this one within an application
+        raise RequestRefused(400, f"The form cannot be read: {error.detail}", "invalid_form") from error
+    # Validated as strings: form values become numbers, but 1.5 is not an integer.
     edit = EditRequest.model_validate_strings(fields, strict=False) if not fields.get("regions") else _with_regions(fields)
     if image is None:
-        raise Refused(400, "image: is required.", "missing_required_parameter", "image")
-    return Edit(edit, image, mask)
+        raise RequestRefused(400, "image: is required.", "missing_required_parameter", "image")
+    return EditForm(edit, image, mask)
 
 
 def fingerprint(fields: BaseModel) -> str:
-    """A digest of a body that has no files."""
+    """A digest of a body without files."""
     return _digest(fields)
 
 
 def _bounded(request: Request, most: int) -> Request:
-    """The request, whose body may have ``most`` bytes, whatever its header says.
+    """The request with its body limited to ``most`` bytes, independently of its header.
 
     Raises:
-        Refused: 413, its header says more; reading it raises the same.
+        RequestRefused: 413, its header names more; reading more raises the same.
     """
     told, read = request.headers.get("content-length", ""), 0
-    refusal = Refused(413, f"The body is larger than {most} bytes.", "request_too_large")
+    refusal = RequestRefused(413, f"The body is larger than {most} bytes.", "request_too_large")
     if told.isdigit() and int(told[:20]) > most:
         raise refusal
 
@@ -110,7 +110,7 @@ def _expect(request: Request, kind: str) -> None:
     found = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if found != kind:
         message = f"This takes {kind}, not {found[:60] or 'a body of no kind'}: set the header Content-Type."
-        raise Refused(415, message, "unsupported_media_type", "Content-Type")
+        raise RequestRefused(415, message, "unsupported_media_type", "Content-Type")
 
 
 async def _file(form: FormData, *names: str) -> bytes | None:
@@ -130,13 +130,13 @@ async def _file(form: FormData, *names: str) -> bytes | None:
 
 
 def _fields(form: FormData) -> dict[str, Any]:
-    """The form's fields that are no files, each once; regions written in brackets are put together."""
+    """The form's fields that are not files, each at most once; regions in bracket notation are assembled."""
     found: dict[str, Any] = {}
     spread: dict[str, list[str]] = {}
     for name, value in form.multi_items():
         if isinstance(value, UploadFile):
             if name not in (*IMAGE_FIELDS, "mask"):
-                raise Refused(400, f"{name[:100]}: there is no such file.", "unknown_parameter", name[:100])
+                raise RequestRefused(400, f"{name[:100]}: there is no such file.", "unknown_parameter", name[:100])
         elif match := _REGION.fullmatch(name):
             spread.setdefault(match[1], []).append(value)
         elif name in found:
@@ -149,7 +149,7 @@ def _fields(form: FormData) -> dict[str, Any]:
 
 
 def _gathered(spread: Mapping[str, list[str]]) -> list[dict[str, Any]]:
-    """Regions of the words of all prompts, the numbers of all boxes, and the strengths of all or none."""
+    """Regions from all prompts, the sides of all boxes, and the strengths of all or none of them."""
     prompts, numbers, strengths = (spread.get(name, []) for name in ("prompt", "bbox", "strength"))
     if len(numbers) != 4 * len(prompts) or len(strengths) not in (0, len(prompts)):
         raise InvalidInput("regions", "each needs a prompt and a bbox of four numbers.", hint="Or send them as one field of JSON.")
@@ -161,13 +161,13 @@ def _gathered(spread: Mapping[str, list[str]]) -> list[dict[str, Any]]:
 
 
 def _with_regions(fields: dict[str, Any]) -> EditRequest:
-    """The fields with regions, which may still be a text of JSON."""
+    """The fields with their regions, which may still be JSON text."""
     regions = fields["regions"]
     if isinstance(regions, str):
         try:
             regions = json.loads(regions)
         except (ValueError, RecursionError) as error:
-            raise Refused(400, "regions: is not JSON.", "invalid_json", "regions") from error
+            raise RequestRefused(400, "regions: is not JSON.", "invalid_json", "regions") from error
     plain = EditRequest.model_validate_strings({name: value for name, value in fields.items() if name != "regions"}, strict=False)
     return EditRequest.model_validate(plain.model_dump(exclude_unset=True) | {"regions": regions}, strict=False)
 

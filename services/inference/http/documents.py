@@ -1,4 +1,4 @@
-"""What the service says of itself: OpenAPI, and a page to read it in, which loads nothing from elsewhere."""
+"""The OpenAPI description, and Swagger UI served from local files."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def mount(app: FastAPI) -> None:
             swagger_js_url="docs/files/swagger-ui-bundle.js",
             swagger_css_url="docs/files/swagger-ui.css",
             swagger_favicon_url="docs/files/favicon-light-32x32.png",
-            swagger_ui_parameters={"validatorUrl": None},  # else it shows the description to a server elsewhere
+            swagger_ui_parameters={"validatorUrl": None},  # otherwise it sends the description to an external validator
         )
 
     app.mount("/docs/files", StaticFiles(directory=SWAGGER), name="swagger")
@@ -119,8 +119,8 @@ def _description(app: FastAPI) -> dict[str, Any]:
 
 
 def _form(fields: dict[str, Any]) -> dict[str, Any]:
-    """The form of an edit: its fields and its files. Regions are a text of JSON there."""
-    files = {"image": {**_FILE, "description": "PNG, JPEG or WebP."}, "mask": {**_FILE, "description": "Transparent: painted anew."}}
+    """The form of an edit: its fields and its files. Regions are JSON text in a form."""
+    files = {"image": {**_FILE, "description": "PNG, JPEG or WebP."}, "mask": {**_FILE, "description": "Transparent parts are repainted."}}
     regions = {"type": "string", "contentMediaType": "application/json", "description": "As in generations, as JSON."}
     properties = fields["properties"] | {"regions": regions} | files
     return {**fields, "title": "EditForm", "properties": properties, "required": ["image", "prompt"]}

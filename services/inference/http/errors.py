@@ -1,4 +1,4 @@
-"""What clients are told of errors, in OpenAI's shape: the one place where an error becomes an HTTP status."""
+"""Errors in OpenAI's shape: the one place where an error becomes an HTTP status."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ STATUS: Mapping[type[SfumatoError], tuple[int, str, str]] = {
     MissingWeights: (503, "server_error", "unavailable"),
     BrokenWeights: (503, "server_error", "unavailable"),
 }
-"""HTTP status, OpenAI's type, and the code where nothing more is known."""
+"""HTTP status, OpenAI's type, and the default code."""
 RETRY_AFTER = 1.0
-"""Seconds after which a client may try again what found the service busy or loading, where the error does not say."""
+"""Default seconds for ``Retry-After``, when the error names none."""
 LONGEST = 1000
-"""Characters of a message: it may quote what was sent."""
+"""Maximum characters of a message: it may quote the request."""
 
 _PARAMETERS = {
     "width": "size",
@@ -44,11 +44,11 @@ _PARAMETERS = {
     "start.mask": "mask",
     "start.strength": "strength",
 }
-"""What requests call the fields of `sfumato.types.GenerateRequest`, where they call them otherwise."""
+"""Request parameters by the fields of `sfumato.types.GenerateRequest`, where the names differ."""
 
 
 class Problem(BaseModel):
-    """What went wrong, as OpenAI's clients read it."""
+    """An error as OpenAI's clients read it."""
 
     message: str
     type: str
@@ -57,14 +57,14 @@ class Problem(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """The body of every answer that is not a success."""
+    """The body of every error answer."""
 
     error: Problem
 
 
 @dataclass(eq=False)
-class Refused(Exception):
-    """A request that is refused for a reason of HTTP's own: its key, its body's form, its rate."""
+class RequestRefused(Exception):
+    """A request that is refused at the HTTP level: its key, its body, its rate."""
 
     status: int
     message: str
@@ -74,51 +74,53 @@ class Refused(Exception):
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-HANDLED: tuple[type[Exception], ...] = (Refused, ValidationError, HTTPException, SfumatoError, ClientDisconnect)
-"""Errors that are somebody's doing; any other is a defect."""
+HANDLED: tuple[type[Exception], ...] = (RequestRefused, ValidationError, HTTPException, SfumatoError, ClientDisconnect)
+"""Expected errors; any other one is a defect of the service."""
 CLIENT_CLOSED = 499
-"""Status of a request whose client went away; nobody sees it but the log."""
+"""Status of a request whose client disconnected; only logs and metrics contain it."""
 
 
-def told(error: Exception) -> Refused:
-    """How a request that ended in ``error`` is answered; of errors that are not ours, nothing but where to look."""
-    if isinstance(error, Refused):
+def told(error: Exception) -> RequestRefused:
+    """The answer to a request that ended in ``error``; an unexpected error is logged, and the answer names only its log entry."""
+    if isinstance(error, RequestRefused):
         return error
     if isinstance(error, ValidationError):
         return _invalid(error)
     if isinstance(error, ClientDisconnect):
-        return Refused(CLIENT_CLOSED, "The client went away.", "client_closed_request")
+        return RequestRefused(CLIENT_CLOSED, "The client disconnected.", "client_closed_request")
     if isinstance(error, HTTPException):
-        return Refused(error.status_code, str(error.detail), _HTTP.get(error.status_code, "invalid_request"), headers=error.headers or {})
+        code = _HTTP.get(error.status_code, "invalid_request")
+        return RequestRefused(error.status_code, str(error.detail), code, headers=error.headers or {})
     if not isinstance(error, SfumatoError):
         incident = secrets.token_hex(4)
         log.error("Incident %s: a request failed.", incident, exc_info=error)
-        return Refused(500, f"The service failed; its log tells why under incident {incident}.", "internal_error", kind="server_error")
+        message = f"The service failed; its log tells why under incident {incident}."
+        return RequestRefused(500, message, "internal_error", kind="server_error")
     status, kind, code = next((what for each, what in STATUS.items() if isinstance(error, each)), (500, "server_error", "internal_error"))
     headers = {"Retry-After": seconds(getattr(error, "retry_after", None) or RETRY_AFTER)} if status in (429, 503) else {}
     parameter = parameter_of(error.field) if isinstance(error, InvalidInput) else None
     message = str(error) if parameter is None else f"{parameter}: {str(error).removeprefix(f'{error.field}: ')}"  # pyright: ignore[reportAttributeAccessIssue]
-    return Refused(status, message, code, parameter, kind, headers)
+    return RequestRefused(status, message, code, parameter, kind, headers)
 
 
-def answer(refused: Refused) -> JSONResponse:
+def answer(refused: RequestRefused) -> JSONResponse:
     """The refusal as a response."""
     return JSONResponse(body(refused), refused.status, dict(refused.headers))
 
 
-def body(refused: Refused) -> dict[str, Any]:
+def body(refused: RequestRefused) -> dict[str, Any]:
     """The refusal as OpenAI's JSON."""
     problem = Problem(message=refused.message[:LONGEST], type=refused.kind, param=refused.param, code=refused.code)
     return ErrorBody(error=problem).model_dump()
 
 
 def parameter_of(field: str) -> str:
-    """What a request calls a field of the engine's: ``regions[2].bbox`` for ``regions[2].box``."""
+    """The request parameter for a field of the engine: ``regions[2].bbox`` for ``regions[2].box``."""
     return _PARAMETERS.get(field, re.sub(r"^(regions\[\d+\])\.box$", r"\1.bbox", field))
 
 
 def seconds(wait: float) -> str:
-    """A time to wait as ``Retry-After`` has it: whole seconds, at least one."""
+    """A waiting time for ``Retry-After``: whole seconds, at least 1."""
     return str(max(1, math.ceil(wait)))
 
 
@@ -133,11 +135,11 @@ _CODES = {
     "greater_than_equal": "integer_below_min_value",
     "less_than_equal": "integer_above_max_value",
 }
-"""OpenAI's code for pydantic's."""
+"""OpenAI's error codes by pydantic's."""
 
 
-def _invalid(error: ValidationError) -> Refused:
-    """The first thing that is wrong with a body, by the parameter's path: ``regions[0].bbox[3]``."""
+def _invalid(error: ValidationError) -> RequestRefused:
+    """The first error of a body, by the parameter's path: ``regions[0].bbox[3]``."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     path = ""
     for part in first["loc"]:
@@ -149,7 +151,7 @@ def _invalid(error: ValidationError) -> Refused:
     code = _CODES.get(kind, "invalid_type" if kind.endswith("_type") else "invalid_value")
     words = first["msg"].removeprefix("Value error, ")
     if kind == "extra_forbidden":
-        return Refused(400, f"{path[:100]}: there is no such parameter.", code, path[:100])
+        return RequestRefused(400, f"{path[:100]}: there is no such parameter.", code, path[:100])
     if kind == "missing":
-        return Refused(400, f"{path}: is required.", code, path)
-    return Refused(400, f"{path}: {words}." if path else f"The body is not as described: {words}.", code, path or None)
+        return RequestRefused(400, f"{path}: is required.", code, path)
+    return RequestRefused(400, f"{path}: {words}." if path else f"The body is not as described: {words}.", code, path or None)

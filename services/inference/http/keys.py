@@ -1,4 +1,4 @@
-"""Who asks: bearer keys, each with a limit of pictures in a time and of requests at once. No key is ever kept or written."""
+"""Bearer keys, each with a rate limit of pictures and a limit of concurrent requests. Keys themselves are never stored or logged."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import MovingWindowRateLimiter
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from services.inference.http.errors import Refused, seconds
+from services.inference.http.errors import RequestRefused, seconds
 from sfumato.errors import InvalidInput
 
-ANYBODY = "anybody"
-"""Whom the log names where there are no keys."""
+KEYLESS = "anybody"
+"""The owner's name in the audit log when there are no keys."""
 
 
 class Key(BaseModel):
-    """An entry of the file of keys; what it does not say is the settings'."""
+    """An entry of the file of keys; absent limits are those of the settings."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -35,7 +35,7 @@ class Key(BaseModel):
 
 @dataclass(eq=False)
 class Owner:
-    """Somebody who asks: ``rate`` is pictures in a time (None: any number), ``concurrency`` requests at once."""
+    """The owner of a key: ``rate`` limits pictures per time (None: no limit), ``concurrency`` limits concurrent requests."""
 
     name: str
     rate: RateLimitItem | None
@@ -44,20 +44,20 @@ class Owner:
 
 
 class Keyring:
-    """All who may ask, and what they have asked for of late; of one event loop."""
+    """All owners and their recent requests; for one event loop."""
 
     def __init__(self, keys: Sequence[Key] = (), *, rate: str = "", concurrency: int = 64) -> None:
-        """Without ``keys`` anybody may ask, and all are one.
+        """Without ``keys`` no key is needed, and all clients share one owner.
 
         Raises:
-            InvalidInput: a rate is not of the form 600/minute, or a name is there twice.
+            InvalidInput: a rate is not of the form 600/minute, or two keys have one name.
         """
         if len({key.name for key in keys}) < len(keys):
             raise InvalidInput("keys", "two keys have one name.")
         self._owners: Mapping[str, Owner] = {
             key.sha256: Owner(key.name, _rate(rate if key.rate is None else key.rate), key.concurrency or concurrency) for key in keys
         }
-        self._anybody = None if keys else Owner(ANYBODY, _rate(rate), concurrency)
+        self._keyless = None if keys else Owner(KEYLESS, _rate(rate), concurrency)
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
 
     @classmethod
@@ -65,7 +65,7 @@ class Keyring:
         """The keys of a file, see `Key`.
 
         Raises:
-            InvalidInput: it cannot be read, or is not such a list.
+            InvalidInput: the file cannot be read, or is not a list of keys.
         """
         if path is None:
             return cls(rate=rate, concurrency=concurrency)
@@ -83,28 +83,28 @@ class Keyring:
         return cls(keys, rate=rate, concurrency=concurrency)
 
     def owner(self, authorization: str) -> Owner:
-        """Whose key a request shows.
+        """The owner of a request's key.
 
         Raises:
-            Refused: 401, where there are keys and it shows none of them.
+            RequestRefused: 401, there are keys and the request has none of them.
         """
-        if self._anybody is not None:
-            return self._anybody
+        if self._keyless is not None:
+            return self._keyless
         scheme, _, shown = authorization.strip().partition(" ")
-        # Looked up by its digest: how long that takes says nothing of the keys.
+        # The digest is looked up, so that the timing does not depend on the keys.
         owner = self._owners.get(hashlib.sha256(shown.strip().encode("utf-8", "replace")).hexdigest())
         if scheme.lower() != "bearer" or owner is None:
             message = "This key is not known here." if shown else "This service wants a key: send the header 'Authorization: Bearer KEY'."
-            raise Refused(401, message, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+            raise RequestRefused(401, message, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
         return owner
 
     @asynccontextmanager
     async def admitted(self, owner: Owner, pictures: int) -> AsyncIterator[Mapping[str, str]]:
-        """While open, the owner's request for so many pictures is at work; gives the headers that tell what is left.
+        """Admit an owner's request for a number of pictures, while the context is open; gives the rate-limit headers.
 
         Raises:
-            Refused: 429, when the owner has as many requests at work, or has asked for as many pictures of late, as it may.
-            InvalidInput: so many pictures are more than it may ever ask for.
+            RequestRefused: 429, the owner's limit of concurrent requests or of pictures is reached.
+            InvalidInput: the request alone is more than the limit of pictures.
         """
         if owner.at_work >= owner.concurrency:
             message = f"{owner.concurrency} requests of this key are at work already."
@@ -133,12 +133,12 @@ class Keyring:
         return headers
 
 
-def _too_many(message: str, code: str, wait: float, headers: Mapping[str, str] | None = None) -> Refused:
-    return Refused(429, message, code, kind="rate_limit_error", headers={"Retry-After": seconds(wait), **(headers or {})})
+def _too_many(message: str, code: str, wait: float, headers: Mapping[str, str] | None = None) -> RequestRefused:
+    return RequestRefused(429, message, code, kind="rate_limit_error", headers={"Retry-After": seconds(wait), **(headers or {})})
 
 
 def _rate(text: str) -> RateLimitItem | None:
-    """Pictures in a time, such as ``60/minute`` or ``1000/2 hour``."""
+    """A rate of pictures, such as ``60/minute`` or ``1000/2 hour``."""
     if not text.strip():
         return None
     try:

@@ -1,4 +1,4 @@
-"""What requests hold and what they are answered with: OpenAI's fields of images, and those that diffusion models have besides."""
+"""The fields of requests and answers: OpenAI's image fields, and further fields of diffusion models."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from services.inference.http.pictures import Format
+from services.inference.http.encoding import Format
 
 LONGEST_PROMPT = 32_000
-"""Characters, as OpenAI has it; how many tokens the model reads is the model's to say."""
+"""Characters, as in OpenAI's API; the limit in tokens is the model's."""
 MAX_SEED = 2**63 - 1
 MOST_REGIONS = 64
 SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
@@ -41,8 +41,8 @@ class RegionField(BaseModel):
     strength: Annotated[float, Field(ge=0, le=10, description="The weight of its words there; 1: those of the prompt have as much.")] = 1.0
 
 
-class Painting(BaseModel):
-    """The fields that generations and edits have in common. Null is as good as absent, as in OpenAI's."""
+class ImageFields(BaseModel):
+    """The fields that generations and edits share. Null means absent, as in OpenAI's API."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -74,7 +74,7 @@ class Painting(BaseModel):
 
     @property
     def pictures(self) -> int:
-        """How many are asked for."""
+        """Number of requested pictures."""
         return self.n or 1
 
     @property
@@ -83,31 +83,31 @@ class Painting(BaseModel):
         return self.output_format or "png"
 
     def steps(self, default: int, most: int) -> int:
-        """Steps to make: those asked for, else the model's own, or as large a share of them as the quality says."""
+        """The number of steps: as requested, else the model's default scaled by the quality."""
         if self.num_inference_steps is not None:
             return self.num_inference_steps
         return min(most, max(1, round(default * _STEPS.get(self.quality or "auto", 1.0))))
 
     def pixels(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height asked for, or those given."""
+        """The requested width and height, else the given ones."""
         found = SIZE.fullmatch(self.size or "")
         return (int(found[1]), int(found[2])) if found else (width, height)
 
 
-class GenerationRequest(Painting):
+class GenerationRequest(ImageFields):
     """``POST /v1/images/generations``."""
 
     style: Annotated[Literal["vivid", "natural"] | None, Field(description="Changes nothing here: say it in the prompt.")] = None
 
 
-class EditRequest(Painting):
-    """``POST /v1/images/edits`` but for its files: ``image``, and ``mask`` where only a part is painted anew."""
+class EditRequest(ImageFields):
+    """``POST /v1/images/edits`` but for its files: ``image``, and ``mask`` when only a part is painted again."""
 
     strength: Annotated[float | None, Field(ge=0, le=1, description="How far from the image: 0 gives it back, 1 forgets it.")] = None
     input_fidelity: Annotated[Literal["high", "low"] | None, Field(description="high: strength 0.4, where that is absent.")] = None
 
     def distance(self) -> float:
-        """The share of the steps that are made on the picture."""
+        """The share of the steps that is run on the picture."""
         if self.strength is not None:
             return self.strength
         return 0.4 if self.input_fidelity == "high" else 0.8
@@ -121,7 +121,7 @@ class PictureField(BaseModel):
 
 
 class ImagesAnswer(BaseModel):
-    """What both requests are answered with."""
+    """The answer to both kinds of requests."""
 
     created: int
     data: list[PictureField]
@@ -157,7 +157,7 @@ class ModelsAnswer(BaseModel):
 
 
 def schemas_of(*models: type[BaseModel]) -> dict[str, Any]:
-    """The JSON schemas of models and what they refer to, by name, as OpenAPI's components."""
+    """The JSON schemas of models and their references, by name, as OpenAPI's components."""
     found: dict[str, Any] = {}
     for model in models:
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")

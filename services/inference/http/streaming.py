@@ -1,4 +1,4 @@
-"""Answers over time: server-sent events as OpenAI's clients read them, and work that ends when nobody waits for it."""
+"""Server-sent events as OpenAI's clients read them, and work that is cancelled when the client disconnects."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import StreamingResponse
 
 from services.inference.http.errors import body, told
-from services.inference.http.studio import Finished, Preview
+from services.inference.http.images import FinishedImages, Preview
 from sfumato.runtime.cancel import cancel_all
 
 Result = TypeVar("Result")
 
 QUIET = 15.0
-"""Seconds without an event after which a comment says that the connection is alive."""
+"""Seconds without an event after which a comment keeps the connection alive."""
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """The work's result; it is cancelled when whoever asked goes away.
+    """The work's result; the work is cancelled when the client disconnects.
 
-    The request's body must have been read: whatever comes after it is the end of the connection.
+    The request's body must have been read before: the next message is the disconnect.
 
     Raises:
-        ClientDisconnect: nobody is there to be told.
+        ClientDisconnect: the client disconnected.
     """
     working, leaving = asyncio.create_task(work), asyncio.create_task(_gone(request))
     try:
@@ -43,20 +43,20 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -
 async def streamed(
     request: Request,
     kind: str,
-    work: Callable[[Callable[[Preview], object]], Awaitable[Finished]],
+    work: Callable[[Callable[[Preview], object]], Awaitable[FinishedImages]],
     shared: Mapping[str, Any],
     headers: Callable[[str], Mapping[str, str]],
 ) -> StreamingResponse:
-    """A stream of the work's previews and pictures; what goes wrong before the first is raised, and has its own status.
+    """A stream of the work's previews and pictures; an error before the first event is raised, so that it gets its own status.
 
     Args:
-        request: who is answered.
+        request: the request to answer.
         kind: ``image_generation`` or ``image_edit``, the first part of the events' types.
-        work: paints, and tells the function it is given of pictures in work.
-        shared: fields of every event: output_format, size where it is known.
-        headers: those of the response, for the version of the model that paints.
+        work: paints, and calls its argument with every preview.
+        shared: fields of every event, such as output_format and size.
+        headers: of the response, by the version of the model that paints.
     """
-    events: asyncio.Queue[Preview | Finished | Exception] = asyncio.Queue()
+    events: asyncio.Queue[Preview | FinishedImages | Exception] = asyncio.Queue()
 
     async def working() -> None:
         try:
@@ -99,12 +99,12 @@ async def streamed(
     return StreamingResponse(told_events(), media_type="text/event-stream", headers={**fixed, **headers(first.version)})
 
 
-def _lines(kind: str, event: Preview | Finished | Exception, shared: Mapping[str, Any]) -> list[bytes]:
+def _lines(kind: str, event: Preview | FinishedImages | Exception, shared: Mapping[str, Any]) -> list[bytes]:
     now = int(time.time())
     if isinstance(event, Preview):
         words = {"partial_image_index": event.index, "image_index": event.picture}
         return [_event(f"{kind}.partial_image", {"b64_json": _text(event.file), "created_at": now, **shared, **words})]
-    if isinstance(event, Finished):
+    if isinstance(event, FinishedImages):
         told_of = {"size": event.size, "model": event.model, "version": event.version}
         return [
             _event(

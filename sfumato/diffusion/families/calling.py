@@ -1,18 +1,20 @@
-"""What all families do alike: call their pipeline, turn tensors into pictures and back."""
+"""What all families share: calling their pipeline, turning tensors into pictures and back. Imports PyTorch where it computes."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import PIL.Image
-import torch
-from torch import Tensor
 
-from sfumato.diffusion.families.family import Family
 from sfumato.types import GenerateRequest, Image
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sfumato.diffusion.families.family import Family
 
 SMALL = 256
 # What the denoiser's forward calls the text, and what pipelines call it.
@@ -29,6 +31,8 @@ def call_pipeline(family: Family, requests: Sequence[GenerateRequest], on_step: 
 
     Every sample's noise comes from its own generator on the CPU, so it depends on its seed alone.
     """
+    import torch
+
     first = requests[0]
     pipeline: Any = family.pipeline
     arguments: dict[str, Any] = {"prompt": [request.prompt for request in requests]}
@@ -70,6 +74,8 @@ def call_pipeline(family: Family, requests: Sequence[GenerateRequest], on_step: 
 
 def noised_conditions(family: Family, requests: Sequence[GenerateRequest]) -> dict[str, Tensor]:
     """The prompts as `Family.encode` gives them, plus normal noise of each request's ``condition_noise``, drawn from its seed."""
+    import torch
+
     texts = family.encode([request.prompt for request in requests])
     # A stream of its own: the seed itself makes the latents' noise, of which this must know nothing.
     draws = [int.from_bytes(hashlib.sha256(f"condition {request.seed}".encode()).digest()[:8]) >> 1 for request in requests]
@@ -96,6 +102,8 @@ def to_images(pipeline: Any, pixels: Tensor, denormalize: list[bool] | None = No
 
 def to_cells(pipeline: Any, images: Sequence[Image]) -> Tensor:
     """The autoencoder's latents of pictures of one size, unscaled (the posterior's mode): ``[batch, channels, rows, columns]``."""
+    import torch
+
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(pipeline.vae.device, pipeline.vae.dtype) / 127.5 - 1
     return pipeline.vae.encode(pixels).latent_dist.mode()
 

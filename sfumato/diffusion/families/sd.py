@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
-from torch import Tensor, nn
-
-from sfumato.diffusion.families.calling import call_pipeline, quiet, size_range, to_cells, to_images
+from sfumato.diffusion.families.calling import size_range, to_cells, to_images
+from sfumato.diffusion.families.family import Family, without_gradients
 from sfumato.diffusion.limits import ModelLimits
-from sfumato.diffusion.masks import cell_mask
-from sfumato.diffusion.objective import objective_of
-from sfumato.types import Box, GenerateRequest, Image
+from sfumato.lora.kohya_names import FLAT, KohyaNames
+from sfumato.sizes import CLIP_L_TEXT, VAE_4, Blocks, ModelSize
+from sfumato.types import Image
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-class UNetFamily:
+def unet_size(parameters: int, text: Mapping[str, int], levels: Sequence[tuple[int, int]]) -> ModelSize:
+    """The size of a published U-Net pipeline; ``levels`` are blocks and channels of each resolution, the largest first."""
+    blocks = tuple(Blocks(count, width, 8 * 2**level) for level, (count, width) in enumerate(levels))
+    return ModelSize({"unet": parameters, **text, "vae": VAE_4}, blocks, 256, classifier_free=True)
+
+
+class UNetFamily(Family):
     """What Stable Diffusion and SDXL share. Latents are ``[batch, channels, rows, columns]``."""
 
+    denoiser_class: ClassVar[str] = "UNet2DConditionModel"
+    denoiser_part: ClassVar[str] = "unet"
+    classifier_free: ClassVar[bool] = True
     # text_embeds and time_ids are SDXL's, timestep_cond is that of models with distilled guidance.
     per_sample: ClassVar[tuple[str, ...]] = ("sample", "timestep", "timestep_cond", "encoder_hidden_states", "text_embeds", "time_ids")
-    lora_prefix: ClassVar[str] = "unet"
     rounding: ClassVar[float] = 0.5
     # Attention and MLP of every transformer block.
     lora_targets: ClassVar[str] = (
@@ -31,16 +38,21 @@ class UNetFamily:
     )
     default_guidance: ClassVar[float] = 7.5
 
-    def __init__(self, pipeline: StableDiffusionPipeline | StableDiffusionXLPipeline) -> None:
-        # Typed loosely: what both classes have, diffusers declares on each by itself.
-        self.pipeline: Any = pipeline
-        self.limits = self._limits()
-        self.objective = objective_of(pipeline.scheduler)
+    @classmethod
+    def blocks(cls, config: Mapping[str, Any], vae_scale: int) -> tuple[Blocks, ...]:
+        """The levels: residual and transformer blocks on the way down and up, of the width and token size of the level."""
+        widths, layers = config["block_out_channels"], config["layers_per_block"]
+        deep = config.get("transformer_layers_per_block", 1)
+        deep = [deep] * len(widths) if isinstance(deep, int) else deep
+        attends = ["CrossAttn" in kind for kind in config["down_block_types"]]
+        counts = [(2 * layers + 1) * (1 + (deep[level] if attends[level] else 0)) for level in range(len(widths))]
+        counts[-1] += 2 + deep[-1]  # the middle
+        return tuple(Blocks(count, width, vae_scale * 2**level) for level, (count, width) in enumerate(zip(counts, widths, strict=True)))
 
-    @property
-    def denoiser(self) -> nn.Module:
-        """The UNet."""
-        return self.pipeline.unet
+    @classmethod
+    def kohya(cls, config: Mapping[str, Any]) -> KohyaNames:
+        """See `Description.kohya`."""
+        return FLAT
 
     def _limits(self) -> ModelLimits:
         pipe = self.pipeline
@@ -69,21 +81,10 @@ class UNetFamily:
         """Tokens of the CLIP text with its begin and end."""
         return len(self.pipeline.tokenizer(prompt, truncation=False, verbose=False).input_ids)
 
-    def mask(self, box: Box, width: int, height: int, soft: float = 0.0) -> Tensor:
-        """``[channels, rows, columns]``; see `cell_mask`."""
-        mask = cell_mask(box, width, height, self.pipeline.vae_scale_factor, soft)
-        return mask.repeat(self.pipeline.unet.config.in_channels, 1, 1)
-
-    @torch.no_grad()
-    def paint(self, requests: Sequence[GenerateRequest], on_step: Callable[[int, int], None] | None = None) -> Tensor:
-        """See `Family.paint`; the unconditional branch is the empty prompt."""
-        whole: Any = self  # what a family has besides, SD and SDXL bring themselves
-        return call_pipeline(whole, requests, on_step)
-
-    def predict(
-        self, noised: Tensor, levels: Tensor, conditions: Mapping[str, Tensor], width: int, height: int, guidance: float
-    ) -> Tensor:
+    def predict(self, noised: Tensor, levels: Tensor, conditions: Mapping[str, Tensor], width: int, height: int, guidance: float) -> Tensor:
         """Noise or velocity ``[rows, channels, rows, columns]`` at timesteps ``levels``; see `Family.predict`."""
+        import torch
+
         unet = self.pipeline.unet
         noised = noised.to(unet.dtype)
         arguments = self._arguments(conditions, width, height)
@@ -101,29 +102,26 @@ class UNetFamily:
 class SDFamily(UNetFamily):
     """What the engines need to know of one ``StableDiffusionPipeline``."""
 
-    def from_pictures(self, images: Sequence[Image]) -> tuple[Any, dict[str, Any]]:
-        """See `Family.from_pictures`."""
-        return self._from_pictures, {"image": self.encode_pictures(images)}
+    pipeline_class: ClassVar[str] = "StableDiffusionPipeline"
+    image_to_image: ClassVar[str] = "StableDiffusionImg2ImgPipeline"
+    inpainting: ClassVar[str] = "StableDiffusionInpaintPipeline"
+    published: ClassVar[Mapping[str, ModelSize]] = {
+        # unet/config.json: (320, 640, 1280, 1280), two layers a level down and three up, a transformer block in all but the last.
+        "stable-diffusion-v1-5/stable-diffusion-v1-5": unet_size(
+            859_520_964, {"text_encoder": CLIP_L_TEXT}, [(10, 320), (10, 640), (10, 1280), (8, 1280)]
+        ),
+    }
 
-    @cached_property
-    def _from_pictures(self) -> Any:
-        return quiet(StableDiffusionImg2ImgPipeline(**self.pipeline.components, requires_safety_checker=False))
+    def _construction(self) -> dict[str, Any]:
+        return {"requires_safety_checker": False}
 
-    def masked(self) -> Any:
-        """See `Family.masked`."""
-        return self._masked
-
-    @cached_property
-    def _masked(self) -> Any:
-        return quiet(StableDiffusionInpaintPipeline(**self.pipeline.components, requires_safety_checker=False))
-
-    @torch.no_grad()
+    @without_gradients
     def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """The text's sequence ``[n, tokens, width]``."""
         sequence, _ = self.pipeline.encode_prompt(list(prompts), self.pipeline._execution_device, 1, False)
         return {"encoder_hidden_states": sequence}
 
-    @torch.no_grad()
+    @without_gradients
     def decode(self, latents: Tensor, width: int, height: int) -> list[Image]:
         """Latents to pictures; a safety checker the pipeline carries blackens what it always does."""
         pipe = self.pipeline
@@ -131,7 +129,7 @@ class SDFamily(UNetFamily):
         pixels, unsafe = pipe.run_safety_checker(pixels, pixels.device, pixels.dtype)
         return to_images(pipe, pixels, None if unsafe is None else [not flagged for flagged in unsafe])
 
-    @torch.no_grad()
+    @without_gradients
     def encode_pictures(self, images: Sequence[Image]) -> Tensor:
         """See `Family.encode_pictures`."""
         return to_cells(self.pipeline, images) * self.pipeline.vae.config.scaling_factor

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
-from typing import Any, ClassVar, cast
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-import torch
-from diffusers import StableDiffusion3Img2ImgPipeline, StableDiffusion3InpaintPipeline, StableDiffusion3Pipeline
-from torch import Tensor, nn
-
-from sfumato.diffusion.families.calling import call_pipeline, quiet, size_range, to_cells, to_images
+from sfumato.diffusion.families.calling import size_range, to_cells, to_images
+from sfumato.diffusion.families.family import Family, without_gradients
 from sfumato.diffusion.limits import ModelLimits
-from sfumato.diffusion.masks import cell_mask
-from sfumato.diffusion.objective import FlowMatching
-from sfumato.types import Box, GenerateRequest, Image
+from sfumato.sizes import CLIP_G_TEXT, CLIP_L_TEXT, T5_XXL, VAE_16, Blocks, ModelSize
+from sfumato.types import Image
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sfumato.diffusion.parameterization import FlowMatching
 
 # As the pipeline has it by default.
 T5_TOKENS = 256
+CLIP_TOKENS = 77
 
 
-class SD3Family:
+class SD3Family(Family):
     """What the engines need to know of one ``StableDiffusion3Pipeline``. Latents are ``[batch, channels, rows, columns]``."""
 
+    pipeline_class: ClassVar[str] = "StableDiffusion3Pipeline"
+    denoiser_class: ClassVar[str] = "SD3Transformer2DModel"
+    image_to_image: ClassVar[str] = "StableDiffusion3Img2ImgPipeline"
+    inpainting: ClassVar[str] = "StableDiffusion3InpaintPipeline"
+    denoiser_part: ClassVar[str] = "transformer"
+    classifier_free: ClassVar[bool] = True
     per_sample: ClassVar[tuple[str, ...]] = ("hidden_states", "timestep", "encoder_hidden_states", "pooled_projections")
-    lora_prefix: ClassVar[str] = "transformer"
     rounding: ClassVar[float] = -0.5
     # Attention (3.5 medium has a second one), MLP and modulation.
     lora_targets: ClassVar[str] = (
@@ -32,17 +38,39 @@ class SD3Family:
         r"|ff\.net\.0\.proj|ff\.net\.2|ff_context\.net\.0\.proj|ff_context\.net\.2|norm1\.linear|norm1_context\.linear)"
     )
 
-    def __init__(self, pipeline: StableDiffusion3Pipeline) -> None:
-        self.pipeline = pipeline
-        # T5 may be left out to save memory; the pipeline then puts zeros in its place.
-        self._tokens = min(T5_TOKENS, int(pipeline.tokenizer_3.model_max_length)) if pipeline.text_encoder_3 is not None else T5_TOKENS
-        self.limits = self._limits()
-        self.objective = FlowMatching()
+    published: ClassVar[Mapping[str, ModelSize]] = {
+        # transformer/config.json: 24 blocks of 24 heads of 64.
+        "stabilityai/stable-diffusion-3-medium-diffusers": ModelSize(
+            {
+                "transformer": 2_028_328_000,
+                "text_encoder": CLIP_L_TEXT + 768 * 768,
+                "text_encoder_2": CLIP_G_TEXT,
+                "text_encoder_3": T5_XXL,
+                "vae": VAE_16,
+            },
+            (Blocks(24, 1536, 16, T5_TOKENS + CLIP_TOKENS),),
+            256,
+            classifier_free=True,
+            gated=True,
+        ),
+    }
+
+    @classmethod
+    def blocks(cls, config: Mapping[str, Any], vae_scale: int) -> tuple[Blocks, ...]:
+        """Joint blocks of picture and text."""
+        width = config["num_attention_heads"] * config["attention_head_dim"]
+        return (Blocks(config["num_layers"], width, config["patch_size"] * vae_scale, T5_TOKENS + CLIP_TOKENS),)
+
+    def _parameterization(self) -> FlowMatching:
+        from sfumato.diffusion.parameterization import FlowMatching
+
+        return FlowMatching()
 
     @property
-    def denoiser(self) -> nn.Module:
-        """The network that predicts the velocity."""
-        return self.pipeline.transformer
+    def _tokens(self) -> int:
+        """Tokens of the T5 text. T5 may be left out to save memory; the pipeline then puts zeros in its place."""
+        pipe = self.pipeline
+        return min(T5_TOKENS, int(pipe.tokenizer_3.model_max_length)) if pipe.text_encoder_3 is not None else T5_TOKENS
 
     def _limits(self) -> ModelLimits:
         pipe = self.pipeline
@@ -62,67 +90,41 @@ class SD3Family:
             negative_prompts=True,
         )
 
-    def rows_per_sample(self, guidance: float) -> int:
-        """Two with classifier-free guidance."""
-        return 2 if guidance > 1 else 1
-
     def count_tokens(self, prompt: str) -> int:
         """Tokens of the T5 text (CLIP's are cut at their own length, as the pipeline does), of CLIP's where there is no T5."""
         tokenizer = self.pipeline.tokenizer if self.pipeline.text_encoder_3 is None else self.pipeline.tokenizer_3
         return len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
 
-    @torch.no_grad()
+    @without_gradients
     def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """The texts' sequence ``[n, tokens, width]`` and pooled ``[n, width]``."""
         texts = list(prompts)
         sequence, _, pooled, _ = self.pipeline.encode_prompt(
             texts, texts, texts, do_classifier_free_guidance=False, max_sequence_length=self._tokens
         )
-        return {"encoder_hidden_states": cast(Tensor, sequence), "pooled_projections": cast(Tensor, pooled)}
+        return {"encoder_hidden_states": cast("Tensor", sequence), "pooled_projections": cast("Tensor", pooled)}
 
-    def mask(self, box: Box, width: int, height: int, soft: float = 0.0) -> Tensor:
-        """``[channels, rows, columns]``; see `cell_mask`."""
-        mask = cell_mask(box, width, height, self.pipeline.vae_scale_factor, soft)
-        return mask.repeat(self.pipeline.transformer.config.in_channels, 1, 1)
+    def _call_options(self) -> dict[str, Any]:
+        return {"max_sequence_length": self._tokens}
 
-    @torch.no_grad()
-    def paint(self, requests: Sequence[GenerateRequest], on_step: Callable[[int, int], None] | None = None) -> Tensor:
-        """See `Family.paint`; the unconditional branch is the empty prompt, no layers are skipped."""
-        return call_pipeline(self, requests, on_step, max_sequence_length=self._tokens)
-
-    def from_pictures(self, images: Sequence[Image]) -> tuple[StableDiffusion3Img2ImgPipeline, dict[str, Any]]:
-        """See `Family.from_pictures`."""
+    def _start(self, images: Sequence[Image]) -> dict[str, Any]:
         height, width = images[0].shape[:2]
-        return self._from_pictures, {"image": self.encode_pictures(images), "width": width, "height": height}
+        return {"image": self.encode_pictures(images), "width": width, "height": height}
 
-    @cached_property
-    def _from_pictures(self) -> StableDiffusion3Img2ImgPipeline:
-        return quiet(StableDiffusion3Img2ImgPipeline(**self.pipeline.components))
-
-    def masked(self) -> StableDiffusion3InpaintPipeline:
-        """See `Family.masked`."""
-        return self._masked
-
-    @cached_property
-    def _masked(self) -> StableDiffusion3InpaintPipeline:
-        return quiet(StableDiffusion3InpaintPipeline(**self.pipeline.components))
-
-    @torch.no_grad()
+    @without_gradients
     def decode(self, latents: Tensor, width: int, height: int) -> list[Image]:
         """See `Family.decode`."""
         vae = self.pipeline.vae
         cells = latents / vae.config.scaling_factor + vae.config.shift_factor
         return to_images(self.pipeline, vae.decode(cells.to(vae.device, vae.dtype), return_dict=False)[0])
 
-    @torch.no_grad()
+    @without_gradients
     def encode_pictures(self, images: Sequence[Image]) -> Tensor:
         """See `Family.encode_pictures`."""
         config = self.pipeline.vae.config
         return (to_cells(self.pipeline, images) - config.shift_factor) * config.scaling_factor
 
-    def predict(
-        self, noised: Tensor, levels: Tensor, conditions: Mapping[str, Tensor], width: int, height: int, guidance: float
-    ) -> Tensor:
+    def predict(self, noised: Tensor, levels: Tensor, conditions: Mapping[str, Tensor], width: int, height: int, guidance: float) -> Tensor:
         """The velocity ``[rows, channels, rows, columns]`` at sigmas ``levels``; see `Family.predict`."""
         transformer = self.pipeline.transformer
         timestep = levels * self.pipeline.scheduler.config.num_train_timesteps

@@ -2,17 +2,77 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLInpaintPipeline
-from torch import Tensor
-
-from sfumato.diffusion.families.calling import quiet, to_cells, to_images
-from sfumato.diffusion.families.sd import UNetFamily
+from sfumato.diffusion.families.calling import to_cells, to_images
+from sfumato.diffusion.families.family import without_gradients
+from sfumato.diffusion.families.sd import UNetFamily, unet_size
+from sfumato.errors import InvalidInput
+from sfumato.lora.kohya_names import FLAT, NO_PLACE, FlatNames, KohyaNames
+from sfumato.sizes import CLIP_G_TEXT, CLIP_L_TEXT, ModelSize
 from sfumato.types import Image
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# SDXL's U-Net of its first publication: two resnets a block on the way down, three on the way up.
+SGM_LAYERS = 2
+_SGM_INNER = {"resnets": 0, "attentions": 1}
+_SGM_EMBEDDINGS = {
+    "time_embedding.linear_1": "time_embed_0",
+    "time_embedding.linear_2": "time_embed_2",
+    "add_embedding.linear_1": "label_emb_0_0",
+    "add_embedding.linear_2": "label_emb_0_2",
+}
+
+
+class SgmNames(FlatNames):
+    """SDXL's names of its first publication (``input_blocks``, ``middle_block``, ``output_blocks``); see `KohyaNames`."""
+
+    def published(self, module: str) -> tuple[str, int]:
+        """See `KohyaNames.published`."""
+        if module in _SGM_EMBEDDINGS:
+            return _SGM_EMBEDDINGS[module], 0
+        if match := re.fullmatch(r"(down|up)_blocks\.(\d+)\.(resnets|attentions)\.(\d+)\.(.+)", module):
+            way, block, kind, layer, rest = match.groups()
+            index = int(block) * (SGM_LAYERS + 1) + int(layer) + (way == "down")
+            stem = f"{'input' if way == 'down' else 'output'}_blocks_{index}_{_SGM_INNER[kind]}"
+        elif match := re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)", module):
+            kind, layer, rest = match.groups()
+            stem = f"middle_block_{1 if kind == 'attentions' else 2 * int(layer)}"
+        else:
+            raise InvalidInput("adapter", f"{module} has no place in SDXL's kohya layout.", hint=NO_PLACE)
+        return f"{stem}_{rest.replace('.', '_').replace('time_emb_proj', 'emb_layers_1')}", 0
+
+    def modules(self, stem: str) -> tuple[str, ...] | None:
+        """See `KohyaNames.modules`; None for names that are not of this publication."""
+        for name, published in _SGM_EMBEDDINGS.items():
+            if stem == published:
+                return (name,)
+        for pattern, place in (
+            (r"input_blocks_(\d+)_([01])_(.+)", _down_place),
+            (r"middle_block_([012])_(.+)", _middle_place),
+            (r"output_blocks_(\d+)_([01])_(.+)", _up_place),
+        ):
+            if match := re.fullmatch(pattern, stem):
+                return super().modules(place(*match.groups()).replace("emb_layers_1", "time_emb_proj"))
+        return None
+
+
+def _down_place(index: str, inner: str, rest: str) -> str:
+    block, layer = divmod(int(index) - 1, SGM_LAYERS + 1)
+    return f"down_blocks_{block}_{('resnets', 'attentions')[int(inner)]}_{layer}_{rest}"
+
+
+def _middle_place(index: str, rest: str) -> str:
+    return f"mid_block_{('resnets_0', 'attentions_0', 'resnets_1')[int(index)]}_{rest}"
+
+
+def _up_place(index: str, inner: str, rest: str) -> str:
+    block, layer = divmod(int(index), SGM_LAYERS + 1)
+    return f"up_blocks_{block}_{('resnets', 'attentions')[int(inner)]}_{layer}_{rest}"
 
 
 class SDXLFamily(UNetFamily):
@@ -20,32 +80,43 @@ class SDXLFamily(UNetFamily):
 
     default_guidance: ClassVar[float] = 5.0
 
-    def from_pictures(self, images: Sequence[Image]) -> tuple[Any, dict[str, Any]]:
-        """See `Family.from_pictures`."""
-        return self._from_pictures, {"image": self.encode_pictures(images)}
+    pipeline_class: ClassVar[str] = "StableDiffusionXLPipeline"
+    image_to_image: ClassVar[str] = "StableDiffusionXLImg2ImgPipeline"
+    inpainting: ClassVar[str] = "StableDiffusionXLInpaintPipeline"
+    published: ClassVar[Mapping[str, ModelSize]] = {
+        # unet/config.json: (320, 640, 1280), with no, two and ten transformer blocks a layer.
+        "stabilityai/stable-diffusion-xl-base-1.0": unet_size(
+            2_567_463_684, {"text_encoder": CLIP_L_TEXT, "text_encoder_2": CLIP_G_TEXT}, [(5, 320), (15, 640), (67, 1280)]
+        ),
+    }
 
-    @cached_property
-    def _from_pictures(self) -> Any:
-        return self._of_same_parts(StableDiffusionXLImg2ImgPipeline)
+    @classmethod
+    def kohya(cls, config: Mapping[str, Any]) -> KohyaNames:
+        """SDXL's own names for a U-Net of its published depth, else diffusers'."""
+        return SgmNames() if config["layers_per_block"] == SGM_LAYERS else FLAT
 
-    def masked(self) -> Any:
-        """See `Family.masked`."""
-        return self._masked
+    @classmethod
+    def kohya_dialects(cls) -> tuple[KohyaNames, ...]:
+        """See `Description.kohya_dialects`."""
+        return (SgmNames(),)
 
-    @cached_property
-    def _masked(self) -> Any:
-        return self._of_same_parts(StableDiffusionXLInpaintPipeline)
+    @property
+    def changes_autoencoder_precision(self) -> bool:
+        """See `Family.changes_autoencoder_precision`: SDXL's autoencoder overflows in half precision, where it says so."""
+        import torch
 
-    def _of_same_parts(self, kind: Any) -> Any:
-        zeros = self.pipeline.config.force_zeros_for_empty_prompt
-        return quiet(kind(**self.pipeline.components, force_zeros_for_empty_prompt=zeros, add_watermarker=False))
+        vae = self.pipeline.vae
+        return bool(vae.config.force_upcast) and vae.dtype != torch.float32
+
+    def _construction(self) -> dict[str, Any]:
+        return {"force_zeros_for_empty_prompt": self.pipeline.config.force_zeros_for_empty_prompt, "add_watermarker": False}
 
     def count_tokens(self, prompt: str) -> int:
         """Tokens of the longer of both CLIP texts, with begin and end."""
         tokenizers = (self.pipeline.tokenizer, self.pipeline.tokenizer_2)
         return max(len(tokenizer(prompt, truncation=False, verbose=False).input_ids) for tokenizer in tokenizers)
 
-    @torch.no_grad()
+    @without_gradients
     def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """The texts' sequence ``[n, tokens, width]`` and pooled ``[n, width]``."""
         sequence, _, pooled, _ = self.pipeline.encode_prompt(list(prompts), do_classifier_free_guidance=False)
@@ -59,12 +130,14 @@ class SDXLFamily(UNetFamily):
         times = times.to(sequence.device).repeat(len(sequence), 1)
         return {"encoder_hidden_states": sequence, "added_cond_kwargs": {"text_embeds": pooled, "time_ids": times}}
 
-    @torch.no_grad()
+    @without_gradients
     def decode(self, latents: Tensor, width: int, height: int) -> list[Image]:
         """Latents to pictures, with the pipeline's invisible watermark where it has one.
 
         SDXL's autoencoder overflows in float16: where it says so, it works in float32 meanwhile.
         """
+        import torch
+
         pipe = self.pipeline
         dtype = pipe.vae.dtype
         upcast = dtype == torch.float16 and pipe.vae.config.force_upcast
@@ -79,7 +152,7 @@ class SDXLFamily(UNetFamily):
             pixels = pipe.watermark.apply_watermark(pixels)
         return to_images(pipe, pixels)
 
-    @torch.no_grad()
+    @without_gradients
     def encode_pictures(self, images: Sequence[Image]) -> Tensor:
         """See `Family.encode_pictures`."""
         cells = to_cells(self.pipeline, images)

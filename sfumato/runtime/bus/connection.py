@@ -42,50 +42,50 @@ from sfumato.runtime.settings import BusSettings
 log = logging.getLogger(__name__)
 
 _EXCEEDED = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.*." + CONSUMER
-# nats-server's numbers of errors (`errors.json` in its sources).
+# Error numbers of nats-server (`errors.json` in its sources).
 _OTHER_CONFIG, _STORE_REFUSED = 10058, 10077
 _FULL = "maximum messages per subject exceeded"
 
 DAY = 86_400.0
 ACKNOWLEDGED = 5.0
-"""Seconds that a stream has for its acknowledgement."""
+"""Seconds within which a stream must acknowledge a message."""
 PROBE = 2.0
-"""Seconds between questions whether JetStream is there, and for an answer."""
+"""Seconds between checks that JetStream answers, and the timeout of a check."""
 SILENCES = 2
-"""Questions without an answer after which another server of a cluster is tried."""
-# Message ids are not used: what is in a queue is refused by its subject. nats-server wants some window all the same.
+"""Checks in a row without an answer after which another server of the cluster is tried."""
+# Message ids are not used: a task that is in the queue already is refused by its subject. nats-server requires a window anyway.
 DUPLICATES = 1.0
 
 
 class Bus:
-    """A connection that comes back by itself, and what is set up on it. Use it in an ``async with`` block."""
+    """A connection that reconnects, and the streams and consumers on it. Use it in an ``async with`` block."""
 
     def __init__(self, settings: BusSettings, name: str) -> None:
         self.settings = settings
-        # Since when there is no connection, or JetStream is silent, on the monotonic clock; None while it is as it should be.
+        # Monotonic time at which the connection broke, or JetStream stopped answering; None while it is connected, or answers.
         self._disconnected_since: float | None = None
         self._silent_since: float | None = None
-        # Called whenever the connection is there again: what the server held for the old one, such as pull requests, is lost.
+        # Called after each reconnect: the server drops what it held for the old connection, such as pull requests.
         self.on_return: list[Callable[[], None]] = []
         self._name = name
         self.client: Client
         self.js: JetStreamContext
-        # What was sent and when, on the monotonic clock, the oldest first.
+        # Messages that are not acknowledged yet and the monotonic time at which each was sent, oldest first.
         self._acknowledgements: dict[str, tuple[asyncio.Future[dict[str, Any]], float]] = {}
         self._tokens = itertools.count()
-        # When the first attempts to connect end, on the monotonic clock.
+        # Monotonic time at which the first connection attempts give up.
         self._give_up = math.inf
 
     @property
     def away_since(self) -> float | None:
-        """Since when there is no bus to be had, on the monotonic clock; None while there is one."""
+        """Monotonic time since which the bus is not usable; None while it is."""
         return min((since for since in (self._disconnected_since, self._silent_since) if since is not None), default=None)
 
     async def __aenter__(self) -> Bus:
-        """Connect, waiting for a server that is still coming up.
+        """Connect; wait for a server that is still starting.
 
         Raises:
-            Unavailable: none answers within the patience that the settings give it, or it does not let us in.
+            Unavailable: no server answers within ``settings.patience`` seconds, or the server refuses the credentials.
         """
         settings = self.settings
         self.client = Client()
@@ -138,8 +138,8 @@ class Bus:
             listener()
 
     async def _probe(self) -> None:
-        """Ask now and then whether JetStream is there. A server that is cut off from its cluster takes messages all the same, and
-        nothing comes of them: leave it for another. (It may lead the cluster for a while yet, and answer questions.)
+        """Check JetStream at a fixed interval. A server that is cut off from its cluster accepts messages and loses them: switch to
+        another server. (The cut-off server may still be the cluster's leader for a while, and answer requests.)
         """
         silences, js = 0, self.client.jetstream(timeout=PROBE)
         while not self.client.is_closed:
@@ -162,31 +162,31 @@ class Bus:
                 await self.client.force_reconnect()
 
     def _forget(self) -> None:
-        """Acknowledgements that were on their way when the connection broke never come."""
+        """Fail the acknowledgements that were pending when the connection broke: they never arrive."""
         for future, _ in list(self._acknowledgements.values()):
             if not future.done():
                 future.set_exception(ConnectionReconnectingError())
 
     async def _complained(self, error: Exception) -> None:
-        """What nats-py tells of its troubles. While it connects for the first time, raising here is what ends its attempts."""
+        """nats-py reports an error. During the first connection attempts, raising here ends them."""
         if self._give_up < math.inf:
             if "authorization" in str(error).lower():
                 hint = "Is SFUMATO_BUS_TOKEN its token, or SFUMATO_BUS_USER known to it, with this password?"
-                raise Unavailable(f"nats-server at {self.settings.url} does not let us in.", hint=hint)
+                raise Unavailable(f"nats-server at {self.settings.url} refuses the credentials.", hint=hint)
             if time.monotonic() > self._give_up:
                 hint = "Is it running, and is SFUMATO_BUS_URL its address?"
                 raise Unavailable(f"nats-server at {self.settings.url} does not answer: {error}.", hint=hint) from error
-        # Every tenth of a second while there is no server: nothing anybody wants to read.
+        # Without a server this comes every tenth of a second: too often for the log.
         level = logging.DEBUG if isinstance(error, OSError) else logging.WARNING
         log.log(level, "bus: %s: %s", type(error).__name__, error)
 
     async def send(self, subject: str, data: bytes, headers: Mapping[str, str] | None = None) -> asyncio.Future[dict[str, Any]]:
-        """Publish into a stream; the future of the stream's acknowledgement, with ``seq``.
+        """Publish into a stream; returns the future of the stream's acknowledgement, with ``seq``.
 
-        (As nats-py's `publish_async`, but what was under way when a connection broke fails at once, and keeps nothing.)
+        (Like nats-py's `publish_async`, but a message that is pending when the connection breaks fails at once, and nothing is kept.)
 
         Raises:
-            NatsError: there is no connection just now.
+            NatsError: not connected.
         """
         if not self.client.is_connected:
             raise ConnectionReconnectingError
@@ -214,10 +214,10 @@ class Bus:
             future.set_result(answer)
 
     async def ensure(self, service: str) -> None:
-        """Set up a service's work queue, and what all services share; changes nothing that is as it should be.
+        """Create or update a service's work queue and the streams that all services share.
 
         Raises:
-            NatsError: JetStream does not answer now, or refuses.
+            NatsError: JetStream does not answer, or refuses.
         """
         limits = {"num_replicas": self.settings.replicas, "storage": api.StorageType.FILE}
         one_each = {"discard": api.DiscardPolicy.NEW, "discard_new_per_subject": True, "max_msgs_per_subject": 1}
@@ -262,10 +262,10 @@ class Bus:
             await self.js.update_stream(config)
 
     async def announce(self, results: Sequence[Result], headers: Sequence[Mapping[str, str]] = ()) -> None:
-        """Publish results, with headers for each or none at all, and wait until the stream has them.
+        """Publish results, each with its headers if given, and wait until the stream acknowledges them.
 
         Raises:
-            NatsError: it may not have all of them.
+            NatsError: some may not be stored.
         """
         headers = headers or [{}] * len(results)
         await _kept(
@@ -276,10 +276,10 @@ class Bus:
         )
 
     async def failed(self, service: str, task_id: str, sequence: int, failure: Failure, counted: bool = True) -> Attempt:
-        """Keep the reason why a task failed, for as long as it may be tried again; with how often it did, this time ``counted``.
+        """Store why a task failed, with the number of its failures; this failure adds one if ``counted``.
 
         Raises:
-            NatsError: the bus is not as it should be; nothing may be kept.
+            NatsError: the bus does not answer; the reason may not be stored.
         """
         before = await self.last_attempt(service, task_id)
         failures = before.failures if before is not None and before.sequence == sequence else 0
@@ -288,10 +288,10 @@ class Bus:
         return attempt
 
     async def last_attempt(self, service: str, task_id: str) -> Attempt | None:
-        """The last failure of a task that was kept, if any.
+        """The last stored failure of a task, if any.
 
         Raises:
-            NatsError: the bus does not answer now.
+            NatsError: the bus does not answer.
         """
         try:
             said = await self.js.get_last_msg(EVENTS, failure_subject(service, task_id))
@@ -300,20 +300,20 @@ class Bus:
         return Attempt.model_validate_json(said.data or b"")
 
     async def set_aside(self, letter: DeadLetter) -> None:
-        """Keep a dead letter and tell whoever waits for the task. (To take it out of its queue comes after that.)
+        """Store a dead letter and announce the task's failure. The caller removes the task from its queue afterwards.
 
         Raises:
-            NatsError: it may not be kept.
+            NatsError: it may not be stored.
         """
         telemetry.parked.labels(letter.service).inc()
-        log.warning("task %s of %s is set aside: %s", letter.task_id, letter.service, letter.failure.message)
+        log.warning("task %s of %s becomes a dead letter: %s", letter.task_id, letter.service, letter.failure.message)
         await _kept(await self.send(dead_subject(letter.service, letter.task_id), letter.model_dump_json().encode()))
         tries = letter.failures or letter.deliveries
         await self.announce([Result(task_id=letter.task_id, service=letter.service, failure=letter.failure, tries=tries)])
 
 
 async def _kept(*acknowledgements: asyncio.Future[dict[str, Any]]) -> None:
-    """Wait until streams have what was sent to them."""
+    """Wait until streams acknowledge what was sent to them."""
     try:
         async with asyncio.timeout(ACKNOWLEDGED):  # not wait_for, which may lose a cancellation before Python 3.12
             await asyncio.gather(*acknowledgements)
@@ -322,10 +322,10 @@ async def _kept(*acknowledgements: asyncio.Future[dict[str, Any]]) -> None:
 
 
 def present(error: BaseException) -> bool:
-    """Whether a task was not published because it is in the queue already."""
+    """Whether publishing a task failed because it is in the queue already."""
     return isinstance(error, APIError) and error.err_code == _STORE_REFUSED and error.description == _FULL
 
 
 def gone(error: BaseException) -> bool:
-    """Whether a stream is not there, or JetStream not yet."""
+    """Whether a stream does not exist, or JetStream is not ready yet."""
     return isinstance(error, NoStreamResponseError) or (isinstance(error, ServiceUnavailableError) and not present(error))

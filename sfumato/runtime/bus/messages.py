@@ -31,26 +31,26 @@ class Result(BaseModel):
     task_id: str
     service: str
     failure: Failure | None = None
-    # After so many tries it was set aside; 0: it was not.
+    # Attempts after which it became a dead letter; 0 if it did not.
     tries: int = 0
-    # Which process did it, and for how many seconds; 0 where it had been done before.
+    # The process that did it, and its seconds; 0 if it was done before.
     worker: str = ""
     seconds: float = 0.0
 
 
 class Attempt(BaseModel):
-    """Why a task that will be tried again failed, and for the how-many-th time."""
+    """Why a task that will be tried again failed, and how many times it has failed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     failure: Failure
     failures: int
-    # Where its message lies in the stream: a task that is put into the queue anew starts anew.
+    # Sequence number of its message in the stream; a task that is published again has another, and its failures count from zero.
     sequence: int
 
 
 class DeadLetter(BaseModel):
-    """A task that was set aside: as it was, how often it was given out and failed, and why it failed last."""
+    """A task that failed, or was delivered, too often: the task, the counts, and the last failure."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -59,7 +59,7 @@ class DeadLetter(BaseModel):
     deliveries: int
     failures: int
     failure: Failure
-    # The message as it was; it may be no task at all.
+    # The message's text; it may not be a valid task.
     task: str
 
 
@@ -67,24 +67,24 @@ def encoded(task: Task) -> bytes:
     """A task as a message.
 
     Raises:
-        InvalidInput: it is larger than messages may be, or its service's name cannot be one.
+        InvalidInput: it is larger than `LARGEST_TASK`, or the service's name is not valid.
     """
     checked_service(task.service)
     data = task.model_dump_json().encode()
     if len(data) > LARGEST_TASK:
-        reason = f"a task of stage {task.stage!r} has {len(data)} bytes, and a message takes {LARGEST_TASK}."
-        raise InvalidInput("batch", reason, hint="Make micro-batches smaller; blobs belong into the artifact store.")
+        reason = f"a task of stage {task.stage!r} has {len(data)} bytes, and a message takes at most {LARGEST_TASK}."
+        raise InvalidInput("batch", reason, hint="Make micro-batches smaller; blobs belong in the artifact store.")
     return data
 
 
 def checked_service(service: str) -> str:
-    """A service's name, which becomes a part of subjects.
+    """The service's name, if it may be a part of subjects.
 
     Raises:
         InvalidInput: it has characters other than small letters, digits and underscores.
     """
     if not _SERVICE.fullmatch(service):
-        raise InvalidInput("service", f"{service!r} is no name of a service.", hint="Use small letters, digits and underscores.")
+        raise InvalidInput("service", f"{service!r} is not a name of a service.", hint="Use small letters, digits and underscores.")
     return service
 
 
@@ -94,20 +94,20 @@ def stream_of(service: str) -> str:
 
 
 def task_subject(service: str, task_id: str) -> str:
-    """Where a task is published."""
+    """The subject of a task."""
     return f"sfumato.tasks.{service}.{task_id}"
 
 
 def result_subject(service: str) -> str:
-    """Where a service's results are published; ``*`` for all services."""
+    """The subject of a service's results; ``*`` for all services."""
     return f"sfumato.results.{service}"
 
 
 def failure_subject(service: str, task_id: str) -> str:
-    """Where it is published why a task failed."""
+    """The subject of a task's failures."""
     return f"sfumato.failures.{service}.{task_id}"
 
 
 def dead_subject(service: str, task_id: str) -> str:
-    """Where a dead letter is kept."""
+    """The subject of a dead letter."""
     return f"sfumato.dead.{service}.{task_id}"

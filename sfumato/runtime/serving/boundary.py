@@ -1,4 +1,4 @@
-"""The boundary around every call: who may call, which requests keep the contract's rules, and what callers are told of errors."""
+"""The boundary around every call: authentication, validation by the contract's rules, and translation of errors to statuses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError, Message
 from sfumato.runtime.serving.status import UNAUTHENTICATED, BrokenRules, Refusal, Violation, refusal
 
 OPEN = "/grpc.health.v1.Health/"
-"""Asked by those who start and stop the service, who have no token."""
+"""Open without a token: supervisors and kubelets check it."""
 
 # grpc's types know the handlers of synchronous servers only.
 RpcHandler: TypeAlias = Any
@@ -22,16 +22,16 @@ RpcContext: TypeAlias = Any
 
 
 class Boundary(grpc.aio.ServerInterceptor):
-    """Admits, checks and translates; servicers raise the errors of `sfumato.errors` and nothing else."""
+    """Authenticates, validates and translates errors; servicers raise the errors of `sfumato.errors` only."""
 
     def __init__(self, token: str = "") -> None:
-        """With a ``token``, calls without it are turned away."""
+        """With a ``token``, calls without it are refused."""
         self._expected = f"Bearer {token}".encode() if token else b""
 
     async def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[RpcHandler]], handler_call_details: grpc.HandlerCallDetails
     ) -> RpcHandler:
-        """The method's handler within the boundary."""
+        """The method's handler, wrapped in the boundary."""
         handler = await continuation(handler_call_details)
         if handler is None or str(handler_call_details.method).startswith(OPEN):
             return handler
@@ -46,10 +46,10 @@ class Boundary(grpc.aio.ServerInterceptor):
 
 
 def check(request: Message) -> None:
-    """Hold a request against the rules of its contract.
+    """Validate a request by the rules of its contract.
 
     Raises:
-        BrokenRules: with every field that breaks one.
+        BrokenRules: it breaks rules; lists every field that does.
     """
     found = protovalidate.collect_violations(request)
     if found:
@@ -57,7 +57,7 @@ def check(request: Message) -> None:
 
 
 def _within(handler: RpcHandler) -> RpcHandler:
-    """The handler, its requests parsed and checked here, its errors translated here."""
+    """The handler with parsing, validation and error translation around it."""
     parse, serialize = handler.request_deserializer, handler.response_serializer
     behaviour = _behaviour(handler)
 
@@ -81,7 +81,7 @@ def _within(handler: RpcHandler) -> RpcHandler:
         except Exception as error:
             await _refuse(context, refusal(error))
 
-    # Without a deserializer the bytes come as they are: gRPC's own answer to bytes that cannot be parsed names Python's classes.
+    # Without a deserializer this receives bytes: gRPC's own answer to bytes that cannot be parsed names Python classes.
     return _maker(handler)(stream if handler.response_streaming else single, None, serialize)
 
 
@@ -113,7 +113,7 @@ def _refusing(handler: RpcHandler, told: Refusal) -> RpcHandler:
 
 
 def _maker(handler: RpcHandler) -> Callable[..., RpcHandler]:
-    """What makes a handler of the same kind."""
+    """The function that makes a handler of the same kind."""
     kinds = {
         (False, False): grpc.unary_unary_rpc_method_handler,
         (False, True): grpc.unary_stream_rpc_method_handler,
@@ -124,7 +124,7 @@ def _maker(handler: RpcHandler) -> Callable[..., RpcHandler]:
 
 
 def _behaviour(handler: RpcHandler) -> Callable[..., Any]:
-    """What the handler does, whatever its kind."""
+    """The handler's function, for any kind."""
     return handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
 
 
@@ -134,7 +134,7 @@ async def _refuse(context: RpcContext, told: Refusal) -> NoReturn:
 
 
 def _path(field: Any) -> str:
-    """A violation's field path in words: ``painting.regions[2].box``."""
+    """A violation's field path as text: ``painting.regions[2].box``."""
     path = ""
     for element in field.elements if field is not None else ():
         path += f".{element.field_name}" if path else element.field_name

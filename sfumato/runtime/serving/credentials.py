@@ -1,4 +1,4 @@
-"""The server's side of TLS: its certificate, and whose certificates it takes, from files that may be replaced while it serves."""
+"""The server's side of TLS: its certificate and the authorities of client certificates, from files that may be replaced while it serves."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ UNSET_CREDENTIALS = "Set SFUMATO_GRPC_TLS_CERTIFICATE and SFUMATO_GRPC_TLS_KEY."
 
 
 def credentials(settings: ServingSettings) -> grpc.ServerCredentials | None:
-    """What a port is opened with, clients' certificates required where an authority is named; None for none.
+    """The credentials of a port, with client certificates required if an authority is set; None without TLS.
 
     Raises:
-        InvalidInput: half of it is set, or a file cannot be read.
+        InvalidInput: the settings are incomplete, or a file cannot be read.
     """
     if settings.tls_certificate is None and settings.tls_key is None:
         if settings.tls_client_authority is not None:
@@ -38,12 +38,12 @@ def credentials(settings: ServingSettings) -> grpc.ServerCredentials | None:
         except OSError as error:
             raise InvalidInput(field, f"{path} cannot be read ({error.strerror}).") from error
     renewed = _Renewed(*files.values())
-    fetch: Any = renewed  # grpc's types do not know that None means: as before
+    fetch: Any = renewed  # grpc's types do not allow None, which means unchanged
     return grpc.dynamic_ssl_server_credentials(renewed.read(), fetch, settings.tls_client_authority is not None)
 
 
 class _Renewed:
-    """What gRPC asks at every handshake: the files' new contents, where they were replaced since."""
+    """Called by gRPC at every handshake: the new credentials if the files were replaced."""
 
     def __init__(self, key: Path, certificate: Path, authority: Path | None = None) -> None:
         self._key, self._certificate, self._authority = key, certificate, authority
@@ -51,7 +51,7 @@ class _Renewed:
         self._seen = state_of(self._paths)
 
     def __call__(self) -> grpc.ServerCertificateConfiguration | None:
-        """A new configuration; None where they are as they were, or are being replaced right now: the one before goes on."""
+        """A new configuration; None if the files are unchanged or are being replaced: then the current one stays."""
         state = state_of(self._paths)
         if state == self._seen:
             return None
@@ -60,13 +60,13 @@ class _Renewed:
         except OSError as error:
             log.warning("The certificate cannot be read again (%s); the one before goes on.", error)
             return None
-        if state_of(self._paths) != state:  # a key and a certificate of two pairs, perhaps: the next handshake sees them whole
+        if state_of(self._paths) != state:  # key and certificate may not match: the next handshake checks again
             return None
         self._seen = state
         log.info("The certificate was renewed.")
         return configuration
 
     def read(self) -> grpc.ServerCertificateConfiguration:
-        """The files as they are now."""
+        """A configuration from the current files."""
         pair = self._key.read_bytes(), self._certificate.read_bytes()
         return grpc.ssl_server_certificate_configuration([pair], self._authority.read_bytes() if self._authority else None)

@@ -1,4 +1,4 @@
-"""An engine's lane: its one thread, and the bounded line of calls before it."""
+"""An engine's queue: one thread, and a bounded number of calls that wait for it."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ Result = TypeVar("Result")
 
 
 class CallerGone(Exception):
-    """Nobody waits for this call any more: it was cancelled, its deadline passed, or the service is being ended."""
+    """The call was cancelled, its deadline passed, or the service is shutting down."""
 
 
 class Caller:
-    """Who waits for a call, as the engine's thread sees it."""
+    """The caller of a call, as the engine's thread sees it."""
 
     def __init__(self, tell: Callable[[Any], object]) -> None:
         self._gone = threading.Event()
         self._tell = tell
 
     def check(self) -> None:
-        """Raise `CallerGone` where nobody waits: call it between the steps of long work."""
+        """Raise `CallerGone` if the caller is gone: call it between the steps of long work."""
         if self._gone.is_set():
             raise CallerGone
 
@@ -38,21 +38,21 @@ class Caller:
         self._tell(update)
 
     def leave(self) -> None:
-        """The caller is gone."""
+        """Record that the caller is gone."""
         self._gone.set()
 
 
 class EngineQueue(Generic[Engine]):
-    """Calls go to the engine one at a time, in the order in which they came, all in the same thread.
+    """Runs calls on the engine one at a time, in order of arrival, all in the same thread.
 
-    A call whose caller goes away while it waits is never begun; one that is at work learns it from its `Caller`, and the engine is
-    free for the next one when it has left the thread, not before.
+    A call whose caller leaves while it waits is not started; a running call learns it from its `Caller`. The next call starts when the
+    running one has left the thread.
     """
 
     def __init__(
         self, load: Callable[[], Engine], *, waiting: int = 32, unload: Callable[[Engine], object] = lambda engine: None
     ) -> None:
-        """``load`` makes the engine, in its thread; ``waiting`` calls may wait while one is at work; ``unload`` lets it go in the end."""
+        """``load`` creates the engine, in its thread; ``waiting`` calls may wait while one runs; ``unload`` releases the engine."""
         self._load, self._waiting, self._unload = load, waiting, unload
         self._engine: Engine | None = None
         self._closed = False
@@ -61,7 +61,7 @@ class EngineQueue(Generic[Engine]):
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
 
     async def open(self) -> None:
-        """Load the engine; calls are answered from then on. Raises what loading raises."""
+        """Load the engine; calls are accepted afterwards. Raises what loading raises."""
         await self._free.acquire()
         self._inside += 1
         loading = asyncio.get_running_loop().run_in_executor(self._thread, self._load)
@@ -69,11 +69,11 @@ class EngineQueue(Generic[Engine]):
         self._engine = await asyncio.shield(loading)
 
     def close(self) -> None:
-        """Take no more calls; those that were taken go on."""
+        """Accept no more calls; accepted calls go on."""
         self._closed = True
 
     def end(self) -> None:
-        """Let the thread go; calls that have not begun will not."""
+        """End the thread; calls that have not started are dropped."""
         self._closed = True
         self._thread.shutdown(wait=False, cancel_futures=True)
         if self._engine is not None and not self.busy:
@@ -81,24 +81,24 @@ class EngineQueue(Generic[Engine]):
 
     @property
     def busy(self) -> bool:
-        """Whether calls are waiting or at work, or the engine is being loaded."""
+        """Whether calls are waiting or running, or the engine is loading."""
         return self._inside > 0
 
     @property
     def engine(self) -> Engine:
-        """The engine, for what needs no turn in line.
+        """The engine, for what does not need its thread.
 
         Raises:
-            Unavailable: it is not loaded yet, or the service is being ended.
+            Unavailable: it is not loaded yet, or the service is shutting down.
         """
         if self._closed:
-            raise Unavailable("This service is being ended.", hint="Ask another replica, or try again in a moment.")
+            raise Unavailable("This service is shutting down.", hint="Ask another replica, or try again in a moment.")
         if self._engine is None:
             raise Unavailable("This service is still loading its model.", hint="Wait until its health is SERVING.")
         return self._engine
 
     async def call(self, work: Callable[[Engine, Caller], Result], tell: Callable[[Any], object] = lambda update: None) -> Result:
-        """``work`` on the engine, in its thread, when it is this call's turn.
+        """Run ``work`` on the engine, in its thread, after the calls before it; returns its result.
 
         Raises:
             Unavailable: as `engine`.
@@ -109,7 +109,7 @@ class EngineQueue(Generic[Engine]):
         return await self.call_unbounded(work, tell)
 
     async def call_unbounded(self, work: Callable[[Engine, Caller], Result], tell: Callable[[Any], object] = lambda update: None) -> Result:
-        """As `call`, however many are waiting: for one who takes work as fast as it is done, such as the worker on the bus.
+        """As `call`, without the limit of waiting calls: for a caller that submits work as fast as it is done, such as a bus worker.
 
         Raises:
             Unavailable: as `engine`.
@@ -124,7 +124,7 @@ class EngineQueue(Generic[Engine]):
             raise
         finally:
             telemetry.waiting.dec()
-        here = contextvars.copy_context()  # the trace and the words of the log, for the engine's thread
+        here = contextvars.copy_context()  # the trace and the log's context fields, for the engine's thread
         working = asyncio.get_running_loop().run_in_executor(self._thread, lambda: here.run(_measured, work, engine, caller))
         working.add_done_callback(self._left)
         try:
@@ -134,7 +134,7 @@ class EngineQueue(Generic[Engine]):
             raise
 
     async def stream(self, work: Callable[[Engine, Caller], Result]) -> AsyncIterator[Any]:
-        """What ``work`` tells its caller while it goes on, then its result. Raises: as `call`."""
+        """The updates that ``work`` sends to its caller, then its result. Raises: as `call`."""
         loop, updates, end = asyncio.get_running_loop(), asyncio.Queue[Any](), object()
         call = asyncio.create_task(self.call(work, lambda update: loop.call_soon_threadsafe(updates.put_nowait, update)))
         call.add_done_callback(lambda _: updates.put_nowait(end))
@@ -154,7 +154,7 @@ class EngineQueue(Generic[Engine]):
 
 
 def _measured(work: Callable[[Engine, Caller], Result], engine: Engine, caller: Caller) -> Result:
-    """Do it, and count the time."""
+    """Run the work and measure its time."""
     started = time.perf_counter()
     with telemetry.in_work.track_inprogress():
         try:
@@ -163,7 +163,7 @@ def _measured(work: Callable[[Engine, Caller], Result], engine: Engine, caller: 
             telemetry.engine_seconds.inc(time.perf_counter() - started)
 
 
-def _seen(ended: asyncio.Future[Any]) -> None:
-    """Look at how it ended, for nobody may be left to do so, and asyncio would complain."""
-    if not ended.cancelled():
-        ended.exception()
+def _seen(finished: asyncio.Future[Any]) -> None:
+    """Retrieve the exception, which asyncio would report if no caller is left to do so."""
+    if not finished.cancelled():
+        finished.exception()

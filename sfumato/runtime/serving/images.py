@@ -1,4 +1,4 @@
-"""Pictures of messages to arrays and back."""
+"""Images of messages to arrays and back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sfumato.v1 import common_pb2
 
 
 def read_image(image: common_pb2.Image, field: str, artifacts: ArtifactStore) -> Image:
-    """The picture a message carries or names, ``[height, width, 3]``; refused by its header before it is decoded.
+    """The image that a message holds or names, ``[height, width, 3]``; its header is checked before it is decoded.
 
     Raises:
         InvalidInput: named after ``field``: not a picture, damaged, over 20 MB or over 16 megapixels.
@@ -26,7 +26,7 @@ def read_image(image: common_pb2.Image, field: str, artifacts: ArtifactStore) ->
 
 
 def write_image(image: Image, delivery: common_pb2.Delivery, artifacts: ArtifactStore) -> common_pb2.Image:
-    """The picture as PNG, in the message or in the store."""
+    """The image as PNG, in the message or in the store."""
     png = encode_png(image)
     if delivery == common_pb2.DELIVERY_ARTIFACT:
         return common_pb2.Image(artifact=artifacts.put(png))
@@ -47,9 +47,9 @@ def read_artifact(digest: str, field: str, artifacts: ArtifactStore) -> bytes:
 
 @contextmanager
 def within(prefix: str, **names: str) -> Iterator[None]:
-    """Name the fields of what an engine refuses by their place in the request.
+    """Name the field of an engine's `InvalidInput` by its path in the request.
 
-    ``width`` becomes ``painting.width`` within "painting"; ``names`` are those that the contract calls otherwise, such as
+    ``width`` becomes ``painting.width`` within "painting"; ``names`` maps fields that have another name in the contract, such as
     ``seed="seeds"``.
     """
     try:

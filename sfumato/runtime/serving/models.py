@@ -1,4 +1,4 @@
-"""The model that a message asks for, on a service that has one base."""
+"""The model of a request, on a service with one base model."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from sfumato.v1 import common_pb2
 
 
 def check_base(model: common_pb2.ModelRef, base: str) -> None:
-    """Refuse another base than the one that is served.
+    """Check that the request names the served base, or none.
 
     Raises:
-        NotFound: it is another one.
+        NotFound: it names another base.
     """
     if model.base and model.base != base:
-        raise NotFound(f"model.base: this service has not {model.base}.", hint=f"It serves {base}.")
+        raise NotFound(f"model.base: this service does not have {model.base}.", hint=f"It serves {base}.")
 
 
 def fused_of(model: common_pb2.ModelRef) -> Fused:
-    """The name of the model's adapters and their weights."""
+    """The model's adapters and their weights, as a key."""
     return tuple((ref.artifact, ref.weight if ref.HasField("weight") else 1.0) for ref in model.adapters)
 
 
 def adapter_of(model: common_pb2.ModelRef, artifacts: ArtifactStore) -> Adapter | None:
-    """The weighted sum of the model's adapters as one; None where it has none.
+    """The weighted sum of the model's adapters as one adapter; None if it has none.
 
     Raises:
         NotFound: there is no such artifact.
@@ -42,5 +42,5 @@ def adapter_of(model: common_pb2.ModelRef, artifacts: ArtifactStore) -> Adapter 
         try:
             adapters.append(decode_adapter(data))
         except BrokenWeights as error:
-            raise InvalidInput(field, "is no LoRA adapter.", hint="Name a safetensors file with an adapter of this model.") from error
+            raise InvalidInput(field, "is not a LoRA adapter.", hint="Name a safetensors file with an adapter of this model.") from error
     return stack(adapters, [weight for _, weight in fused_of(model)])

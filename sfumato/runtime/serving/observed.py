@@ -1,4 +1,4 @@
-"""What is told of every call: a span that goes on with the caller's trace, its status and its seconds as metrics."""
+"""Telemetry of every call: a span that continues the caller's trace, and metrics of its status and seconds."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from sfumato.runtime import telemetry
 from sfumato.runtime.serving.boundary import OPEN, RpcContext, RpcHandler
 
 OURS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
-"""Codes that are the service's fault and not the caller's (OpenTelemetry's conventions for gRPC)."""
+"""Codes of errors of the service, not of the caller (OpenTelemetry's conventions for gRPC)."""
 _CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
 class Observed(grpc.aio.ServerInterceptor):
-    """Around the boundary, so that what the boundary refuses is seen as well; looks at health are not."""
+    """Wraps the boundary, so that it sees refusals too; health checks are not recorded."""
 
     async def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[RpcHandler]], handler_call_details: grpc.HandlerCallDetails
@@ -39,14 +39,14 @@ class Observed(grpc.aio.ServerInterceptor):
                 return await behaviour(request, context)
 
         async def stream(request: Any, context: RpcContext) -> None:
-            # Written, not yielded: a call that is broken off ends here and now, and not where a forgotten generator is swept away.
+            # Written, not yielded: a cancelled call ends here, not when an abandoned generator is collected.
             with _call(method, context):
                 async with aclosing(behaviour(request, context)) as answers:
                     async for answer in answers:
                         try:
                             await context.write(answer)
                         except grpc.aio.InternalError as error:
-                            raise asyncio.CancelledError from error  # the caller left while it was on its way
+                            raise asyncio.CancelledError from error  # the caller left before it arrived
 
         return handler._replace(**{kind: stream if handler.response_streaming else single})
 
@@ -83,5 +83,5 @@ def _tell(method: str, code: str, seconds: float, span: Span) -> None:
 
 
 def _number(code: Any) -> int:
-    """A status as gRPC's servers give it: its number, or the status itself."""
+    """The number of a status, which gRPC's servers return as a number or as the status itself."""
     return code.value[0] if isinstance(code, grpc.StatusCode) else int(code)

@@ -1,4 +1,4 @@
-"""A service's process: it listens, loads its engines, says how it is, answers calls and does tasks, and drains when told to end."""
+"""A service's process: it listens, loads its engines, reports its health, answers calls and does tasks, and drains when it is stopped."""
 
 from __future__ import annotations
 
@@ -39,11 +39,10 @@ SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.Health
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Service:
-    """A service of the contract: its full name, what registers its servicer, and the lane of the engine behind it.
+    """A service of the contract: its full name, the function that registers its servicer, and the queue of its engine.
 
-    ``handlers`` are its tasks by kind (``scoring.score``, of the queue ``scoring``), where it has any: they are done in the lane's
-    thread, between calls.
-    ``beside`` is what lives beside its calls, where anything does: entered before it says that it serves, left when it is told to end.
+    ``handlers`` do its tasks by kind (``scoring.score`` comes from the bus queue ``scoring``), in the engine's thread, between calls.
+    ``beside`` is a context for background work: entered before the service reports SERVING, left when it is stopped.
     """
 
     name: str
@@ -54,12 +53,12 @@ class Service:
 
     @property
     def short(self) -> str:
-        """What its logs and its traces call it: scoring for sfumato.v1.ScoringService."""
+        """Its name in logs and traces: scoring for sfumato.v1.ScoringService."""
         return self.name.rpartition(".")[2].removesuffix("Service").lower()
 
     @property
     def queues(self) -> dict[str, dict[str, Handler]]:
-        """Its handlers by the queue of the bus that their tasks come from, which a kind's name begins with."""
+        """Its handlers by the bus queue of their tasks, which is the first part of a kind's name."""
         queues: dict[str, dict[str, Handler]] = {}
         for kind, handler in self.handlers.items():
             queues.setdefault(kind.partition(".")[0], {})[kind] = handler
@@ -67,22 +66,22 @@ class Service:
 
 
 class Server:
-    """Start it, load it, and drain it in the end, all in one event loop."""
+    """A gRPC server of services: `start`, `load` and finally `drain` it in one event loop."""
 
     def __init__(
         self, services: Sequence[Service], settings: ServingSettings, address: str = "127.0.0.1:0", artifacts: ArtifactStore | None = None
     ) -> None:
-        """``address`` is where it listens when the settings do not say; it also offers the store of ``artifacts``."""
+        """``address`` is used if the settings name none; the store ``artifacts`` is served too."""
         self._services, self._settings, self._artifacts = services, settings, artifacts
         self._address = settings.address or address
         self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue] (its types do not know it)
         self._beside = AsyncExitStack()
 
     async def start(self) -> int:
-        """Listen; the port. Health answers from now on, everything else says that it is loading.
+        """Listen; returns the port. Health answers from now on; all other calls are refused while the engine loads.
 
         Raises:
-            InvalidInput: the address cannot be used, or the files of TLS.
+            InvalidInput: the address or the TLS files cannot be used.
         """
         secure, settings = credentials(self._settings), self._settings
         self._server = grpc.aio.server(
@@ -91,7 +90,7 @@ class Server:
             options=[
                 ("grpc.max_receive_message_length", settings.max_message),
                 ("grpc.max_send_message_length", settings.max_message),
-                ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a lottery
+                ("grpc.so_reuseport", 0),  # a taken port is an error, not shared
             ],
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -117,7 +116,7 @@ class Server:
             raise InvalidInput("address", f"{self._address} cannot be listened on.", hint=hint) from error
 
     async def load(self) -> None:
-        """Load the engines, one after another; each service is SERVING when its own is there. Raises what loading raises."""
+        """Load the engines one after another; each service is SERVING when its engine is loaded. Raises what loading raises."""
         for service in self._services:
             await service.engine_queue.open()
             if service.beside is not None:
@@ -127,7 +126,7 @@ class Server:
         PROBES.ready = True
 
     async def drain(self) -> None:
-        """Take no more calls, give those that are here the settings' grace to end, and cancel what is left."""
+        """Accept no more calls, let open calls end within the settings' grace, and cancel the rest."""
         PROBES.ready = False
         for service in self._services:
             service.engine_queue.close()
@@ -138,10 +137,10 @@ class Server:
 
 
 def run(services: Callable[[ServingSettings], Sequence[Service]], address: str) -> None:
-    """A service's program: answer calls, and do tasks where ``SFUMATO_BUS_URL`` is set, until SIGTERM or SIGINT.
+    """A service's program: answer calls, and do tasks if ``SFUMATO_BUS_URL`` is set, until SIGTERM or SIGINT.
 
-    ``address`` is where it listens, unless ``SFUMATO_GRPC_ADDRESS`` says so. Exit status 2 where the settings, an address or the
-    weights are unusable, 1 where there is no bus or an engine does not let go within the grace.
+    It listens on ``address`` unless ``SFUMATO_GRPC_ADDRESS`` is set. Exit status 2 if the settings, an address or the weights are
+    unusable, 1 if the bus does not answer or an engine does not finish within the grace.
     """
     try:
         telemetry = TelemetrySettings()
@@ -156,17 +155,17 @@ def run(services: Callable[[ServingSettings], Sequence[Service]], address: str) 
         log.error("%s", error)
         raise SystemExit(1 if isinstance(error, Unavailable) else 2) from error
     if stuck:
-        # An engine that did not let go within the grace is left as it is: artifacts are written at once or not at all.
-        log.warning("Ended with an engine at work.")
+        # An engine that is still busy is abandoned: artifacts are written whole or not at all.
+        log.warning("Stopped while an engine is busy.")
         logging.shutdown()
         os._exit(1)
 
 
 async def _serve(offered: Sequence[Service], settings: ServingSettings, address: str) -> bool:
-    """Serve until a signal; whether an engine is still at work after the grace.
+    """Serve until a signal; returns whether an engine is still busy after the grace.
 
     Raises:
-        SfumatoError: what loading raised, or what ended a worker; calls and tasks in hand were ended in good order.
+        SfumatoError: what loading raised, or what ended a worker; open calls and tasks were drained.
     """
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -188,7 +187,7 @@ async def _serve(offered: Sequence[Service], settings: ServingSettings, address:
             await asyncio.wait([*working, stopping], return_when=asyncio.FIRST_COMPLETED)
     finally:
         log.info("Draining.")
-        stop.set()  # workers finish what is in hand or give it back, while calls end
+        stop.set()  # workers finish their tasks or give them back, while calls end
         await asyncio.gather(server.drain(), *working, return_exceptions=True)
         beating.cancel()
     for job in working:
@@ -197,16 +196,16 @@ async def _serve(offered: Sequence[Service], settings: ServingSettings, address:
 
 
 def _on_bus() -> bool:
-    """Whether anybody said where the bus is."""
+    """Whether the bus is configured."""
     settings = BusSettings()
     return "url" in settings.model_fields_set and bool(settings.url)
 
 
 async def _work(service: Service, queue: str, artifacts: ArtifactStore, stop: asyncio.Event) -> None:
-    """Do the service's tasks of a queue between its calls, until told to stop.
+    """Do the service's tasks of one bus queue between its calls, until ``stop`` is set.
 
     Raises:
-        Unavailable: there is no bus.
+        Unavailable: the bus does not answer.
     """
     async with AsyncExitStack() as stack:
         bus = Bus(BusSettings(), f"sfumato {service.short}")

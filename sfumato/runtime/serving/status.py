@@ -1,4 +1,4 @@
-"""Which error is which gRPC status, with google.rpc's details: the one place where that is said."""
+"""The table of errors and gRPC statuses, both ways, with google.rpc's details. The service uses it to refuse, the client to raise."""
 
 from __future__ import annotations
 
@@ -29,6 +29,13 @@ from sfumato.errors import (
 
 log = logging.getLogger(__name__)
 
+
+
+def _reason(name: str) -> str:
+    """The name of an error's class in google.rpc's spelling: InvalidInput is INVALID_INPUT."""
+    return "".join(f"_{c}" if c.isupper() else c for c in name).strip("_").upper()
+
+
 DETAILS = "grpc-status-details-bin"
 DOMAIN = "sfumato"
 CODES: dict[type[SfumatoError], grpc.StatusCode] = {
@@ -41,12 +48,14 @@ CODES: dict[type[SfumatoError], grpc.StatusCode] = {
     MissingWeights: grpc.StatusCode.FAILED_PRECONDITION,
     BrokenWeights: grpc.StatusCode.DATA_LOSS,
 }
+REASONS = {_reason(kind.__name__): kind for kind in CODES if kind is not InvalidInput}
+"""The reason in a refusal's details -> the error that was raised in the service. InvalidInput is made of its field violations."""
 RETRY = Duration(seconds=1)
-"""After which a caller may try again what found the service busy or loading."""
+"""When a caller may try again if the service was busy or loading."""
 LONGEST, MOST = 1000, 8
-"""Bytes of a message and number of violations told: all of it is HTTP headers, of which a client takes 8 KiB."""
+"""Bytes of a message and number of violations in a refusal: it travels in HTTP headers, of which a client accepts 8 KiB."""
 ROOM, EVERY = 3000, 60
-"""The same where every fault is to be told at once, in a message that says little else."""
+"""The same for `Faults`, whose violations are listed completely with a short message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +67,7 @@ class Violation:
 
 
 class BrokenRules(Exception):
-    """A request that does not keep the rules of the contract."""
+    """A request that breaks rules of the contract."""
 
     def __init__(self, violations: Sequence[Violation]) -> None:
         super().__init__(f"{len(violations)} rules are broken")
@@ -67,7 +76,7 @@ class BrokenRules(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """What a caller is told instead of an answer."""
+    """The refusal of a call: status, message and details."""
 
     code: grpc.StatusCode
     message: str
@@ -83,11 +92,11 @@ class Refusal:
         return ((DETAILS, Status(code=self.code.value[0], message=self.message, details=packed).SerializeToString()),)
 
 
-UNAUTHENTICATED = Refusal(grpc.StatusCode.UNAUTHENTICATED, "This service wants a token: send the metadata 'authorization: Bearer TOKEN'.")
+UNAUTHENTICATED = Refusal(grpc.StatusCode.UNAUTHENTICATED, "This service needs a token: send the metadata 'authorization: Bearer TOKEN'.")
 
 
 def refusal(error: Exception) -> Refusal:
-    """What to tell the caller of a call that ended in ``error``; of errors that are not ours, nothing but where to look."""
+    """The refusal for an error. Errors outside `sfumato.errors` are logged under an incident number, which is all the caller gets."""
     if isinstance(error, BrokenRules):
         told = "; ".join(f"{violation.field}: {violation.description}" for violation in error.violations[:MOST])
         return Refusal(grpc.StatusCode.INVALID_ARGUMENT, cut(told), (_bad_request(error.violations), _info("InvalidInput")))
@@ -110,14 +119,13 @@ def refusal(error: Exception) -> Refusal:
 
 
 def cut(text: str, most: int = LONGEST) -> str:
-    """The text, or as much of it as fits in so many bytes of UTF-8."""
+    """The text, cut to at most so many bytes of UTF-8."""
     data = text.encode("utf-8", "replace")
     return data.decode() if len(data) <= most else data[: most - 3].decode("utf-8", "ignore") + "..."
 
 
-def _info(reason: str) -> ErrorInfo:
-    """The error's class in google.rpc's spelling: InvalidInput is INVALID_INPUT."""
-    return ErrorInfo(reason="".join(f"_{c}" if c.isupper() else c for c in reason).strip("_").upper(), domain=DOMAIN)
+def _info(name: str) -> ErrorInfo:
+    return ErrorInfo(reason=_reason(name), domain=DOMAIN)
 
 
 def _bad_request(violations: Sequence[Violation], room: int = LONGEST, most: int = MOST) -> BadRequest:

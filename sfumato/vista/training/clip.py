@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerFast
 
+from sfumato.scoring.networks import unit, width_of
 from sfumato.vista.generator import build_tokenizer
 from sfumato.vista.phrases import vocabulary
-from sfumato.vista.scorers import unit, width_of
 from sfumato.vista.training.augment import degrade
 from sfumato.vista.training.judge import optimizers
 from sfumato.vista.training.loop import Step

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPModel
 
-from sfumato.vista.scorers import MultiPreference, unit
+from sfumato.scoring.networks import MultiPreference, unit
 from sfumato.vista.training.clip import CONDITIONS, GROUPS, PairTask, save_clip
 from sfumato.vista.training.judge import optimizers
 from sfumato.vista.training.loop import Step

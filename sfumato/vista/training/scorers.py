@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import CLIPModel
 
 from sfumato.errors import InvalidInput, MissingWeights
-from sfumato.vista.scorers import AESTHETIC_HIGH, AESTHETIC_LOW, AestheticPredictor, unit, width_of
+from sfumato.scoring.networks import AESTHETIC_HIGH, AESTHETIC_LOW, AestheticPredictor, unit, width_of
 from sfumato.vista.training.clip import GROUPS, ClipTask, PairTask, eager
 from sfumato.vista.training.loop import Step, Task
 from sfumato.vista.training.pairs import PairPool

@@ -19,13 +19,12 @@ from pathlib import Path
 
 import torch
 
-from sfumato.diffusion.families import FluxFamily
+from sfumato.diffusion.families.flux import FluxFamily
 from sfumato.lora.adapter import Adapter
 from sfumato.registry.bases import base_modules
 from sfumato.registry.client import RegistryClient
-from sfumato.registry.records import Base, Part
+from sfumato.registry.records import Base, WeightedAdapter
 from sfumato.runtime.models.adapters import encode_adapter
-from sfumato.runtime.models.versions import model_version
 from sfumato.runtime.settings import ClientSettings
 from sfumato.vista import weights
 from tests.integration.programs import ROOT, SECONDS, program
@@ -75,7 +74,7 @@ def adapter_file(seed: int, size: float = 0.05) -> tuple[str, bytes]:
 def register(registry: RegistryClient, seed: int, alias: str = "production") -> str:
     """The id of a version with such an adapter, to which the alias points from now on."""
     folder, (digest, data) = weights.locate("generator"), adapter_file(seed)
-    version = registry.register(Base(model_version(folder), "vista", base_modules(folder)), [Part(digest)], files={digest: data})
+    version = registry.register(Base(model_version(folder), "vista", base_modules(folder)), [WeightedAdapter(digest)], files={digest: data})
     registry.set_alias(alias, version.id, expected=registry.aliases().get(alias, ""), reason="a test")
     return version.id
 

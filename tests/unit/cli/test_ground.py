@@ -112,7 +112,7 @@ def test_a_server_that_sends_web_pages_is_doubted(vlm: ScriptedVlm, sfumato: Com
         (("--profile", "gpt"), "vista, qwen2-vl"),
         (("--host", "192.0.2.1"), "cannot be used"),
         (("--certificate", "tls.crt"), "both a certificate and a key"),
-        (("--certificate", "no/tls.crt", "--key", "no/tls.key"), "no/tls.crt is not there"),
+        (("--certificate", "no/tls.crt", "--key", "no/tls.key"), "no/tls.crt does not exist"),
     ],
 )
 def test_a_server_that_cannot_start_says_why(sfumato: Command, options: tuple[str, ...], words: str) -> None:

@@ -1,4 +1,4 @@
-"""What a run shows while it goes on, and what its journal keeps: driven by the engine's own events over runs built by hand."""
+"""What a run shows while it is executed, and what its journal keeps: driven by the engine's own reports over runs built by hand."""
 
 from __future__ import annotations
 
@@ -8,57 +8,70 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from orchestrator.events import Event, Keeper, Teller
 from rich.console import Console
 
-from orchestrator.engine import Progress
-from orchestrator.recipes.artaug import State
+from orchestrator.engine.stages import Loop, Phase, Progress
+from orchestrator.recipes.artaug import RECIPE
+from orchestrator.recipes.artaug.state import Sample, State
+from orchestrator.recipes.events import EventBuilder
+from orchestrator.runs.journal import JournalWriter
 from sfumato.cli.progress import RunProgress
+from sfumato.runs.records import Event, Picture
 from sfumato.runtime.artifacts import ArtifactStore
-from sfumato.runtime.images import read_image
+from sfumato.runtime.images import encode_png, read_image
 from sfumato.runtime.journal import RunJournal
 from tests.unit.orchestrator import states
+
+STAGES = {(part.name, stage.name): stage for part in RECIPE.stages if isinstance(part, Loop | Phase) for stage in part.stages}
 
 
 def _told(store: ArtifactStore) -> list[Event]:
     """The events of `_progress`, as they come out of a message."""
-    teller = Teller()
-    return [Event.model_validate_json(teller.event(progress).model_dump_json()) for progress in _progress(store)]
+    builder = EventBuilder(RECIPE.shown)
+    return [Event.model_validate_json(builder.event(progress).model_dump_json()) for progress in _progress(store)]
+
+
+def _at(iteration: int, stage: str, done: int, total: int, state: State, samples: tuple[Sample, ...] = (), *, reused: int = 0) -> Progress:
+    """Progress of a stage; iteration 0 is the comparison."""
+    phase = "iteration" if iteration else "comparison"
+    found: Any = STAGES[phase, stage]
+    return Progress(found, phase, iteration, done, total, reused, 0, state, samples)
 
 
 def _progress(store: ArtifactStore) -> list[Progress]:
-    """Two iterations, the second with too few pairs, and the comparison, as the engine tells of them."""
+    """Two iterations, the second with too few pairs, and the comparison, as the engine reports them."""
     whole = states.finished(store, iterations=1)
     first, second = whole.iterations
     empty = replace(whole, iterations=(), base=None, ceiling=None, naive=None, stop_reason="")
     scored = tuple(replace(sample, verdict="") for sample in first.samples)
-    filtered = replace(empty, samples=first.samples, trial=first.trial)
+    filtered = replace(empty, samples=first.samples, attempt=first.attempt)
     measured = replace(filtered, base=whole.base)
     concluded = replace(empty, iterations=(first,), base=whole.base)
     few = replace(concluded, samples=second.samples, stop_reason=whole.stop_reason)
     ended = replace(few, samples=whole.samples, iterations=(first, second))
-    compared = replace(ended, trial=whole.naive)
+    compared = replace(ended, attempt=whole.naive)
     return [
-        Progress("generate", 1, 2, 0, 0, empty),
-        Progress("generate", 2, 2, 0, 0, empty),
-        Progress("score", 1, 2, 1, 0, empty, scored[:2]),
-        Progress("score", 2, 2, 1, 0, empty, scored[2:]),
-        Progress("filter", 0, 0, 0, 0, filtered),
-        Progress("train", 0, 1, 0, 0, filtered),
-        Progress("train", 1, 1, 0, 0, filtered),
-        Progress("choose", 3, 3, 0, 0, filtered),
-        Progress("measure", 2, 2, 0, 0, measured),
-        Progress("finish", 0, 1, 0, 0, measured),
-        Progress("finish", 1, 1, 0, 0, concluded),
-        Progress("generate", 2, 2, 0, 0, concluded),
-        Progress("filter", 0, 0, 0, 0, few),
-        Progress("train", 0, 0, 0, 0, few),
-        Progress("finish", 0, 0, 0, 0, ended),
-        Progress("naive", 0, 0, 0, 0, compared),
-        Progress("train", 1, 1, 0, 0, compared),
-        Progress("measure", 1, 1, 0, 0, compared),
-        Progress("compare", 1, 1, 0, 0, ended),
+        _at(1, "generate", 1, 2, empty),
+        _at(1, "generate", 2, 2, empty),
+        _at(1, "score", 1, 2, empty, scored[:2], reused=1),
+        _at(1, "score", 2, 2, empty, scored[2:], reused=1),
+        _at(1, "filter", 0, 0, filtered),
+        _at(1, "train", 0, 1, filtered),
+        _at(1, "train", 1, 1, filtered),
+        _at(1, "choose_alpha", 3, 3, filtered),
+        _at(1, "score_heldout", 2, 2, measured),
+        _at(1, "conclude", 0, 1, measured),
+        _at(1, "conclude", 1, 1, concluded),
+        _at(2, "generate", 2, 2, concluded),
+        _at(2, "filter", 0, 0, few),
+        _at(2, "train", 0, 0, few),
+        _at(2, "conclude", 0, 0, ended),
+        _at(0, "naive", 0, 0, compared),
+        _at(0, "train", 1, 1, compared),
+        _at(0, "score_heldout", 1, 1, compared),
+        _at(0, "ground_again", 1, 1, ended),
     ]
 
 
@@ -66,9 +79,13 @@ def _shown(folder: Path, *, terminal: bool = False) -> tuple[str, list[dict[str,
     out = io.StringIO()
     store = ArtifactStore(str(folder / "artifacts"))
     console = Console(file=out, force_terminal=terminal, width=200)
-    with RunJournal(folder / "metrics.jsonl") as journal, Keeper(journal) as keeper, RunProgress(console, folder, store.get) as progress:
+    with (
+        RunJournal(folder / "metrics.jsonl") as journal,
+        JournalWriter(journal) as writer,
+        RunProgress(console, folder, store.get) as progress,
+    ):
         for event in _told(store):
-            keeper.keep(event)
+            writer.write(event)
             progress.show(event)
     return out.getvalue(), journal.events()
 
@@ -80,31 +97,31 @@ def test_every_finished_stage_is_a_line_with_its_iteration(tmp_path: Path) -> No
         "iteration 1  score 2/2  1 reused, aesthetic X 2.00, X' 4.00",
         "iteration 1  filter  2 of 4 kept (50%)",
         "iteration 1  train 1/1  1 diverged",
-        "iteration 1  choose 3/3  alpha 2",
+        "iteration 1  choose_alpha 3/3  alpha 2",
         "iteration 1: 2 of 4 kept (50%), fused with alpha 2, aesthetic 2.50 -> 3.00 on held-out prompts",
         "iteration 2  generate 2/2",
         "iteration 2  filter  0 of 4 kept (0%)",
         "iteration 2: 0 of 4 kept (0%); too few pairs survive",
-        "comparison with naive training",
         "comparison  train 1/1",
     ):
         assert words in text, words
     assert "generate 1/2" not in text
 
 
-def test_the_journal_has_a_line_a_stage_and_the_comparison_under_0(tmp_path: Path) -> None:
+def test_the_journal_has_a_line_for_every_stage_of_every_phase(tmp_path: Path) -> None:
     _, events = _shown(tmp_path)
-    stages = [(event["iteration"], event["stage"]) for event in events]
+    stages = [(event["phase"], event["iteration"], event["stage"]) for event in events]
+    first = ("generate", "score", "filter", "train", "choose_alpha", "score_heldout", "conclude")
     assert stages == [
-        *((1, stage) for stage in ("generate", "score", "filter", "train", "choose", "measure", "finish")),
-        *((2, stage) for stage in ("generate", "filter", "finish")),
-        *((0, stage) for stage in ("train", "measure", "compare")),
+        *(("iteration", 1, stage) for stage in first),
+        *(("iteration", 2, stage) for stage in ("generate", "filter", "conclude")),
+        *(("comparison", 0, stage) for stage in ("train", "score_heldout", "ground_again")),
     ]
     by_stage = {event["stage"]: event for event in events[:7]}
     assert (by_stage["score"]["done"], by_stage["score"]["total"], by_stage["score"]["reused"]) == (2, 2, 1)
     assert (by_stage["filter"]["kept"], by_stage["filter"]["kept_share"]) == (2, 0.5)
-    assert (by_stage["choose"]["alpha"], len(by_stage["choose"]["tried"])) == (2.0, 2)
-    assert (by_stage["measure"]["aesthetic_base"], by_stage["measure"]["aesthetic_tuned"]) == (2.5, 3.0)
+    assert (by_stage["choose_alpha"]["alpha"], len(by_stage["choose_alpha"]["tried"])) == (2.0, 2)
+    assert (by_stage["score_heldout"]["aesthetic_base"], by_stage["score_heldout"]["aesthetic_tuned"]) == (2.5, 3.0)
     assert events[9]["stop_reason"] == "too few pairs survive"
 
 
@@ -130,11 +147,11 @@ def test_a_terminal_sees_bars_and_an_eta(tmp_path: Path) -> None:
 def test_a_run_that_breaks_off_says_so_in_its_journal(tmp_path: Path, error: type[BaseException]) -> None:
     store = ArtifactStore(str(tmp_path / "artifacts"))
     with RunJournal(tmp_path / "metrics.jsonl") as journal:
-        with pytest.raises(error), Keeper(journal) as keeper:
-            keeper.keep(_told(store)[0])
+        with pytest.raises(error), JournalWriter(journal) as writer:
+            writer.write(_told(store)[0])
             raise error
         [event] = journal.events()
-    assert (event["iteration"], event["stage"], event["reason"]) == (1, "stopped", error.__name__)
+    assert (event["phase"], event["iteration"], event["stage"], event["reason"]) == ("iteration", 1, "stopped", error.__name__)
 
 
 def test_all_lines_are_json_without_nan(tmp_path: Path) -> None:
@@ -149,14 +166,41 @@ def test_all_lines_are_json_without_nan(tmp_path: Path) -> None:
 
 def test_a_run_without_any_pair_shows_none(tmp_path: Path) -> None:
     state: State = states.without_advice()
-    event = Teller().event(Progress("regenerate", 2, 2, 0, 0, replace(state, iterations=()), state.iterations[0].samples))
-    assert event.pair is None
-    with RunProgress(Console(file=io.StringIO()), tmp_path, ArtifactStore(str(tmp_path / "artifacts")).get) as progress:
-        progress.show(event)
+    progress = _at(1, "regenerate", 2, 2, replace(state, iterations=()), tuple(state.iterations[0].samples))
+    event = EventBuilder(RECIPE.shown).event(progress)
+    assert event.shown == ()
+    with RunProgress(Console(file=io.StringIO()), tmp_path, ArtifactStore(str(tmp_path / "artifacts")).get) as shown:
+        shown.show(event)
     assert not (tmp_path / "first-pair.png").exists()
 
 
-def test_who_comes_late_sees_the_present_in_the_newest_event_of_every_stage(tmp_path: Path) -> None:
+def test_events_of_any_method_are_shown_by_their_phase_and_iteration(tmp_path: Path) -> None:
+    store = ArtifactStore(str(tmp_path / "artifacts"))
+    pictures = [Picture(caption=f"sketch {n}", digest=store.put(encode_png(np.full((64, 32, 3), n, np.uint8)))) for n in range(3)]
+    told = [("setup", 0, "probe", ()), ("round", 1, "sketch", pictures), ("round", 2, "sketch", pictures[:1]), ("closing", 0, "none", ())]
+    out = io.StringIO()
+    with RunProgress(Console(file=out, width=200), tmp_path, store.get) as progress:
+        for number, (phase, iteration, stage, shown) in enumerate(told):
+            total = 0 if phase == "closing" else 1
+            event = Event(
+                number=number,
+                time=number,
+                phase=phase,
+                iteration=iteration,
+                stage=stage,
+                done=total,
+                total=total,
+                reused=0,
+                shown=tuple(shown),
+            )
+            progress.show(event)
+    lines = [line.split(maxsplit=2)[2] for line in out.getvalue().splitlines() if "pair" not in line]
+    assert lines == ["setup", "setup  probe 1/1", "round 1", "round 1  sketch 1/1", "round 2", "round 2  sketch 1/1"]
+    assert "sketch 0" in out.getvalue()
+    assert read_image(tmp_path / "first-pair.png").shape == (512, 3 * 256, 3)
+
+
+def test_the_newest_event_of_every_stage_is_enough_to_show_a_run_that_is_under_way(tmp_path: Path) -> None:
     store = ArtifactStore(str(tmp_path / "artifacts"))
     told = _told(store)[:8]
     newest = {event.stage: event for event in told}
@@ -164,6 +208,11 @@ def test_who_comes_late_sees_the_present_in_the_newest_event_of_every_stage(tmp_
     with RunProgress(Console(file=out, width=200), tmp_path, store.get) as progress:
         for event in sorted(newest.values(), key=lambda event: event.number):
             progress.show(event)
-    for words in ("iteration 1  score 2/2  1 reused, aesthetic X 2.00, X' 4.00", "2 of 4 kept (50%)", "first pair", "choose 3/3  alpha 2"):
+    for words in (
+        "iteration 1  score 2/2  1 reused, aesthetic X 2.00, X' 4.00",
+        "2 of 4 kept (50%)",
+        "first pair",
+        "choose_alpha 3/3  alpha 2",
+    ):
         assert words in out.getvalue(), words
     assert max(len(event.model_dump_json()) for event in told) < 1000

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from orchestrator.finishing import finish
 from typer.testing import CliRunner
 
-from orchestrator.runs import Records
+from orchestrator.recipes.artaug import RECIPE
+from orchestrator.runs.records import Records
 from sfumato.cli.main import app
 from sfumato.errors import Faults, NotFound, SfumatoError, Unavailable, WrongState
 from tests.unit.bus_system import ROOT
@@ -59,14 +59,14 @@ def test_a_run_elsewhere_is_submitted_watched_and_fetched_as_if_it_were_here(tmp
             sfumato("runs", "watch", name, *both, *runs)
         assert json.loads(sfumato("runs", "resume", name, "--json", *both))["state"] in ("queued", "running")
 
-        # The replica that answers goes away, and with it perhaps the driver; whoever watches does not mind.
+        # The replica that answers is killed, and with it perhaps the driver; the watching continues with the other one.
         watching = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True)
         assert watching.stderr is not None and name in watching.stderr.readline()
         first.kill()
         system.work()
         printed, told = watching.communicate(timeout=120)
         assert watching.returncode == 0, told
-        assert "iteration 3  measure" in told and "max_iterations" in told
+        assert "iteration 3  score_heldout" in told and "max_iterations" in told
         folder = tmp_path / "runs" / name
         assert printed.strip() == str(folder / "report.html")
         _same_as_here(system, name, folder, tmp_path)
@@ -76,6 +76,9 @@ def test_a_run_elsewhere_is_submitted_watched_and_fetched_as_if_it_were_here(tmp
         assert name in sfumato("runs", "ls", *both) and "max_iterations" in sfumato("runs", "show", name, *both)
         lines = [json.loads(line) for line in sfumato("runs", "watch", name, "--json", *both).splitlines()]
         assert lines[-1]["run"]["state"] == "finished" and any(line.get("event", {}).get("outcome") for line in lines)
+        events = [line["event"] for line in lines if "event" in line]
+        assert {(event["phase"], event["iteration"]) for event in events} >= {("iteration", 1), ("iteration", 2), ("iteration", 3)}
+        assert any(len(event["shown"]) == 2 for event in events)
         with pytest.raises(WrongState, match="is finished"):
             sfumato("runs", "cancel", name, *both)
 
@@ -86,7 +89,7 @@ def _same_as_here(system: Orchestration, name: str, folder: Path, scratch: Path)
     from sfumato.runtime.artifacts import ArtifactStore
 
     artifacts = ArtifactStore(str(scratch / "here"))
-    files = finish(plan, rehearse(plan, artifacts)[0], artifacts)
+    files = RECIPE.files(plan, rehearse(plan, artifacts)[0], artifacts)
     assert set(files) == {path.name for path in folder.iterdir()} - {"first-pair.png", "latest-pair.png"}
     for file, data in files.items():
         if not file.startswith("report"):
@@ -116,14 +119,15 @@ def test_a_person_reviews_a_run_elsewhere_and_faults_are_told_together(tmp_path:
         there = ("--server", replica.address, "--runs", str(tmp_path / "runs"))
         with pytest.raises(Faults) as faults:
             sfumato("run", wrong, *there)
-        assert {field for field, _ in faults.value.faults} == {"spec.batch", "spec.model", "prompts.train"}
-        with pytest.raises(SfumatoError, match="10 pairs wait for a person") as waits:
+        assert {field for field, _ in faults.value.faults} == {"spec.batch", "spec.model", "inputs.train"}
+        with pytest.raises(SfumatoError, match="10 questions wait for a person") as waits:
             sfumato("run", asked, *there)
         (name,) = re.findall(r"sfumato review (\S+)", waits.value.hint)
-        pairs: list[dict[str, Any]] = json.loads(sfumato("review", name, "--json", *there))
-        assert len(pairs) == 10 and pairs[0]["regions"][0]["bbox"] == [0, 0, 16, 8]
-        said = sfumato("review", name, "--reject", pairs[0]["id"][:12], "--reason", "two moons", *there)
-        assert "9 pairs still wait" in said
+        questions: list[dict[str, Any]] = json.loads(sfumato("review", name, "--json", *there))
+        assert len(questions) == 10 and questions[0]["pictures"][0]["regions"][0]["bbox"] == [0, 0, 16, 8]
+        assert "waiting (10 questions)" in sfumato("runs", "show", name, *there)
+        said = sfumato("review", name, "--reject", questions[0]["id"][:12], "--reason", "two moons", *there)
+        assert "9 questions still wait" in said
         said = sfumato("review", name, *there, said="y\n" * 9)
         assert "1 of 9" in said and f"sfumato runs watch {name}" in said
         report = Path(sfumato("runs", "watch", name, *there).strip())

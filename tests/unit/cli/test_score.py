@@ -15,8 +15,8 @@ from services.scoring.loading import KNOWN
 from sfumato.cli.convert import convert
 from sfumato.cli.score import score
 from sfumato.errors import InvalidInput, MissingWeights
+from sfumato.scoring.networks import AestheticPredictor
 from sfumato.vista import weights
-from sfumato.vista.scorers import AestheticPredictor
 
 
 def call(command: object, *arguments: str) -> Result:

@@ -40,7 +40,7 @@ def test_a_real_forward_never_makes_more_than_was_counted_and_the_largest_as_muc
     counted = denoiser_bytes(family, 32, 32, 12), decoder_bytes(family, 32, 32, 12)
     for rows in (1, 3, 12):
         text = family.encode(["a"] * rows)
-        levels = family.objective.levels(torch.full([rows], 0.5))
+        levels = family.parameterization.levels(torch.full([rows], 0.5))
         with PeakBytes() as denoiser:
             family.predict(torch.zeros(rows, *family.mask((0, 0, 32, 32), 32, 32).shape), levels, text, 32, 32, 1.0)
         with PeakBytes() as decoder:

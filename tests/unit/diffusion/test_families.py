@@ -14,7 +14,11 @@ from diffusers.hooks import HookRegistry
 from torch import nn
 
 from sfumato.diffusion.budget import RowBudget
-from sfumato.diffusion.families import Family, FluxFamily, SD3Family, SDFamily, SDXLFamily, family_of
+from sfumato.diffusion.families import Family, family_of
+from sfumato.diffusion.families.flux import FluxFamily
+from sfumato.diffusion.families.sd import SDFamily
+from sfumato.diffusion.families.sd3 import SD3Family
+from sfumato.diffusion.families.sdxl import SDXLFamily
 from sfumato.diffusion.regional import HOOK, Branches, plan_branches, regional_average
 from sfumato.diffusion.sampling import paint
 from sfumato.errors import InvalidInput
@@ -143,7 +147,7 @@ def test_predict_is_the_denoisers_answer_with_gradient(subject: Subject) -> None
     family, kind = subject.double, subject.kind
     cells = torch.randn(2, 4, 10, 6, generator=torch.Generator().manual_seed(1)).double()
     latents = type(family.pipeline)._pack_latents(cells, 2, 4, 10, 6) if isinstance(family, FluxFamily) else cells
-    levels = family.objective.levels(torch.tensor([0.3, 0.8]))
+    levels = family.parameterization.levels(torch.tensor([0.3, 0.8]))
     noised = latents.clone().requires_grad_()
     found = family.predict(noised, levels, family.encode([PROMPT, "a red house"]), 24, 40, 1.0)
     for row, prompt in enumerate([PROMPT, "a red house"]):
@@ -177,8 +181,8 @@ def test_lora_keys_bind_in_diffusers(subject: Subject) -> None:
     assert any(name.endswith("to_q") for name in chosen)
     tensors = {}
     for name, module in chosen.items():
-        tensors[f"{family.lora_prefix}.{name}.lora_A.weight"] = torch.ones(1, module.in_features)
-        tensors[f"{family.lora_prefix}.{name}.lora_B.weight"] = torch.ones(module.out_features, 1)
+        tensors[f"{family.denoiser_part}.{name}.lora_A.weight"] = torch.ones(1, module.in_features)
+        tensors[f"{family.denoiser_part}.{name}.lora_B.weight"] = torch.ones(module.out_features, 1)
     pipeline.load_lora_weights(tensors, adapter_name="test")
     assert {name for name, module in family.denoiser.named_modules() if "test" in getattr(module, "lora_A", {})} == set(chosen)
 

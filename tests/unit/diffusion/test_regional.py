@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sfumato.diffusion.budget import RowBudget
-from sfumato.diffusion.families import FluxFamily
+from sfumato.diffusion.families.flux import FluxFamily
 from sfumato.diffusion.regional import HOOK, Branches, plan_branches, regional_average
 from sfumato.diffusion.sampling import cut_batches, paint
 from sfumato.types import Box, GenerateRequest, Region

@@ -159,7 +159,10 @@ def test_a_preview_is_the_clean_picture_that_a_step_implies(kind: Kind) -> None:
         with watching(family) as watch:
             for index, timestep in enumerate(scheduler.timesteps):
                 level = scheduler.sigmas[index : index + 1] if hasattr(scheduler, "scale_noise") else timestep.long().reshape(1)
-                sample, prediction = family.objective.noised(clean, noise, level), family.objective.target(clean, noise, level)
+                sample, prediction = (
+                    family.parameterization.noised(clean, noise, level),
+                    family.parameterization.target(clean, noise, level),
+                )
                 if getattr(scheduler, "init_noise_sigma", 1) != 1:  # Euler's: noise is added and nothing is scaled down
                     sample, prediction = clean + scheduler.sigmas[index] * noise, noise
                 scheduler.step(prediction, timestep, sample, return_dict=False)

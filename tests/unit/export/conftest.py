@@ -14,16 +14,17 @@ import pytest
 import torch
 from torch import nn
 
+from orchestrator.recipes.cards import CARDS
 from services.registry.database import Database
 from services.registry.engine import Registry
-from sfumato.diffusion.families import FluxFamily
+from sfumato.diffusion.families.flux import FluxFamily
 from sfumato.diffusion.loading import load_pipeline
 from sfumato.export.card import Licence
 from sfumato.export.folder import Exported, export_version
 from sfumato.lora.adapter import Adapter
 from sfumato.lora.fuse import Fuser
 from sfumato.registry.bases import base_modules
-from sfumato.registry.records import Base, Edge, Lineage, Node, Part, version_id
+from sfumato.registry.records import Base, Edge, Lineage, Node, WeightedAdapter, version_id
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.models.adapters import encode_adapter
 from sfumato.runtime.models.versions import model_version
@@ -72,7 +73,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sample]:
     base = Base(model_version(base_folder), "vista", base_modules(base_folder))
     own = adapter(pipeline)
     data = encode_adapter(own)
-    parts = (Part(hashlib.sha256(data).hexdigest(), WEIGHT),)
+    parts = (WeightedAdapter(hashlib.sha256(data).hexdigest(), WEIGHT),)
     run = Node.about("run", id="artaug-1", recipe="artaug", seeds={"prompts": 1}, libraries={"torch": "2"})
     step = Node.about("iteration", index=1, kept=1, prompts=2, alpha=0.5)
     pair, prompt = Node.about("pair", seed=7, diverged=""), Node.about("prompt", text="a <b>boat</b>")
@@ -85,7 +86,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sample]:
         made = registry.register(base, parts, files=files, lineage=lineage, metrics=metrics, note="a test's")
         registry.set_alias("production", made.id, expected="")
         folder = place / "out"
-        written = export_version(registry, "production", folder, base_folder, licence=Licence("apache-2.0"))
+        written = export_version(registry, "production", folder, base_folder, licence=Licence("apache-2.0"), methods=CARDS)
         plain = painted(pipeline)
         scaled = Adapter({name: (a, WEIGHT * b) for name, (a, b) in own.factors.items()})
         Fuser(pipeline.transformer).fuse(scaled)

@@ -20,9 +20,9 @@ from typer.testing import CliRunner
 
 from sfumato.cli.main import app
 from sfumato.errors import InvalidInput, MissingWeights
-from sfumato.export.card import Licence, model_card
+from sfumato.export.card import Licence, MethodCard, model_card
 from sfumato.export.folder import export_version
-from sfumato.registry.records import Base, Lineage, Version
+from sfumato.registry.records import Base, Lineage, Node, Version, WeightedAdapter
 from sfumato.vista import weights
 from tests.unit.export.conftest import ASKED, Sample
 
@@ -65,6 +65,19 @@ def test_a_card_of_an_unknown_licence_and_no_history_says_so() -> None:
     fields = yaml.safe_load(card.split("---\n")[1])
     assert (fields["license"], fields["license_name"], fields["license_link"]) == ("other", "their-own", "https://example.org/L")
     assert "nothing was trained" in card and "none are recorded" in card and "nothing is recorded" in card
+
+
+def test_a_card_tells_the_words_of_a_method_that_has_some_and_only_the_name_of_another() -> None:
+    run, step = Node.about("run", id="r", recipe="mine"), Node.about("iteration", index=2, kept=3)
+    nodes = (run, step, Node.about("pair", seed=1), Node.about("prompt", text="a boat"))
+    version = Version("a" * 64, 1, Base("b" * 64, "vista"), (WeightedAdapter("c" * 64),), {"beta": 0.5}, "", 0.0, ())
+    mine = MethodCard("preferences were learned", "{kept} kept, {lost} lost", ("{pairs} pairs, {prompts} prompts",), {"beta": "strength"})
+    card = model_card(version, Lineage(nodes), {}, Licence(), "x = 1", {"mine": mine})
+    for line in ("preferences were learned", "iteration 2: 3 kept, None lost", "1 pairs, 1 prompts", "`beta` = 0.5 (strength)"):
+        assert f"- {line}\n" in card, line
+    plain = model_card(version, Lineage(nodes), {}, Licence(), "x = 1")
+    for line in ("mine", "iteration 2", "1 pairs of pictures of 1 prompts; 0 diverged in training", "`beta` = 0.5"):
+        assert f"- {line}\n" in plain, line
 
 
 def test_what_is_there_is_not_written_over_and_another_base_is_refused(sample: Sample, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from sfumato.diffusion.families import FAMILIES
+from sfumato.diffusion.families.catalog import described_of
 from sfumato.lora.adapter import Adapter
 from sfumato.lora.binding import denoiser_of, skeleton
 
@@ -69,7 +69,7 @@ def empty(kind: str, folder: Path) -> DiffusionPipeline:
 
 def linears(pipeline: DiffusionPipeline) -> dict[str, nn.Linear]:
     """Every linear of the denoiser that a LoRA may sit on."""
-    targets = FAMILIES[type(pipeline)].lora_targets
+    targets = described_of(type(pipeline)).lora_targets
     modules = {n: m for n, m in denoiser_of(pipeline).named_modules() if isinstance(m, nn.Linear) and re.fullmatch(targets, n)}
     assert modules
     return modules

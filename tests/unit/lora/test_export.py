@@ -15,7 +15,7 @@ from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_
 from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
 from safetensors.torch import load_file, save_file
 
-from sfumato.diffusion.families import FAMILIES
+from sfumato.diffusion.families.catalog import described_of
 from sfumato.errors import BrokenWeights, InvalidInput
 from sfumato.lora.adapter import Adapter, delta, differences, scale
 from sfumato.lora.binding import Loader
@@ -115,7 +115,7 @@ def test_sd3_has_no_kohya_layout_and_says_what_comfyui_reads(tmp_path: Path) -> 
 @pytest.mark.parametrize("kind", list(CONFIGS))
 def test_the_component_told_by_names_is_the_familys(tmp_path: Path, kind: str) -> None:
     pipeline = empty(kind, tmp_path)
-    assert component(random_adapter(pipeline)) == FAMILIES[type(pipeline)].lora_prefix
+    assert component(random_adapter(pipeline)) == described_of(type(pipeline)).denoiser_part
 
 
 def test_sdxl_has_its_first_names(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from diffusers import FluxPipeline
 from safetensors.torch import save_file
 
-from sfumato.diffusion.families import FluxFamily
+from sfumato.diffusion.families.flux import FluxFamily
 from sfumato.errors import BrokenWeights, InvalidInput, MissingWeights
 from sfumato.lora.adapter import Adapter, delta, scale
 from sfumato.lora.files import load, save, state_dict, verify

@@ -127,5 +127,6 @@ def request(name: str = "rehearsal", **sections: str) -> contract.SubmitRequest:
         "ground": "{backend: transformers}",
     }
     spec = "".join(f"{key}: {value}\n" for key, value in (text | sections).items())
-    prompts = contract.PromptSets(train=[f"train picture {k}" for k in range(10)], heldout=[f"heldout picture {k}" for k in range(6)])
-    return contract.SubmitRequest(spec=spec, prompts=prompts)
+    lines = {"train": [f"train picture {k}" for k in range(10)], "heldout": [f"heldout picture {k}" for k in range(6)]}
+    inputs = [contract.InputSet(name=name, lines=lines[name]) for name in lines]
+    return contract.SubmitRequest(spec=spec, inputs=inputs)

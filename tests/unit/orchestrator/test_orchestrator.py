@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from orchestrator.runs import Records
+from orchestrator.runs.records import Records
 from sfumato.v1 import orchestrator_pb2 as contract
 from tests.unit.orchestrator.replicas import HANDLERS, SERVICES, Orchestration, Replica, orchestration, request, state
 from tests.unit.services.serving import told
@@ -62,10 +62,10 @@ def test_a_run_is_submitted_once_watched_by_anybody_and_ends_with_its_files(tmp_
         assert f"sfumato models register {name}" in system.system.log()
         assert all(system.system.artifacts.holds(digest) for digest in runs[-1].outcome.files.values())
         # The latest event of every stage is told always, in the order in which they happened.
-        finished = [event for event in events if event.stage == "finish" and event.outcome]
+        finished = [event for event in events if event.stage == "conclude" and event.outcome]
         assert [event.iteration for event in finished] == [1, 2, 3]
         assert all(event.outcome.startswith(f"iteration {event.iteration}: 10 of 10 kept") for event in finished)
-        assert any(event.pair.before for event in events)
+        assert any(len(event.shown) == 2 and event.shown[0].regions for event in events)
         # Who comes late is told the same; the same spec again is the same run, and what is finished stays so.
         late = watched(first, name)[1]
         assert [event.outcome for event in late if event.outcome] == [event.outcome for event in finished]
@@ -117,14 +117,15 @@ def test_what_is_wrong_with_a_spec_is_said_at_once_and_by_field(tmp_path: Path) 
             prompts="{count: 11, seed: 0, file: /etc/passwd}",
             colour="blue",
         )
-        wrong.prompts.heldout.append("train picture 3")
-        wrong.prompts.heldout[0] = wrong.prompts.heldout[6]
+        (heldout,) = (found for found in wrong.inputs if found.name == "heldout")
+        heldout.lines.append("train picture 3")
+        heldout.lines[0] = heldout.lines[6]
         with pytest.raises(grpc.RpcError) as error:
             replica.stub.Submit(wrong)
         code, reason, fields = told(error.value)
         assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_INPUT")
         expected = {"batch", "colour", "model", "ground.model", "ground.backend", "score.models.hpsv2", "prompts.file"}
-        assert set(fields) == {f"spec.{field}" for field in expected} | {"prompts.train", "prompts.heldout"}
+        assert set(fields) == {f"spec.{field}" for field in expected} | {"inputs.train", "inputs.heldout"}
         assert not replica.stub.List(contract.OrchestratorServiceListRequest()).runs
         # A run whose worker refuses its task has failed, in the worker's words, and can be taken up again.
         refusing = system.system.worker("generator", "tests.unit.orchestrator.refusing")
@@ -214,17 +215,18 @@ def test_a_person_answers_and_the_run_goes_on_by_itself(tmp_path: Path) -> None:
         system.work()
         stub, name = replica.stub, submitted(replica, filter="{review: human}", stop="{max_iterations: 1, min_pairs: 1}")
         assert system.becomes(stub, name, "waiting").waiting == 10
-        pairs = stub.Review(contract.ReviewRequest(run_id=name)).waiting
-        assert len(pairs) == 10 and pairs[0].regions[0].prompt == "a glowing sky" and pairs[0].scores_after["aesthetic"] > 4
-        no = contract.Answer(pair_id=pairs[0].id, accepted=False, reason="two moons")
+        questions = stub.Review(contract.ReviewRequest(run_id=name)).waiting
+        before, after = questions[0].pictures
+        assert len(questions) == 10 and before.regions[0].prompt == "a glowing sky" and after.scores["aesthetic"] > 4
+        no = contract.Answer(question_id=questions[0].id, accepted=False, reason="two moons")
         answered = stub.Review(contract.ReviewRequest(run_id=name, answers=[no]))
         assert (list(answered.answers), len(answered.waiting)) == ([no], 9)
         # The first answer stands, whoever gives another.
-        yes = contract.Answer(pair_id=pairs[0].id, accepted=True)
+        yes = contract.Answer(question_id=questions[0].id, accepted=True)
         assert list(stub.Review(contract.ReviewRequest(run_id=name, answers=[yes])).answers) == [no]
-        bogus = contract.ReviewRequest(run_id=name, answers=[contract.Answer(pair_id="0" * 64)])
+        bogus = contract.ReviewRequest(run_id=name, answers=[contract.Answer(question_id="0" * 64)])
         assert refused(lambda: stub.Review(bogus)) is grpc.StatusCode.NOT_FOUND
-        rest = [contract.Answer(pair_id=pair.id, accepted=True) for pair in pairs[1:]]
+        rest = [contract.Answer(question_id=question.id, accepted=True) for question in questions[1:]]
         assert not stub.Review(contract.ReviewRequest(run_id=name, answers=rest)).waiting
         _, events = watched(replica, name)
         assert next(event.outcome for event in events if event.outcome).startswith("iteration 1: 9 of 10 kept")

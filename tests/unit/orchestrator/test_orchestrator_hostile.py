@@ -10,10 +10,10 @@ from typing import Any
 
 import grpc
 from google.protobuf.message import Message
-from orchestrator.driver import DriverSettings
 
 from orchestrator.app import NAME
-from orchestrator.control import Control
+from orchestrator.control import RunService
+from orchestrator.replica.driver import DriverSettings
 from orchestrator.servicer import OrchestratorServicer
 from sfumato.runtime.bus.nats_server import NatsServer
 from sfumato.runtime.serving.engine_queue import EngineQueue
@@ -64,8 +64,8 @@ def ask(stub: OrchestratorServiceStub, call: str, asked: Message) -> None:
 
 
 def named(call: str, field: str, asked: Message) -> bool:
-    """Whether a refusal names a field: of the message, or of the spec inside it."""
-    return has(asked.DESCRIPTOR, field) or (call == "Submit" and (field == "spec" or field.startswith("spec.")))
+    """Whether a refusal names a field: of the message, of the spec inside it, or a set of inputs."""
+    return has(asked.DESCRIPTOR, field) or (call == "Submit" and (field == "spec" or field.startswith(("spec.", "inputs."))))
 
 
 def test_hostile_requests_are_answered_or_refused_by_a_field_they_have(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_hostile_requests_are_answered_or_refused_by_a_field_they_have(tmp_path:
         settings, bus = Settings(runs=tmp_path), BusSettings(url=server.url)
 
         def service(serving: ServingSettings) -> list[Service]:
-            control = Control(settings, bus, DriverSettings(runs=1), serving)
+            control = RunService(settings, bus, DriverSettings(runs=1), serving)
             register = partial(add_OrchestratorServiceServicer_to_server, OrchestratorServicer(control))
             return [Service(NAME, register, EngineQueue(object), beside=control)]
 
@@ -90,7 +90,7 @@ def test_hostile_requests_are_answered_or_refused_by_a_field_they_have(tmp_path:
                 "Pause": (2, contract.PauseRequest(run_id=name)),
                 "Resume": (2, contract.ResumeRequest(run_id=name)),
                 "Cancel": (2, contract.CancelRequest(run_id=name)),
-                "Review": (4, contract.ReviewRequest(run_id=name, answers=[contract.Answer(pair_id="0" * 64, reason="no")])),
+                "Review": (4, contract.ReviewRequest(run_id=name, answers=[contract.Answer(question_id="0" * 64, reason="no")])),
             }
             for _ in range(REQUESTS):
                 call = rng.choices(list(calls), [weight for weight, _ in calls.values()])[0]

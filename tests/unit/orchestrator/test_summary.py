@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from orchestrator.summary import preference, summarise
+from orchestrator.summary import summarise
 
 from orchestrator.recipes.artaug import HeldOut, State
 from orchestrator.recipes.artaug.state import RULES
+from sfumato.scoring.preference import win_probability
 from tests.unit.orchestrator import states
 
 
@@ -22,8 +23,8 @@ def _summary(state: State, judged: Any = states.JUDGED) -> dict[str, Any]:
 
 
 def test_preference_is_the_sigmoid_of_the_difference_and_never_overflows() -> None:
-    assert preference(1.5, 0.25) == pytest.approx(1 / (1 + math.exp(-1.25)))
-    assert (preference(1e6, 0.0), preference(0.0, 1e6)) == (1.0, 0.0)
+    assert win_probability(1.5, 0.25) == pytest.approx(1 / (1 + math.exp(-1.25)))
+    assert (win_probability(1e6, 0.0), win_probability(0.0, 1e6)) == (1.0, 0.0)
 
 
 def test_an_iteration_counts_what_every_rule_removed_and_what_is_left() -> None:
@@ -67,7 +68,7 @@ def test_a_win_is_the_mean_of_probabilities_and_not_the_probability_of_means() -
     tuned = HeldOut(("c", "d"), (states.scores(pickscore=4.0), states.scores(pickscore=-1.0)))
     iterations = (state.iterations[0], replace(last, trial=replace(last.trial, heldout=tuned)), state.iterations[2])
     win = _summary(replace(state, base=base, iterations=iterations))["evaluation"]["pickscore_win"]
-    assert win == pytest.approx(50 * (preference(4, 0) + preference(-1, 0)))
+    assert win == pytest.approx(50 * (win_probability(4, 0) + win_probability(-1, 0)))
 
 
 def test_the_judges_words_on_base_tuned_and_ceiling_stand_beside_each_other() -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sfumato.runtime.serving.lane import Lane
 
 from sfumato.errors import Faults, InvalidInput, NotFound, Unavailable, WrongState
 from sfumato.runs import messages
@@ -21,6 +20,7 @@ from sfumato.runs.client import RunClient
 from sfumato.runs.records import Answer, Ended, Event, Outcome, Picture, Question, RunState, RunStatus
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.processes import free_ports
+from sfumato.runtime.serving.engine_queue import EngineQueue
 from sfumato.runtime.serving.server import Service
 from sfumato.runtime.settings import ServingSettings
 from sfumato.types import Region
@@ -98,7 +98,7 @@ def serving(replica: Replica, store: ArtifactStore, address: str = "127.0.0.1:0"
 
     def services(settings: ServingSettings) -> list[Service]:
         register = partial(add_OrchestratorServiceServicer_to_server, replica)
-        return [Service("sfumato.v1.OrchestratorService", register, Lane(object))]
+        return [Service("sfumato.v1.OrchestratorService", register, EngineQueue(object))]
 
     return served_at(services, store, address)
 

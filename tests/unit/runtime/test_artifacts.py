@@ -25,7 +25,7 @@ def test_bytes_come_back_under_their_sha256(tmp_path: Path) -> None:
     assert store.put(b"paint") == digest
 
 
-def test_a_full_disk_is_told_and_what_was_finished_stays(tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error_and_finished_work_stays(tmp_path: Path) -> None:
     script = f"""
 import resource
 from sfumato.errors import Unavailable
@@ -53,7 +53,7 @@ def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:
         store.get(digest)
 
 
-def test_what_is_not_there_is_missing(tmp_path: Path) -> None:
+def test_an_absent_artifact_is_missing(tmp_path: Path) -> None:
     with pytest.raises(MissingWeights):
         ArtifactStore(str(tmp_path)).get("0" * 64)
 

@@ -5,7 +5,7 @@ import asyncio
 from sfumato.runtime.cancel import cancel_all
 
 
-def test_a_task_that_swallows_a_cancellation_ends_all_the_same() -> None:
+def test_a_task_that_swallows_a_cancellation_is_cancelled_again() -> None:
     async def stubborn() -> None:
         for _ in range(2):
             try:

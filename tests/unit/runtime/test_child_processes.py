@@ -1,4 +1,4 @@
-"""What is killed takes its children with it."""
+"""Child processes end with the process that started them."""
 
 import subprocess
 import sys
@@ -30,7 +30,7 @@ sys.stdin.read()
 
 
 @pytest.mark.parametrize("script", [SLEEP, NATS], ids=["any", "nats-server"])
-def test_a_child_does_not_outlive_a_starter_that_is_killed_outright(tmp_path: Path, script: str) -> None:
+def test_a_child_ends_when_its_parent_is_killed(tmp_path: Path, script: str) -> None:
     line = [sys.executable, "-c", script, str(tmp_path)]
     with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as starter:
         assert starter.stdout is not None

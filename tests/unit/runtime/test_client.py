@@ -1,4 +1,4 @@
-"""Calling services as clients do: large files in pieces, tokens, TLS, and refusals that come back as our errors."""
+"""Calling services: large files in chunks, tokens, TLS, and refusals as our errors."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_a_file_that_is_not_what_it_says_or_too_large_is_not_stored(open_channel
     assert set(store.keys("blobs")) == before
 
 
-def test_files_on_their_way_are_bounded_together(open_channel: grpc.Channel) -> None:
+def test_files_in_transit_share_one_limit(open_channel: grpc.Channel) -> None:
     first, second = bytes(3 * 2**20), bytes(range(256)) * 2**13
     got, go = threading.Event(), threading.Event()
 
@@ -157,7 +157,7 @@ def test_files_on_their_way_are_bounded_together(open_channel: grpc.Channel) -> 
     assert upload(open_channel, second)
 
 
-def test_a_sender_that_falls_silent_is_not_waited_for(store: ArtifactStore) -> None:
+def test_a_sender_that_pauses_too_long_is_refused(store: ArtifactStore) -> None:
     async def silent() -> AsyncIterator[PutRequest]:
         yield PutRequest(digest="0" * 64, chunk=b"some")
         await asyncio.Event().wait()
@@ -166,20 +166,20 @@ def test_a_sender_that_falls_silent_is_not_waited_for(store: ArtifactStore) -> N
         asyncio.run(ArtifactServicer(store, 2**20, patience=0.02).Put(silent(), None))
 
 
-def test_more_calls_than_a_service_has_open_find_it_busy(store: ArtifactStore) -> None:
+def test_too_many_open_calls_find_the_service_busy(store: ArtifactStore) -> None:
     with serving(store, max_calls=1) as (address, scoring), channel(address, NOTHING) as opened:
         scoring.error = None
         stub = scoring_pb2_grpc.ScoringServiceStub(opened)
         both = [stub.ListMetrics.future(scoring_pb2.ListMetricsRequest()) for _ in range(2)]
         while not (done := [call for call in both if call.done()]):
             time.sleep(0.005)
-        with pytest.raises(Busy, match="as many calls open"), calling():
+        with pytest.raises(Busy, match="most open calls"), calling():
             done[0].result()
         for call in both:
             call.cancel()
 
 
-def test_what_is_not_there_or_damaged_is_said(open_channel: grpc.Channel, store: ArtifactStore) -> None:
+def test_missing_and_damaged_artifacts_are_errors(open_channel: grpc.Channel, store: ArtifactStore) -> None:
     with pytest.raises(NotFound, match="0{64}"):
         download(open_channel, "0" * 64)
     assert not ArtifactServiceStub(open_channel).Stat(StatRequest(digest="0" * 64)).held
@@ -226,19 +226,19 @@ def test_a_refused_field_comes_back_with_its_name(open_channel: grpc.Channel, se
     assert caught.value.field == "items" and "metrics[0]" in str(caught.value)
 
 
-def test_errors_that_are_not_ours_say_where_to_look_and_no_more(open_channel: grpc.Channel, server: tuple[str, Scoring]) -> None:
+def test_unforeseen_errors_return_an_incident_number_only(open_channel: grpc.Channel, server: tuple[str, Scoring]) -> None:
     kind, words = said(open_channel, server, ValueError("a secret"))
     assert kind is SfumatoError and "incident" in words and "secret" not in words
     assert said(open_channel, server, Diverged("It exploded."))[0] is SfumatoError
 
 
-def test_nobody_at_the_address_is_said_with_the_address() -> None:
+def test_an_address_without_a_service_is_named_in_the_error() -> None:
     silent = pytest.raises(Unavailable, match=r"127\.0\.0\.1:1 does not answer.*sfumato up")
     with channel("127.0.0.1:1", NOTHING) as opened, silent, calling("127.0.0.1:1"):
         ArtifactServiceStub(opened).Stat(StatRequest(digest="0" * 64))
 
 
-def test_tokens_and_certificates_are_shown_for_streams_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_and_certificates_are_sent_with_streams_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = Certificates(tmp_path)
     tls = {"tls_certificate": files.certificate("server"), "tls_key": files.key("server"), "tls_client_authority": files.authority}
     with serving(ArtifactStore(str(tmp_path / "store")), token="right", **tls) as (address, _):
@@ -267,7 +267,7 @@ def test_tokens_and_certificates_are_shown_for_streams_too(tmp_path: Path, monke
         channel(address, ClientSettings(ca=tmp_path / "none.pem"))
 
 
-def test_a_channel_goes_on_with_renewed_certificates(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_channel_uses_renewed_certificates(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The server's authority is another one from one call to the next, and so is the client's certificate that it takes."""
     mounted(tmp_path, "old")
     place = tmp_path / "mounted"

@@ -1,4 +1,4 @@
-"""A failure says the same on the other side of a message."""
+"""A failure is the same error after a message."""
 
 import pytest
 
@@ -17,7 +17,7 @@ from sfumato.runtime.failures import LONGEST_MESSAGE, Failure, is_final
         AnswerRejected("No list.", "raw"),
     ],
 )
-def test_an_error_of_ours_arrives_as_it_was(error: SfumatoError) -> None:
+def test_our_errors_survive_a_message(error: SfumatoError) -> None:
     arrived = Failure.model_validate_json(Failure.of(error).model_dump_json()).error()
     assert type(arrived) is type(error)
     assert (str(arrived), arrived.hint) == (str(error), error.hint)
@@ -25,7 +25,7 @@ def test_an_error_of_ours_arrives_as_it_was(error: SfumatoError) -> None:
         assert isinstance(arrived, InvalidInput) and arrived.field == error.field
 
 
-def test_an_unforeseen_error_says_what_and_where() -> None:
+def test_an_unforeseen_error_keeps_its_name_and_traceback() -> None:
     try:
         raise ZeroDivisionError("x" * 10 * LONGEST_MESSAGE)
     except ZeroDivisionError as error:
@@ -35,7 +35,7 @@ def test_an_unforeseen_error_says_what_and_where() -> None:
     assert "ZeroDivisionError" in str(failure.error())
 
 
-def test_only_what_may_pass_is_tried_again() -> None:
+def test_only_temporary_errors_are_tried_again() -> None:
     assert is_final(InvalidInput("size", "is odd."))
     assert is_final(BrokenWeights("Damaged."))
     assert not is_final(Unavailable("Away."))

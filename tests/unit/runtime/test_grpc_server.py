@@ -1,4 +1,4 @@
-"""The one way to answer over gRPC: a tiny service of the contract on a real server, called through real channels."""
+"""Serving over gRPC: a tiny service of the contract on a real server, called through real channels."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def detail(error: grpc.aio.AioRpcError, kind: type[M]) -> M:
     return found
 
 
-def test_a_call_is_answered_and_the_service_can_be_looked_at() -> None:
+def test_a_call_is_answered_and_reflection_is_on() -> None:
     async def test() -> None:
         async with running() as now, now.channel() as channel:
             await now.loading
@@ -160,7 +160,7 @@ def test_a_call_is_answered_and_the_service_can_be_looked_at() -> None:
     in_loop(test)
 
 
-def test_health_is_told_for_each_service_while_it_loads_serves_and_drains() -> None:
+def test_health_is_reported_for_each_service_while_it_loads_serves_and_drains() -> None:
     async def test() -> None:
         may_load = threading.Event()
         async with running(load=may_load.wait) as now, now.channel() as channel:
@@ -269,7 +269,7 @@ def test_messages_over_the_limit_are_refused() -> None:
     in_loop(test)
 
 
-def test_a_token_is_asked_for_by_everything_but_health() -> None:
+def test_everything_but_health_requires_the_token() -> None:
     async def test() -> None:
         async with running(token="right") as now, now.channel() as channel:
             await now.loading
@@ -346,7 +346,7 @@ def test_renewed_certificates_are_served_without_a_restart(tmp_path: Path, caplo
         ({"tls_key": Path("none.pem"), "tls_certificate": Path("none.pem")}, "tls_key"),
     ],
 )
-def test_half_of_tls_is_refused(settings: dict[str, Any], field: str) -> None:
+def test_incomplete_tls_settings_are_refused(settings: dict[str, Any], field: str) -> None:
     async def test() -> None:
         with pytest.raises(InvalidInput) as caught:
             await Server([], ServingSettings(**settings)).start()
@@ -366,7 +366,7 @@ def test_a_port_that_is_taken_is_refused() -> None:
 
 @dataclass
 class Gate:
-    """An engine that is at work until it is let go, or until its caller is gone."""
+    """An engine that is busy until it is released, or until its caller is gone."""
 
     entered: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     go: threading.Event = field(default_factory=threading.Event)
@@ -392,7 +392,7 @@ async def entered(gate: Gate) -> None:
     assert await asyncio.to_thread(gate.entered.acquire, timeout=SECONDS)
 
 
-def test_the_line_is_bounded_and_calls_go_one_at_a_time_in_their_order() -> None:
+def test_the_queue_is_bounded_and_calls_run_one_at_a_time_in_order() -> None:
     async def test() -> None:
         gate = Gate()
         async with running(Engine(gate), waiting=2) as now, now.channel() as channel:
@@ -436,7 +436,7 @@ def test_unbounded_calls_keep_the_order_of_calls_and_ignore_their_limit() -> Non
     in_loop(test)
 
 
-def test_work_whose_caller_is_gone_is_abandoned_or_never_begun() -> None:
+def test_work_whose_caller_is_gone_is_abandoned_or_not_started() -> None:
     async def test() -> None:
         gate = Gate()
         async with running(Engine(gate)) as now, now.channel() as channel:
@@ -457,7 +457,7 @@ def test_work_whose_caller_is_gone_is_abandoned_or_never_begun() -> None:
     in_loop(test)
 
 
-def test_a_stream_tells_its_steps_and_then_its_result() -> None:
+def test_a_stream_yields_its_updates_and_then_its_result() -> None:
     async def test() -> None:
         async with running() as now, now.channel() as channel:
             await now.loading
@@ -468,7 +468,7 @@ def test_a_stream_tells_its_steps_and_then_its_result() -> None:
     in_loop(test)
 
 
-def test_a_stream_that_nobody_reads_to_its_end_leaves_no_word_of_an_error(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_stream_that_is_not_read_to_its_end_logs_no_error(caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
         carried = (("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"), ("baggage", "run=r1"))
         counted = telemetry.requests.labels(f"{GENERATOR}/GenerateStream", "CANCELLED")._value
@@ -490,7 +490,7 @@ def test_a_stream_that_nobody_reads_to_its_end_leaves_no_word_of_an_error(caplog
     in_loop(test)
 
 
-def test_draining_lets_calls_end_and_takes_no_more() -> None:
+def test_draining_lets_open_calls_end_and_accepts_no_more() -> None:
     async def test() -> None:
         gate = Gate()
         async with running(Engine(gate)) as now, now.channel() as channel:
@@ -508,7 +508,7 @@ def test_draining_lets_calls_end_and_takes_no_more() -> None:
     in_loop(test)
 
 
-def test_what_outlives_the_grace_is_cancelled_and_learns_it() -> None:
+def test_calls_that_exceed_the_grace_are_cancelled() -> None:
     async def test() -> None:
         gate = Gate()
         async with running(Engine(gate), grace=0.05) as now, now.channel() as channel:

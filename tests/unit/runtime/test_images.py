@@ -1,4 +1,4 @@
-"""What users bring as a picture is read, or refused with words they can act on."""
+"""Image files are read, or refused with an error that says what to do."""
 
 from __future__ import annotations
 

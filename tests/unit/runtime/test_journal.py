@@ -18,7 +18,7 @@ def test_lines_are_on_disk_as_soon_as_they_are_written(tmp_path: Path) -> None:
     assert event["seconds"] >= 0 and event["time"] > 0
 
 
-def test_a_second_session_goes_on_where_the_first_ended(tmp_path: Path) -> None:
+def test_a_second_session_appends_to_the_first(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     for stage in ("generate", "train"):
         with RunJournal(path) as journal:
@@ -26,7 +26,7 @@ def test_a_second_session_goes_on_where_the_first_ended(tmp_path: Path) -> None:
     assert [event["stage"] for event in journal.events()] == ["generate", "train"]
 
 
-def test_a_line_cut_by_a_crash_is_passed_over_and_spoils_no_other(tmp_path: Path) -> None:
+def test_a_line_cut_by_a_crash_is_ignored_and_the_next_one_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     with RunJournal(path) as journal:
         journal.write(1, "generate")

@@ -1,4 +1,4 @@
-"""What a cluster is told of a process: it lives while its event loop turns, and is ready while it serves."""
+"""Probes: a process is alive while its event loop runs, and ready while it serves."""
 
 import asyncio
 import urllib.error
@@ -18,7 +18,7 @@ def _told(port: int, path: str) -> int:
             return error.code
 
 
-def test_a_process_is_ready_while_it_says_so() -> None:
+def test_readiness_follows_the_state() -> None:
     own = Probes()
     with listening("127.0.0.1:0", own) as port:
         assert (_told(port, "/livez"), _told(port, "/readyz"), _told(port, "/metrics")) == (200, 503, 200)
@@ -26,7 +26,7 @@ def test_a_process_is_ready_while_it_says_so() -> None:
         assert _told(port, "/readyz") == 200
 
 
-def test_an_event_loop_that_stands_still_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stuck_event_loop_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     own = Probes(ready=True)
 
     async def live() -> None:

@@ -1,4 +1,4 @@
-"""Secrets come as files; the environment counts for more, and a folder that is not there is said."""
+"""Secrets come from files; the environment overrides them, and a missing folder is an error."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ from sfumato.runtime.settings import SECRETS, BusSettings, ServingSettings, Sett
 ROOT = Path(__file__).parents[3]
 
 
-def test_a_secret_is_read_from_the_file_of_its_name_and_shown_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_secret_is_read_from_the_file_of_its_name_and_never_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # As a cluster mounts them: links to a folder that is replaced as a whole.
     version = tmp_path / "..2026"
     version.mkdir()
@@ -32,13 +32,13 @@ def test_a_secret_is_read_from_the_file_of_its_name_and_shown_nowhere(tmp_path: 
     assert "'pass'" not in repr(BusSettings()) and "another" not in repr(ServingSettings())
 
 
-def test_a_folder_of_secrets_that_is_not_there_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_folder_of_secrets_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SECRETS, str(tmp_path / "nowhere"))
     with pytest.raises(InvalidInput, match="SFUMATO_SECRETS"):
         BusSettings()
 
 
-def test_what_cannot_be_is_told_by_its_name_all_at_once_and_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_settings_are_named_together_without_their_values(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SFUMATO_BUS_REPLICAS", "three secrets")
     monkeypatch.setenv("SFUMATO_BUS_ACK_WAIT", "0")
     with pytest.raises(Faults) as caught:
@@ -59,7 +59,7 @@ def test_what_cannot_be_is_told_by_its_name_all_at_once_and_not_repeated(monkeyp
         (["orchestrator.app"], "SFUMATO_ORCHESTRATOR_RUNS", "0"),
     ],
 )
-def test_every_program_ends_with_status_two_and_the_name_of_what_cannot_be(program: list[str], variable: str, value: str) -> None:
+def test_every_program_ends_with_status_two_and_the_invalid_settings_name(program: list[str], variable: str, value: str) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT), variable: value}
     done = subprocess.run([sys.executable, "-m", *program], env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2 and variable in done.stderr, done.stderr

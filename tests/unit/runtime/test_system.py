@@ -1,4 +1,4 @@
-"""Finding the system that is up."""
+"""Finding the running system."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def test_a_system_is_found_while_its_process_lives_and_not_after(tmp_path: Path)
     assert find_system(tmp_path) is None
 
 
-def test_another_process_with_its_number_is_not_taken_for_it(tmp_path: Path) -> None:
+def test_another_process_with_the_same_id_is_not_the_system(tmp_path: Path) -> None:
     System(pid=os.getpid(), started=process_started(os.getpid()) - 100, bus="", members={}).write(tmp_path)
     assert find_system(tmp_path) is None
 
 
-def test_a_file_that_is_no_system_is_none(tmp_path: Path) -> None:
+def test_an_invalid_file_is_no_system(tmp_path: Path) -> None:
     (tmp_path / FILE).write_text("{")
     assert find_system(tmp_path) is None

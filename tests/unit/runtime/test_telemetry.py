@@ -1,4 +1,4 @@
-"""What a process tells of its work: headers that carry traces and words on, a log that says them, metrics over HTTP."""
+"""Telemetry: headers that carry traces and context fields, a log with them, metrics over HTTP."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 def program(text: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """What a program of its own writes, its standard error being no terminal."""
+    """The log of a subprocess whose standard error is not a terminal."""
     given = {"PYTHONPATH": str(ROOT), **environment}
     return subprocess.run([sys.executable, "-c", text], env=given, capture_output=True, text=True, timeout=60, check=True)
 
 
-def test_nothing_is_carried_where_there_is_nothing() -> None:
+def test_without_context_there_are_no_headers() -> None:
     assert outgoing() == {}
     with incoming(None), incoming({}), incoming({"Nats-Msg-Id": "1"}):
         assert outgoing() == {}
 
 
-def test_a_trace_and_its_words_go_on_with_whoever_takes_them() -> None:
+def test_a_trace_and_its_context_fields_continue_in_the_receiver() -> None:
     with incoming({"Traceparent": PARENT}), bound(run="r1", iteration=2, stage="pairs", task="not carried"):
         headers = outgoing()
     assert headers["traceparent"] == PARENT and outgoing() == {}
@@ -44,7 +44,7 @@ def test_a_trace_and_its_words_go_on_with_whoever_takes_them() -> None:
 
 
 @given(st.dictionaries(st.sampled_from(telemetry.CARRIED), st.text(max_size=300)))
-def test_any_words_arrive_cut_to_their_length(words: dict[str, str]) -> None:
+def test_context_fields_are_cut_to_the_limit(words: dict[str, str]) -> None:
     with bound(**words):
         headers = outgoing()
     assert all(value.isascii() and value.isprintable() for value in headers.values())
@@ -55,7 +55,7 @@ def test_any_words_arrive_cut_to_their_length(words: dict[str, str]) -> None:
 
 
 @given(st.dictionaries(st.sampled_from(["traceparent", "tracestate", "baggage", "BAGGAGE"]), st.text(max_size=200)))
-def test_headers_that_anybody_wrote_bind_nothing_but_words_we_know(headers: dict[str, str]) -> None:
+def test_untrusted_headers_bind_only_known_context_fields(headers: dict[str, str]) -> None:
     with incoming(headers):
         assert set(structlog.contextvars.get_contextvars()) <= set(telemetry.CARRIED)
         outgoing()
@@ -75,14 +75,14 @@ with observing("test", TelemetrySettings()), incoming({"traceparent": "%s"}), bo
 """
 
 
-def test_a_log_that_no_terminal_shows_is_json_with_what_is_bound() -> None:
+def test_a_log_without_a_terminal_is_json_with_the_context_fields() -> None:
     lines = [json.loads(line) for line in program(LOGGING % PARENT).stderr.splitlines()]
     assert [line["message"] for line in lines] == ["painted 3", "it failed"]
     assert {"run": "r1", "task": "t", "level": "info", "logger": "some.part", "seconds": 1.5}.items() <= lines[0].items()
     assert lines[0]["trace"] == PARENT[3:35] and "ZeroDivisionError" in lines[1]["exception"]
 
 
-def test_a_log_can_be_had_in_words() -> None:
+def test_a_log_can_be_text() -> None:
     told = program(LOGGING % PARENT, SFUMATO_LOG_FORMAT="text", SFUMATO_LOG_LEVEL="ERROR").stderr
     assert "it failed" in told and "ZeroDivisionError" in told and "run=r1" in told and "painted" not in told and "\x1b" not in told
 

@@ -72,7 +72,7 @@ def test_the_key_is_in_the_environment_and_not_on_the_command_line(folder: Path,
 
 
 @pytest.mark.parametrize("profile", REAL)
-def test_a_real_profile_wants_a_model(profile: str) -> None:
+def test_a_profile_without_a_built_in_model_needs_one(profile: str) -> None:
     with pytest.raises(InvalidInput, match="no built-in model.*hub"):
         served_model(profile)
 
@@ -87,7 +87,7 @@ def test_what_is_neither_folder_nor_hub_id_is_refused_before_anything_starts(sou
         pytest.fail("it should not have started")
 
 
-def test_a_run_hears_why_its_server_did_not_start(tmp_path: Path) -> None:
+def test_a_server_that_did_not_start_is_an_error_with_its_reason(tmp_path: Path) -> None:
     companion = BackgroundVlm(served_model("qwen3-vl", tmp_path), tmp_path / "vllm.log", threads=1)
     companion.start()
     companion.stop()
@@ -95,7 +95,7 @@ def test_a_run_hears_why_its_server_did_not_start(tmp_path: Path) -> None:
         companion.check()
 
 
-def test_a_runs_workers_are_told_where_the_server_will_be_and_to_wait_for_it(tmp_path: Path) -> None:
+def test_workers_environment_has_the_servers_address_and_a_wait(tmp_path: Path) -> None:
     slow = BackgroundVlm(served_model("qwen3-vl", HUB), tmp_path / "vllm.log", threads=1)
     assert slow.environment == {"SFUMATO_VLM_URL": slow.url, "SFUMATO_VLM_WAIT": "3600.0"}
     assert slow.url.startswith("http://127.0.0.1:")

@@ -13,11 +13,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from services.scoring.engine import ScoringEngine, win_probability
+from services.scoring.engine import ScoringEngine
 from services.scoring.loading import VISTA, load_scorers
 from sfumato.cli.score import score as score_command
 from sfumato.errors import BrokenWeights, InvalidInput, MissingWeights
 from sfumato.runtime.images import write_png
+from sfumato.scoring.preference import win_probability
 from sfumato.types import Image
 from sfumato.vista import weights
 from sfumato.vista.evaluation.scorers import aesthetic_spearman, clip_retrieval, preference_accuracy
@@ -138,13 +139,6 @@ def test_a_version_names_the_weights(root: Path, tmp_path: Path) -> None:
     weights.seal(tmp_path / "w" / "clip")
     before, after = ({s.metric.name: s.metric.version for s in load_scorers(root=r)} for r in (root, tmp_path / "w"))
     assert {name for name in VISTA if before[name] != after[name]} == {"clip", "aesthetic"}
-
-
-def test_win_probability_is_a_softmax_of_two() -> None:
-    assert win_probability(2.0, 2.0) == 0.5
-    assert win_probability(1.0, -0.5) == pytest.approx(math.exp(1.0) / (math.exp(1.0) + math.exp(-0.5)))
-    assert win_probability(3.0, 1.0) + win_probability(1.0, 3.0) == pytest.approx(1.0)
-    assert win_probability(1e6, -1e6) == 1.0
 
 
 def test_the_shipped_scorers_reach_their_figures(shipped: ScoringEngine) -> None:

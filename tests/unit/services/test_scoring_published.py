@@ -22,8 +22,8 @@ from services.scoring.engine import ScoringEngine
 from services.scoring.loading import load_encoder, load_scorers
 from services.scoring.sources import named
 from sfumato.errors import BrokenWeights, InvalidInput, MissingWeights
+from sfumato.scoring.networks import AestheticPredictor
 from sfumato.types import Image
-from sfumato.vista.scorers import AestheticPredictor
 from tests.unit.services.published import CONTEXT, PICKLED, SIDE, WIDTH, MpsModel, OpenClip, clip_model, shaken, write_tokenizer
 
 PROMPTS = ["a moon over the lake by night", "the house", "a tree and the moon"]

@@ -16,19 +16,20 @@ from diffusers import FluxPipeline
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save
 
+from services.generator import served as generator_served
 from services.generator import tasks as generator_tasks
-from services.generator import warm as generator_warm
 from services.generator.engine import GeneratorEngine, GeneratorSettings, load_generator
 from services.generator.servicer import GeneratorServicer, small
 from services.grounding.engine import GroundingEngine
 from services.grounding.http_backend import HttpBackend
 from services.grounding.profiles import VISTA
 from services.grounding.servicer import GroundingServicer
+from services.trainer import served as trainer_served
 from services.trainer import tasks as trainer_tasks
-from services.trainer import warm as trainer_warm
-from services.trainer.engine import Pair, TrainSettings, train_pairs
+from services.trainer.engine import train_pairs
 from services.trainer.group import Alone
-from services.trainer.joint import JointSettings, JointTraining, Picture
+from services.trainer.objectives.joint import JointPicture, JointSettings, JointTraining
+from services.trainer.pairs import TrainingPair, TrainSettings
 from services.trainer.servicer import TrainerServicer
 from sfumato.lora.adapter import Adapter
 from sfumato.runtime.artifacts import ArtifactStore
@@ -52,9 +53,7 @@ PAINTING = generator_pb2.Painting(
     regions=[common_pb2.Region(prompt="a lake", box=common_pb2.Box(x2=16, y2=32))],
     regional_steps=0.5,
 )
-REQUESTS = [
-    GenerateRequest("a red house", seed, 32, 32, 2, 1.0, (Region("a lake", (0, 0, 16, 32)),), 0.5) for seed in PAINTING.seeds
-]
+REQUESTS = [GenerateRequest("a red house", seed, 32, 32, 2, 1.0, (Region("a lake", (0, 0, 16, 32)),), 0.5) for seed in PAINTING.seeds]
 PICTURE = common_pb2.Image(data=encode_png(np.zeros((64, 64, 3), np.uint8)))
 
 
@@ -63,8 +62,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ArtifactStore:
     return ArtifactStore(str(tmp_path_factory.mktemp("artifacts")))
 
 
-def painted_by(engine: GeneratorEngine) -> generator_warm.ServedModel:
-    return generator_warm.ServedModel(lambda: engine, BASE, engine.limits, engine.settings)
+def painted_by(engine: GeneratorEngine) -> generator_served.ServedGenerator:
+    return generator_served.ServedGenerator(lambda: engine, BASE, engine.limits, engine.settings)
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +81,8 @@ def pipeline() -> FluxPipeline:
 
 @pytest.fixture(scope="module")
 def trainer(store: ArtifactStore, pipeline: FluxPipeline) -> Iterator[trainer_pb2_grpc.TrainerServiceStub]:
-    model = trainer_warm.WarmModel(pipeline)
-    lane = EngineQueue(lambda: trainer_warm.ServedModel(lambda: model, BASE))
+    model = trainer_served.TrainedModel(pipeline)
+    lane = EngineQueue(lambda: trainer_served.ServedTrainer(lambda: model, BASE))
     register = partial(trainer_pb2_grpc.add_TrainerServiceServicer_to_server, TrainerServicer(lane, store))
     with served(lambda _: [Service("sfumato.v1.TrainerService", register, lane)]) as channel:
         yield trainer_pb2_grpc.TrainerServiceStub(channel)
@@ -205,9 +204,7 @@ def test_what_the_generator_cannot_do_is_refused_by_its_field(
     assert said(fits_not) == (*invalid, ["model.adapters"])
 
 
-def test_advice_and_questions_go_to_the_model_and_come_back(
-    grounding: grounding_pb2_grpc.GroundingServiceStub, vlm: ScriptedVlm
-) -> None:
+def test_advice_and_questions_go_to_the_model_and_come_back(grounding: grounding_pb2_grpc.GroundingServiceStub, vlm: ScriptedVlm) -> None:
     vlm.script = ['[{"bbox": [0, 0, 32, 64], "aesthetical description": "a glowing lake"}]', "yes", "a full moon", "A", "A"]
     advice = grounding.Ground(grounding_pb2.GroundRequest(image=PICTURE, prompt="a lake"), timeout=SECONDS)
     assert [(r.prompt, (r.box.x1, r.box.y1, r.box.x2, r.box.y2)) for r in advice.regions] == [("a glowing lake", (0, 0, 32, 64))]
@@ -231,7 +228,7 @@ def test_what_the_model_will_not_say_and_bad_questions_are_refused(
     assert len(vlm.requests) == 2
 
 
-def training(store: ArtifactStore, **fields: Any) -> tuple[trainer_pb2.TrainRequest, Pair]:
+def training(store: ArtifactStore, **fields: Any) -> tuple[trainer_pb2.TrainRequest, TrainingPair]:
     torch.manual_seed(1)
     before, after = torch.randn(16, 16), torch.randn(16, 16)
     digests = [store.put(save({"latents": latents})) for latents in (before, after)]
@@ -243,7 +240,7 @@ def training(store: ArtifactStore, **fields: Any) -> tuple[trainer_pb2.TrainRequ
         "learning_rate": 5e-3,
         "batch": 2,
     }
-    return trainer_pb2.TrainRequest(**given | fields), Pair("a red house", before, after, 5, 32, 32)
+    return trainer_pb2.TrainRequest(**given | fields), TrainingPair("a red house", before, after, 5, 32, 32)
 
 
 def test_a_training_tells_its_steps_and_ends_in_the_engines_adapter(
@@ -271,14 +268,12 @@ def test_a_joint_training_ends_in_one_adapter_for_all_pairs(
     assert [(event.progress.fit, event.progress.done) for event in events[:-1]] == [("joint", 1), ("joint", 2), ("joint", 3)]
     (trained,) = events[-1].result.pairs
     settings = JointSettings(rank=2, learning_rate=5e-3, steps=3, pictures=4, together=2, seed=9)
-    expected = JointTraining(pipeline, [Picture(pair.prompt, pair.after)], settings, 32, 32).run(Alone())
+    expected = JointTraining(pipeline, [JointPicture(pair.prompt, pair.after)], settings, 32, 32).run(Alone())
     assert trained.losses == list(expected.losses) and trained.rank == 2
     assert store.get(trained.adapter) == encode_adapter(expected.adapter)
 
 
-def test_trainings_that_cannot_work_are_refused_by_their_field(
-    trainer: trainer_pb2_grpc.TrainerServiceStub, store: ArtifactStore
-) -> None:
+def test_trainings_that_cannot_work_are_refused_by_their_field(trainer: trainer_pb2_grpc.TrainerServiceStub, store: ArtifactStore) -> None:
     def said(**fields: Any) -> tuple[grpc.StatusCode, str, list[str]]:
         return refused(lambda: list(trainer.Train(training(store, **fields)[0], timeout=SECONDS)))
 
@@ -307,7 +302,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_calls_and_tasks_with_different_adapters_take_turns_on_one_generator(store: ArtifactStore, folder: Path) -> None:
     one, other = (store.put(encode_adapter(random_adapter(seed))) for seed in (1, 2))
-    lane = EngineQueue(lambda: generator_warm.serve(folder, "float32", GeneratorSettings()))
+    lane = EngineQueue(lambda: generator_served.serve(folder, "float32", GeneratorSettings()))
     register = partial(generator_pb2_grpc.add_GeneratorServiceServicer_to_server, GeneratorServicer(lane, store))
     painting = generator_pb2.Painting(prompt="a red house", seeds=[7], steps=2)
 
@@ -336,15 +331,15 @@ def test_calls_and_tasks_with_different_adapters_take_turns_on_one_generator(sto
         for call, task in ((one, other), (one, ""), ("", one), (other, other), (one, "")):
             assert by_call(call) == expected[call]
             assert by_task(task) == expected[task]
-        assert lane.engine.engine() is generator_warm.engine_of(folder, "float32")
+        assert lane.engine.engine() is generator_served.engine_of(folder, "float32")
         # A task for another model takes the engine's place; the next call has its own again.
-        assert generator_warm.engine_of(folder, "bfloat16") is not lane.engine.engine()
+        assert generator_served.engine_of(folder, "bfloat16") is not lane.engine.engine()
         assert by_call(one) == expected[one]
 
 
 def test_calls_and_tasks_with_different_adapters_take_turns_on_one_trainer(store: ArtifactStore, folder: Path) -> None:
     theta = store.put(encode_adapter(random_adapter(1)))
-    lane = EngineQueue(lambda: trainer_warm.serve(folder, "float32"))
+    lane = EngineQueue(lambda: trainer_served.serve(folder, "float32"))
     register = partial(trainer_pb2_grpc.add_TrainerServiceServicer_to_server, TrainerServicer(lane, store))
     tuned = common_pb2.ModelRef(adapters=[common_pb2.AdapterRef(artifact=theta)])
     request, pair = training(store, model=tuned)

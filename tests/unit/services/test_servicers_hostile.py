@@ -20,16 +20,16 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from safetensors.torch import save
 
-from services.generator import warm as generator_warm
+from services.generator import served as generator_served
 from services.generator.engine import GeneratorEngine
 from services.generator.servicer import GeneratorServicer
 from services.grounding.engine import GroundingEngine, Query
 from services.grounding.profiles import VISTA
 from services.grounding.servicer import GroundingServicer
 from services.scoring.engine import ScoringEngine
-from services.scoring.metric import Batch, Metric
+from services.scoring.metric import Metric, ScoringBatch
 from services.scoring.servicer import ScoringServicer
-from services.trainer import warm as trainer_warm
+from services.trainer import served as trainer_served
 from services.trainer.servicer import TrainerServicer
 from sfumato.lora.adapter import Adapter
 from sfumato.runtime.artifacts import ArtifactStore
@@ -79,7 +79,7 @@ class Brightness:
 
     metric = Metric("brightness", 0.0, 255.0, True, "1")
 
-    def score(self, batch: Batch) -> list[float]:
+    def score(self, batch: ScoringBatch) -> list[float]:
         return [float(image.mean()) for image in batch.images]
 
 
@@ -117,14 +117,14 @@ def grounding(store: ArtifactStore) -> Service:
 
 def generator(store: ArtifactStore) -> Service:
     engine = GeneratorEngine(tiny.flux())
-    lane = EngineQueue(lambda: generator_warm.ServedModel(lambda: engine, BASE, engine.limits, engine.settings))
+    lane = EngineQueue(lambda: generator_served.ServedGenerator(lambda: engine, BASE, engine.limits, engine.settings))
     register = partial(generator_pb2_grpc.add_GeneratorServiceServicer_to_server, GeneratorServicer(lane, store))
     return Service("sfumato.v1.GeneratorService", register, lane)
 
 
 def trainer(store: ArtifactStore) -> Service:
-    model = trainer_warm.WarmModel(tiny.flux())
-    lane = EngineQueue(lambda: trainer_warm.ServedModel(lambda: model, BASE))
+    model = trainer_served.TrainedModel(tiny.flux())
+    lane = EngineQueue(lambda: trainer_served.ServedTrainer(lambda: model, BASE))
     register = partial(trainer_pb2_grpc.add_TrainerServiceServicer_to_server, TrainerServicer(lane, store))
     return Service("sfumato.v1.TrainerService", register, lane)
 

@@ -13,8 +13,10 @@ from peft import LoraConfig
 
 from services.trainer import fit
 from services.trainer.convergence import ProbeLosses
-from services.trainer.engine import Pair, TrainedPair, TrainSettings, train_pair, train_pairs
-from sfumato.diffusion.families import FluxFamily
+from services.trainer.engine import train_pair, train_pairs
+from services.trainer.objectives.objective import TrainedAdapter
+from services.trainer.pairs import TrainingPair, TrainSettings
+from sfumato.diffusion.families.flux import FluxFamily
 from sfumato.errors import Diverged, InvalidInput
 from sfumato.lora.adapter import delta
 from tests.unit.diffusion import tiny
@@ -27,13 +29,13 @@ def pipeline() -> FluxPipeline:
     return tiny.flux()
 
 
-def pair(seed: int, prompt: str = "a red house") -> Pair:
+def pair(seed: int, prompt: str = "a red house") -> TrainingPair:
     generator = torch.Generator().manual_seed(1000 + seed)
     before = torch.randn(16, 16, generator=generator)
-    return Pair(prompt, before, before + 0.5 * torch.randn(16, 16, generator=generator), seed, 32, 32)
+    return TrainingPair(prompt, before, before + 0.5 * torch.randn(16, 16, generator=generator), seed, 32, 32)
 
 
-def train_alone(pipeline: FluxPipeline, one: Pair, settings: TrainSettings = SHORT) -> TrainedPair:
+def train_alone(pipeline: FluxPipeline, one: TrainingPair, settings: TrainSettings = SHORT) -> TrainedAdapter:
     return train_pair(pipeline, one.prompt, one.before, one.after, settings, one.seed)
 
 
@@ -48,7 +50,7 @@ def draws(seed: int, stream: int, settings: TrainSettings, steps: int) -> list[t
     return result
 
 
-def peft_reference(pipeline: FluxPipeline, wanted: Pair, settings: TrainSettings) -> tuple[dict[str, torch.Tensor], list[float]]:
+def peft_reference(pipeline: FluxPipeline, wanted: TrainingPair, settings: TrainSettings) -> tuple[dict[str, torch.Tensor], list[float]]:
     """Section 3.3 written out with PEFT adapters on a copy of the transformer."""
     assert isinstance(settings.rank, int)
     model = copy.deepcopy(pipeline.transformer)
@@ -101,7 +103,7 @@ def test_pairs_trained_together_equal_pairs_trained_alone(pipeline: FluxPipeline
     pairs = [pair(1), pair(2, "radiant moon over the lake"), pair(3)]
     for result, one in zip(train_pairs(pipeline, pairs, SHORT), pairs, strict=True):
         alone = train_alone(pipeline, one)
-        assert isinstance(result, TrainedPair)
+        assert isinstance(result, TrainedAdapter)
         assert result.losses == pytest.approx(alone.losses, rel=1e-4)
         for name in alone.adapter.factors:
             assert (delta(result.adapter, name) - delta(alone.adapter, name)).norm() / delta(alone.adapter, name).norm() < 0.02
@@ -154,7 +156,7 @@ def test_a_pair_that_diverges_says_so_and_takes_nobody_with_it(pipeline: FluxPip
         train_alone(pipeline, wild)
     good, bad = train_pairs(pipeline, [pair(2), wild], SHORT)
     assert isinstance(bad, Diverged)
-    assert isinstance(good, TrainedPair)
+    assert isinstance(good, TrainedAdapter)
     assert good.losses == pytest.approx(train_alone(pipeline, pair(2)).losses, rel=1e-4)
 
 
@@ -191,9 +193,9 @@ def test_pairs_whose_loss_explodes_are_dropped_and_the_others_are_as_if_alone(
     monkeypatch.setattr(fit, "EXPLODED", 1.165)
     monkeypatch.setattr(fit, "PATIENCE", 1)
     results = train_pairs(pipeline, pairs, settings)
-    assert {type(result) for result in results} == {Diverged, TrainedPair}
+    assert {type(result) for result in results} == {Diverged, TrainedAdapter}
     for result, free in zip(results, expected, strict=True):
-        assert isinstance(free, TrainedPair)
+        assert isinstance(free, TrainedAdapter)
         if isinstance(result, Diverged):
             assert "its loss stayed above 1.165 times its start for 1 steps" in str(result)
         else:
@@ -225,7 +227,7 @@ def test_the_smallest_rank_that_converges_is_taken_and_the_pair_is_as_if_trained
     results = train_pairs(pipeline, pairs, settings)
     ranks = set()
     for result, one in zip(results, pairs, strict=True):
-        assert isinstance(result, TrainedPair)
+        assert isinstance(result, TrainedAdapter)
         ranks.add(result.rank)
         tried = (4, 8, 16)[: (4, 8, 16).index(result.rank) + 1]
         assert [probe.converged() for probe in result.probes[:-2]] == [False] * (len(tried) - 1)
@@ -248,7 +250,7 @@ def test_a_memory_budget_cuts_the_pairs_into_packs_with_the_same_result(pipeline
     assert max(rows) == 2 * SHORT.batch
     assert min(rows[-SHORT.steps_after :]) <= SHORT.batch
     for result, free in zip(packed, train_pairs(pipeline, pairs, SHORT), strict=True):
-        assert isinstance(result, TrainedPair) and isinstance(free, TrainedPair)
+        assert isinstance(result, TrainedAdapter) and isinstance(free, TrainedAdapter)
         assert result.losses == pytest.approx(free.losses, rel=1e-4)
     with pytest.raises(InvalidInput, match="memory"):
         train_pairs(pipeline, pairs, replace(SHORT, batch=2 * SHORT.batch, memory=needed))

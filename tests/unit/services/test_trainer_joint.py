@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from peft import LoraConfig
 from torch import Tensor
 
-from services.trainer.checkpoint import Step
+from services.trainer.checkpoint import FitStep
 from services.trainer.group import Alone, all_well, summed, workers
-from services.trainer.joint import DRAWS, JointSettings, JointTraining, Picture, TrainedSet, check
-from sfumato.diffusion.families import FluxFamily
+from services.trainer.objectives.joint import DRAWS, JointPicture, JointSettings, JointTraining, check
+from services.trainer.objectives.objective import TrainedAdapter
+from sfumato.diffusion.families.flux import FluxFamily
 from sfumato.errors import BrokenWeights, Diverged, InvalidInput, SfumatoError
 from sfumato.lora.adapter import delta
 from sfumato.runtime.models.adapters import encode_adapter
@@ -93,16 +94,16 @@ def pipeline() -> FluxPipeline:
     return tiny.flux()
 
 
-def pictures() -> list[Picture]:
+def pictures() -> list[JointPicture]:
     generator = torch.Generator().manual_seed(5)
-    return [Picture(prompt, torch.randn(16, 16, generator=generator)) for prompt in PROMPTS]
+    return [JointPicture(prompt, torch.randn(16, 16, generator=generator)) for prompt in PROMPTS]
 
 
 def training(pipeline: FluxPipeline, given: JointSettings = SHORT) -> JointTraining:
     return JointTraining(pipeline, pictures(), given, 32, 32)
 
 
-def bytes_of(trained: TrainedSet) -> tuple[bytes, tuple[float, ...]]:
+def bytes_of(trained: TrainedAdapter) -> tuple[bytes, tuple[float, ...]]:
     return encode_adapter(trained.adapter), trained.losses
 
 
@@ -184,7 +185,7 @@ def test_as_many_share_a_step_as_a_power_of_two_divides_it() -> None:
 def test_a_training_that_was_interrupted_goes_on_from_its_checkpoint_and_ends_in_the_same_bytes(pipeline: FluxPipeline) -> None:
     whole, kept, steps = training(pipeline).run(Alone()), Memory(), []
 
-    def interrupt(step: Step) -> None:
+    def interrupt(step: FitStep) -> None:
         steps.append(step.done)
         if step.done == 3:
             raise KeyboardInterrupt
@@ -207,7 +208,7 @@ def test_it_leaves_the_model_as_it_was(pipeline: FluxPipeline) -> None:
 
 
 def test_a_loss_that_leaves_the_finite_numbers_ends_it(pipeline: FluxPipeline) -> None:
-    huge = [Picture(picture.prompt, picture.latents * 1e25) for picture in pictures()]
+    huge = [JointPicture(picture.prompt, picture.latents * 1e25) for picture in pictures()]
     with pytest.raises(Diverged, match="finite numbers in step 1"):
         JointTraining(pipeline, huge, SHORT, 32, 32).run(Alone())
 
@@ -258,9 +259,9 @@ def test_pictures_that_cannot_be_trained_on_are_refused_by_name(pipeline: FluxPi
     good = pictures()
     bad = {
         "pictures": [],
-        "pictures[3].latents": [*good, Picture("a house", torch.zeros(4, 4))],
-        "pictures[1].latents": [good[0], Picture("a house", torch.full((16, 16), float("nan")))],
-        "pictures[0].prompt": [Picture("house " * 400, good[0].latents)],
+        "pictures[3].latents": [*good, JointPicture("a house", torch.zeros(4, 4))],
+        "pictures[1].latents": [good[0], JointPicture("a house", torch.full((16, 16), float("nan")))],
+        "pictures[0].prompt": [JointPicture("house " * 400, good[0].latents)],
     }
     for field, several in bad.items():
         with pytest.raises(InvalidInput) as refused:

@@ -13,8 +13,10 @@ import torch
 from safetensors.torch import load, save
 
 from services.trainer import tasks
-from services.trainer.engine import Pair, TrainedPair, TrainSettings, train_pairs
-from services.trainer.warm import model_of
+from services.trainer.engine import train_pairs
+from services.trainer.objectives.objective import TrainedAdapter
+from services.trainer.pairs import TrainingPair, TrainSettings
+from services.trainer.served import model_of
 from sfumato.errors import BrokenWeights
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.models.versions import model_version
@@ -75,12 +77,12 @@ def test_a_worker_killed_in_the_middle_of_phi_2_leaves_a_checkpoint_that_ends_in
 def test_every_moment_of_a_training_can_be_gone_on_from() -> None:
     pipeline = tiny.flux()
     settings = TrainSettings(rank="auto", batch=3, steps_before=3, steps_after=2, learning_rate=5e-3)
-    pairs = [Pair("a red house", latents(seed), latents(seed + 9), seed, 32, 32) for seed in range(2)]
+    pairs = [TrainingPair("a red house", latents(seed), latents(seed + 9), seed, 32, 32) for seed in range(2)]
     checkpoint = Memory()
     whole = train_pairs(pipeline, pairs, settings, checkpoint)
     for data in checkpoint.saved[::3]:
         for result, expected in zip(train_pairs(pipeline, pairs, settings, Memory(data)), whole, strict=True):
-            assert isinstance(result, TrainedPair) and isinstance(expected, TrainedPair)
+            assert isinstance(result, TrainedAdapter) and isinstance(expected, TrainedAdapter)
             assert (result.losses, result.probes, result.rank) == (expected.losses, expected.probes, expected.rank)
             for name, factors in expected.adapter.factors.items():
                 assert all(torch.equal(a, b) for a, b in zip(factors, result.adapter.factors[name], strict=True))
@@ -90,8 +92,8 @@ def test_a_checkpoint_holds_plain_tensors_and_a_damaged_one_is_refused_in_words(
     pipeline = tiny.flux()
     checkpoint = Memory()
     settings = TrainSettings(rank=2, batch=2, steps_before=1, steps_after=1)
-    train_pairs(pipeline, [Pair("a tree", latents(0), latents(1), 0, 32, 32)], settings, checkpoint)
+    train_pairs(pipeline, [TrainingPair("a tree", latents(0), latents(1), 0, 32, 32)], settings, checkpoint)
     assert "from 0, rank 2, first|losses" in load(checkpoint.saved[-1])
     for data in (checkpoint.saved[-1][:-1], save({"other": torch.zeros(1)})):
         with pytest.raises(BrokenWeights, match="starts anew"):
-            train_pairs(pipeline, [Pair("a tree", latents(0), latents(1), 0, 32, 32)], settings, Memory(data))
+            train_pairs(pipeline, [TrainingPair("a tree", latents(0), latents(1), 0, 32, 32)], settings, Memory(data))

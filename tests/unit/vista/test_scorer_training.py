@@ -13,9 +13,9 @@ import torch
 from transformers import CLIPModel
 
 from sfumato.errors import InvalidInput, MissingWeights
+from sfumato.scoring.networks import ConditionedAttention, unit
 from sfumato.types import Image
 from sfumato.vista.evaluation.scorers import aesthetic_spearman, clip_retrieval, preference_accuracy, spearman
-from sfumato.vista.scorers import ConditionedAttention, unit
 from sfumato.vista.training import clip, pairs, preferences, scorers
 from sfumato.vista.training.loop import Step, fit
 from tests.unit.vista.killing import Killed, killed

@@ -1,4 +1,4 @@
-"""The try-it page: a prompt, a seed, and the base and the fused model side by side. Plain HTML and JavaScript, all from here."""
+"""The try-it page: a prompt, a seed, and the base and the fused model side by side. Plain HTML and JavaScript, all served locally."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ POLICY = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base
 
 
 def mount(app: FastAPI, settings: InferenceSettings) -> None:
-    """``/``, and its files below ``/page/``."""
+    """Add ``/``, and the page's files below ``/page/``."""
     known = {"model": settings.model, "largest": settings.max_adapter_scale, "keys": settings.keys is not None}
     words = json.dumps(known)
 

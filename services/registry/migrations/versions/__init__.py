@@ -1,1 +1,1 @@
-"""One file a migration, in the order of their numbers. They go forwards only: whoever must go back restores a backup."""
+"""One file per migration, in the order of their numbers. They go forwards only: to go back, restore a backup."""

@@ -1,4 +1,4 @@
-"""Streams and consumers as they are set up, held against a real server."""
+"""Streams and consumers on a real server."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -40,7 +40,7 @@ def test_a_service_has_a_bounded_work_queue(tmp_path: Path) -> None:
     _with_bus(tmp_path, check, deliveries=4, in_work=77, ack_wait=9.0)
 
 
-def test_other_settings_change_what_is_there(tmp_path: Path) -> None:
+def test_other_settings_update_the_streams(tmp_path: Path) -> None:
     async def check(bus: Bus) -> None:
         await Bus.ensure(bus, "echo")
         bus.settings = bus.settings.model_copy(update={"deliveries": 9})
@@ -50,7 +50,7 @@ def test_other_settings_change_what_is_there(tmp_path: Path) -> None:
     _with_bus(tmp_path, check)
 
 
-def test_a_task_is_in_the_queue_at_most_once_however_long_ago_it_was_put_there(tmp_path: Path) -> None:
+def test_a_task_is_in_the_queue_at_most_once_at_any_time(tmp_path: Path) -> None:
     async def check(bus: Bus) -> None:
         await (await bus.send(SUBJECT, b"x"))
         with pytest.raises(APIError) as refused:
@@ -61,7 +61,7 @@ def test_a_task_is_in_the_queue_at_most_once_however_long_ago_it_was_put_there(t
     _with_bus(tmp_path, check)
 
 
-def test_messages_are_there_as_they_come(tmp_path: Path) -> None:
+def test_messages_are_available_when_they_arrive(tmp_path: Path) -> None:
     async def check(bus: Bus) -> None:
         puller = Puller(bus, stream_of("echo"), CONSUMER)
         await puller.open()
@@ -74,7 +74,7 @@ def test_messages_are_there_as_they_come(tmp_path: Path) -> None:
     _with_bus(tmp_path, check)
 
 
-def test_a_queue_that_is_gone_is_an_error(tmp_path: Path) -> None:
+def test_a_deleted_queue_is_an_error(tmp_path: Path) -> None:
     async def check(bus: Bus) -> None:
         puller = Puller(bus, stream_of("echo"), CONSUMER)
         await puller.open()
@@ -93,6 +93,6 @@ def test_a_task_larger_than_a_message_is_refused_with_advice() -> None:
 
 
 @pytest.mark.parametrize("kind", ["a b.c", "*.x", ">.x", "Echo.x", "x" * 40 + ".y", ".y"])
-def test_a_service_whose_name_is_no_subject_is_refused(kind: str) -> None:
+def test_a_service_name_that_is_not_valid_in_subjects_is_refused(kind: str) -> None:
     with pytest.raises(InvalidInput, match="service"):
         encoded(Task(stage="s", kind=kind, items=(), params={}, model="m", model_reference=""))

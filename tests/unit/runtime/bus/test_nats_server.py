@@ -1,4 +1,4 @@
-"""The embedded server is the real one: healthy when it says so, and the same again after a crash."""
+"""The embedded server: healthy when started, with the same content after a crash."""
 
 import asyncio
 from pathlib import Path
@@ -48,9 +48,9 @@ def test_another_process_finds_what_was_stored_in_the_same_folder(tmp_path: Path
         assert asyncio.run(_stored(second)) == b"one"
 
 
-def test_a_stranger_without_the_token_is_told_so_at_once(tmp_path: Path) -> None:
+def test_a_client_without_the_token_is_refused_at_once(tmp_path: Path) -> None:
     with NatsServer(tmp_path, token='se"cret') as server:
-        with pytest.raises(Unavailable, match="does not let us in"):
+        with pytest.raises(Unavailable, match="refuses the credentials"):
             asyncio.run(_stored(server, token="wrong", patience=60.0))
         asyncio.run(_enter(server))
     assert (tmp_path / "nats-server.conf").stat().st_mode & 0o077 == 0
@@ -61,7 +61,7 @@ async def _enter(server: NatsServer) -> None:
         await bus.ensure("echo")
 
 
-def test_an_interval_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_interval_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="sync"):
         NatsServer(tmp_path, sync="always }")
 

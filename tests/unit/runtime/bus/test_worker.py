@@ -1,4 +1,4 @@
-"""A worker inside a service's process: on the engine's queue, between calls, with the words of whoever sent the task."""
+"""A worker in a service's process: in the engine's thread, between calls, with the sender's context fields."""
 
 import asyncio
 import threading
@@ -41,7 +41,7 @@ async def _done(task: Task, artifacts: ArtifactStore) -> Manifest:
     return manifest
 
 
-def test_tasks_are_done_in_the_engine_thread_that_calls_use_with_the_words_of_whoever_sent_them(tmp_path: Path) -> None:
+def test_tasks_run_in_the_engine_thread_with_the_senders_context_fields(tmp_path: Path) -> None:
     artifacts, release = ArtifactStore(str(tmp_path / "artifacts")), threading.Event()
 
     async def check(bus: Bus) -> None:
@@ -65,7 +65,7 @@ def test_tasks_are_done_in_the_engine_thread_that_calls_use_with_the_words_of_wh
     _with_bus(tmp_path, check)
 
 
-def test_what_the_engine_does_not_take_any_more_is_given_back_at_once(tmp_path: Path) -> None:
+def test_tasks_that_a_closed_engine_queue_refuses_are_given_back_at_once(tmp_path: Path) -> None:
     artifacts = ArtifactStore(str(tmp_path / "artifacts"))
 
     async def check(bus: Bus) -> None:

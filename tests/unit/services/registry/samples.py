@@ -8,7 +8,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from services.registry.engine import Registry
-from sfumato.registry.records import Base, Part, Version
+from sfumato.registry.records import Base, Version, WeightedAdapter
 
 TO_Q, TO_K = "transformer.blocks.0.attn.to_q", "transformer.blocks.0.attn.to_k"
 BASE = Base(hashlib.sha256(b"base").hexdigest(), "tiny", {TO_Q: [6, 4], TO_K: [6, 4]})
@@ -33,4 +33,4 @@ def adapter(seed: int = 0, rank: int = 2) -> tuple[str, bytes]:
 def register(registry: Registry, *seeds: int, weight: float = 1.0, **options: object) -> Version:
     """A version with one adapter a seed."""
     files = dict(adapter(seed) for seed in seeds)
-    return registry.register(BASE, [Part(digest, weight) for digest in files], files=files, **options)  # pyright: ignore[reportArgumentType]
+    return registry.register(BASE, [WeightedAdapter(digest, weight) for digest in files], files=files, **options)  # pyright: ignore[reportArgumentType]

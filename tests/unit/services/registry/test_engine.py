@@ -14,14 +14,14 @@ from services.registry.database import Database
 from services.registry.engine import Registry
 from services.registry.watching import Watching
 from sfumato.errors import Conflict, InvalidInput, MissingWeights, NotFound
-from sfumato.registry.records import Base, Part, version_id
+from sfumato.registry.records import Base, WeightedAdapter, version_id
 from sfumato.runtime.artifacts import ArtifactStore
 from tests.unit.services.registry.samples import BASE, TO_Q, adapter, register
 
 
 def test_a_version_comes_back_as_it_was_registered(registry: Registry) -> None:
     version = register(registry, 2, 1, weight=0.5, metrics={"aesthetic": 5.5}, note="the first")
-    assert version.parts == (Part(adapter(2)[0], 0.5), Part(adapter(1)[0], 0.5))
+    assert version.parts == (WeightedAdapter(adapter(2)[0], 0.5), WeightedAdapter(adapter(1)[0], 0.5))
     assert (version.base, version.metrics, version.note, version.aliases) == (BASE, {"aesthetic": 5.5}, "the first", ())
     assert registry.get(version.id) == registry.get(version.id[:6]) == version
     assert registry.adapter(adapter(1)[0]) == adapter(1)[1]
@@ -43,16 +43,16 @@ def test_another_order_weight_or_base_is_another_version(registry: Registry) -> 
 def test_an_adapter_that_is_in_the_store_need_not_be_sent(registry: Registry, store: ArtifactStore) -> None:
     digest, data = adapter(3)
     with pytest.raises(MissingWeights):
-        registry.register(BASE, [Part(digest)])
+        registry.register(BASE, [WeightedAdapter(digest)])
     store.put(data)
-    assert registry.register(BASE, [Part(digest)]).parts == (Part(digest),)
+    assert registry.register(BASE, [WeightedAdapter(digest)]).parts == (WeightedAdapter(digest),)
 
 
 def test_nothing_is_kept_of_what_is_refused(registry: Registry, store: ArtifactStore) -> None:
     other = Base("f" * 64, "other", {TO_Q: [5, 4]})
     digest, data = adapter(1)
     with pytest.raises(InvalidInput, match="another model"):
-        registry.register(other, [Part(digest)], files={digest: data})
+        registry.register(other, [WeightedAdapter(digest)], files={digest: data})
     assert registry.list().versions == () and registry.events() == () and not store.holds(digest)
 
 
@@ -61,8 +61,8 @@ def test_what_was_once_told_of_a_base_is_held_against_later_adapters(registry: R
     registry.register(Base(BASE.id, "tiny", {TO_Q: [6, 4]}))
     digest, data = adapter(1)
     with pytest.raises(InvalidInput, match="has no linear"):
-        registry.register(Base(BASE.id, "tiny"), [Part(digest)], files={digest: data})
-    with pytest.raises(InvalidInput, match="known to be others"):
+        registry.register(Base(BASE.id, "tiny"), [WeightedAdapter(digest)], files={digest: data})
+    with pytest.raises(InvalidInput, match="differ from the registered ones"):
         registry.register(BASE)
 
 
@@ -73,12 +73,12 @@ def test_what_was_once_told_of_a_base_is_held_against_later_adapters(registry: R
         (Base(f"{'a' * 64}\n", "x"), []),
         (Base("a" * 64, "x\0"), []),
         (Base("a" * 64, "x" * 3000), []),
-        (Base("a" * 64, "x"), [Part("../../etc/passwd")]),
-        (Base("a" * 64, "x"), [Part("b" * 64, float("nan"))]),
-        (Base("a" * 64, "x"), [Part("b" * 64)] * 65),
+        (Base("a" * 64, "x"), [WeightedAdapter("../../etc/passwd")]),
+        (Base("a" * 64, "x"), [WeightedAdapter("b" * 64, float("nan"))]),
+        (Base("a" * 64, "x"), [WeightedAdapter("b" * 64)] * 65),
     ],
 )
-def test_fields_that_cannot_be_used_are_named(registry: Registry, base: Base, parts: list[Part]) -> None:
+def test_fields_that_cannot_be_used_are_named(registry: Registry, base: Base, parts: list[WeightedAdapter]) -> None:
     with pytest.raises(InvalidInput):
         registry.register(base, parts)
 

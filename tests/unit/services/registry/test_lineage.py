@@ -14,14 +14,14 @@ from safetensors.numpy import load
 from services.registry.database import Database
 from services.registry.engine import Registry
 from sfumato.errors import InvalidInput, NotFound
-from sfumato.registry.records import Base, Edge, Lineage, Node, Part, version_id
+from sfumato.registry.records import Base, Edge, Lineage, Node, WeightedAdapter, version_id
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.tasks import Output, Task, perform
 from tests.unit.services.registry.samples import BASE, TO_Q, adapter, register, tensors
 
 
 def came_of(seed: int, *sources: Node) -> Lineage:
-    own = f"version:{version_id(BASE.id, (Part(adapter(seed)[0]),))}"
+    own = f"version:{version_id(BASE.id, (WeightedAdapter(adapter(seed)[0]),))}"
     return Lineage(sources, tuple(Edge(own, "came_of", source.id) for source in sources))
 
 
@@ -83,7 +83,7 @@ def test_a_circle_through_what_is_there_already_is_refused(registry: Registry) -
 
 
 def _id(seed: int) -> str:
-    return version_id(BASE.id, (Part(adapter(seed)[0]),))
+    return version_id(BASE.id, (WeightedAdapter(adapter(seed)[0]),))
 
 
 def _delta(data: bytes | dict[str, np.ndarray]) -> np.ndarray:

@@ -8,7 +8,7 @@ from contextlib import closing
 
 from services.registry.database import Database
 from services.registry.engine import Registry
-from sfumato.registry.records import Event
+from sfumato.registry.records import RegistryEvent
 from sfumato.runtime.artifacts import ArtifactStore
 from tests.unit.services.registry.samples import register
 
@@ -56,7 +56,7 @@ def test_of_processes_that_race_for_an_alias_exactly_one_wins_each_time(
 
 def test_who_reads_while_many_write_sees_every_event_once_and_in_order(registry: Registry) -> None:
     writers = [threading.Thread(target=lambda part=part: [register(registry, part * 10 + n) for n in range(4)]) for part in range(3)]
-    seen: list[Event] = []
+    seen: list[RegistryEvent] = []
     for writer in writers:
         writer.start()
     while any(writer.is_alive() for writer in writers):
@@ -75,7 +75,7 @@ def test_an_event_that_is_committed_late_is_not_passed_by(database_url: str, sto
     With numbers from a sequence one would be skipped here: it is taken first and committed last.
     """
     with closing(Database(database_url)) as one, closing(Database(database_url)) as two, closing(Database(database_url)) as reading:
-        registry, seen, numbered = Registry(reading, store), list[Event](), threading.Event()
+        registry, seen, numbered = Registry(reading, store), list[RegistryEvent](), threading.Event()
 
         def dawdle(database: Database, name: str, times: int) -> None:
             for number in range(times):

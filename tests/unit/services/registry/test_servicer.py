@@ -17,7 +17,7 @@ from services.registry.engine import Registry
 from sfumato.errors import Conflict, InvalidInput, MissingWeights, NotFound, Unavailable
 from sfumato.registry.client import RegistryClient
 from sfumato.registry.models import Models
-from sfumato.registry.records import Base, Edge, Event, Lineage, Node, Part, version_id
+from sfumato.registry.records import Base, Edge, Lineage, Node, RegistryEvent, WeightedAdapter, version_id
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.settings import ClientSettings
 from sfumato.v1 import common_pb2, registry_pb2
@@ -50,7 +50,7 @@ def stub(place: None, store: ArtifactStore) -> Iterator[RegistryServiceStub]:
 
 
 def _lineage() -> Lineage:
-    own = f"version:{version_id(BASE.id, (Part(adapter(1)[0]),))}"
+    own = f"version:{version_id(BASE.id, (WeightedAdapter(adapter(1)[0]),))}"
     pair, prompt = Node.about("pair", seed=7, gain=1.0, ok=True, words="é\0", nested={"a": [1, None]}), Node.about("prompt", text="a boat")
     return Lineage((pair, prompt), (Edge(own, "learned_from", pair.id), Edge(pair.id, "asked_as", prompt.id)))
 
@@ -60,9 +60,9 @@ def _everything(models: Models) -> list[object]:
     answers: list[object] = []
     digest, data = adapter(1)
     first = models.register(
-        BASE, [Part(digest, 1.0)], files={digest: data}, lineage=_lineage(), metrics={"aesthetic": 5.5, "a": 1}, note="one"
+        BASE, [WeightedAdapter(digest, 1.0)], files={digest: data}, lineage=_lineage(), metrics={"aesthetic": 5.5, "a": 1}, note="one"
     )
-    second = models.register(Base(BASE.id, "tiny"), [Part(digest, 0.25), Part(digest)])
+    second = models.register(Base(BASE.id, "tiny"), [WeightedAdapter(digest, 0.25), WeightedAdapter(digest)])
     merged = models.merge([(first.id, 1.0), (second.id[:12], -2.0)], "mean", rank=2, note="both")
     for version in (first, second, merged, models.get(first.id[:6])):
         answers.append((version.id, version.number, version.parts, dict(version.metrics), version.note, version.aliases, version.base.name))
@@ -84,9 +84,9 @@ def _everything(models: Models) -> list[object]:
         (lambda: models.set_alias("production", second.id, expected=second.id), Conflict, "not as expected"),
         (lambda: models.set_alias("decade", first.id, expected=""), InvalidInput, "alias"),
         (lambda: models.set_alias("a b", first.id, expected=""), InvalidInput, "alias"),
-        (lambda: models.register(Base(BASE.id, "x"), [Part("d" * 64)]), MissingWeights, "d" * 64),
-        (lambda: models.register(Base("f" * 64, "x", {TO_Q: [9, 9]}), [Part(digest)]), InvalidInput, "another model"),
-        (lambda: models.register(Base(BASE.id, "x", {TO_Q: [9, 9]})), InvalidInput, "known to be others"),
+        (lambda: models.register(Base(BASE.id, "x"), [WeightedAdapter("d" * 64)]), MissingWeights, "d" * 64),
+        (lambda: models.register(Base("f" * 64, "x", {TO_Q: [9, 9]}), [WeightedAdapter(digest)]), InvalidInput, "another model"),
+        (lambda: models.register(Base(BASE.id, "x", {TO_Q: [9, 9]})), InvalidInput, "differ from the registered ones"),
         (lambda: models.merge([]), InvalidInput, "versions|sources"),
         (lambda: models.list(limit=501), InvalidInput, "limit"),
     ]
@@ -164,7 +164,7 @@ class Follower:
     """Watches in a thread of its own until it has seen so many events."""
 
     def __init__(self, client: RegistryClient, after: int, count: int) -> None:
-        self.seen: list[Event] = []
+        self.seen: list[RegistryEvent] = []
         self._thread = threading.Thread(target=self._follow, args=(client, after, count))
         self._thread.start()
 
@@ -172,7 +172,7 @@ class Follower:
         for event in itertools.islice(client.watch(after), count):
             self.seen.append(event)
 
-    def end(self) -> list[Event]:
+    def end(self) -> list[RegistryEvent]:
         self._thread.join(SECONDS)
         return self.seen
 
@@ -210,7 +210,7 @@ def test_of_many_clients_of_two_replicas_one_wins_each_step_and_all_see_the_same
 
 def register_through(client: RegistryClient, seed: int) -> str:
     digest, data = adapter(seed)
-    return client.register(BASE, [Part(digest)], files={digest: data}).id
+    return client.register(BASE, [WeightedAdapter(digest)], files={digest: data}).id
 
 
 def test_a_watch_goes_on_at_another_replica_without_losing_or_doubling_an_event(
