@@ -183,9 +183,7 @@ def main() -> int:
         else:
             with observing(QUEUE, telemetry):
                 if not asyncio.run(_lead(group, artifacts, settings)):
-                    log.warning(
-                        "A process of the training is gone, or the training was stopped: started again, it continues from the checkpoint."
-                    )
+                    log.warning("A process is gone, or the training was stopped: started again, it continues from the checkpoint.")
                     logging.shutdown()
                     os._exit(1)  # other processes may wait for this one, and its thread for them
             group.broadcast(b"")
