@@ -10,17 +10,19 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sfumato.runtime.processes import free_ports
 from tests.unit.bus_system import System, running
 
 ROOT = Path(__file__).parents[2]
@@ -70,7 +72,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installation:
     (metadata / "entry_points.txt").write_text("[sfumato.recipes]\nbrightest = brightest:RECIPE\n")
     (folder / "scenes.txt").write_text("".join(f"{scene}\n" for scene in SCENES))
     (folder / "bright.yaml").write_text(SPEC)
-    return Installation(folder, os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"})
+    return Installation(folder, os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1", "SFUMATO_WORKERS": "1"})
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +137,11 @@ def test_a_run_that_was_killed_resumes_to_the_same_bytes(installed: Installation
     assert contents(tmp_path / undisturbed.name) == contents(undisturbed)
 
 
+def answers(port: int) -> bool:
+    with closing(socket.socket()) as found:
+        return found.connect_ex(("127.0.0.1", port)) == 0
+
+
 @contextmanager
 def replica(system: System, installed: Installation, port: int) -> Iterator[subprocess.Popen[bytes]]:
     """An orchestrator of the system that has the method installed."""
@@ -146,6 +153,9 @@ def replica(system: System, installed: Installation, port: int) -> Iterator[subp
     with (system.folder / "orchestrator.log").open("ab") as log:
         process = subprocess.Popen([sys.executable, "-m", "orchestrator.app"], env=environment, stdout=log, stderr=log, cwd=ROOT)
     try:
+        while not answers(port):
+            assert process.poll() is None, (system.folder / "orchestrator.log").read_text()
+            time.sleep(0.1)
         yield process
     finally:
         process.kill()
@@ -157,8 +167,6 @@ def replica(system: System, installed: Installation, port: int) -> Iterator[subp
 def test_it_runs_over_the_bus_through_the_death_of_its_driver_to_the_same_bytes(
     installed: Installation, undisturbed: Path, tmp_path: Path
 ) -> None:
-    from sfumato.runtime.processes import free_ports
-
     ports, runs = free_ports([0, 0]), tmp_path / "runs"
     servers = ",".join(f"127.0.0.1:{port}" for port in ports)
     with running(tmp_path / "system", ack_wait=20.0) as system, ExitStack() as stack:
