@@ -109,7 +109,8 @@ def test_a_spec_that_it_refuses_is_refused_by_field(installed: Installation, tmp
     shutil.copy(installed.folder / "scenes.txt", tmp_path)
     bad = tmp_path / "bad.yaml"
     bad.write_text(SPEC.replace("count: 5", "count: 9") + "iterations: 99\ntrain: {}\n")
-    done = subprocess.run(installed.line("run", str(bad), "--local"), capture_output=True, text=True, env=installed.environment, check=False)
+    line = installed.line("run", str(bad), "--local")
+    done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=installed.environment, check=False)
     assert done.returncode == 2
     for words in ("spec.iterations", "spec.train", "inputs.scenes: 5 prompts were given"):
         assert words in done.stderr
@@ -126,7 +127,8 @@ def test_it_runs_reports_and_registers_its_models(installed: Installation, undis
     }
     assert all("aesthetic" in line for line in lines if line["stage"] == "score")
     versions = registered(installed, undisturbed.parent)
-    assert [version["note"] for version in versions] == [f"{undisturbed.name}, iteration 2", f"{undisturbed.name}, iteration 1", "vista, as it is"]
+    name = undisturbed.name
+    assert [version["note"] for version in versions] == [f"{name}, iteration 2", f"{name}, iteration 1", "vista, as it is"]
     assert (undisturbed / "latest-pair.png").is_file()
 
 
