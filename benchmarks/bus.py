@@ -29,9 +29,10 @@ import nats
 import psutil
 from nats.errors import TimeoutError as NatsTimeout
 from nats.js import api
-from orchestrator.jetstream import JetStreamTransport
 
-from orchestrator.engine import Each, Engine
+from orchestrator.engine.engine import Engine
+from orchestrator.engine.stages import PerBatch
+from orchestrator.transports.jetstream import JetStreamTransport
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.bus import encoded
 from sfumato.runtime.bus.nats_server import NatsServer
@@ -113,7 +114,7 @@ def by_engine(transport: JetStreamTransport, artifacts: ArtifactStore, count: in
     def taken(_: tuple[int, ...], done: Manifest) -> tuple[int, ...]:
         return tuple(done.values)
 
-    Engine(None, 1, transport, artifacts, lambda _: None).run((Each("nothing", "bench", made, taken),), Numbers(tuple(range(count))))
+    Engine(None, 1, transport, artifacts, lambda _: None).run((PerBatch("nothing", "bench", made, taken),), Numbers(tuple(range(count))))
 
 
 async def raw_run(url: str, work: list[Task]) -> None:

@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT))
 
 from services.inference.painting.engine import InferenceEngine, PaintRequest  # noqa: E402 - found beside this file, wherever it is started from
 from services.inference.painting.weights import AdapterMix  # noqa: E402
-from sfumato.diffusion.families import FluxFamily  # noqa: E402
+from sfumato.diffusion.families.flux import FluxFamily  # noqa: E402
 from sfumato.diffusion.loading import load_pipeline  # noqa: E402
 from sfumato.lora.adapter import Adapter  # noqa: E402
 from sfumato.runtime.device import pick_device  # noqa: E402

@@ -21,15 +21,18 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from orchestrator.events import Teller
-from orchestrator.recipes.artaug.tasks import paint, painted
-from orchestrator.spec import PromptSets, RunSpec, held
-
-from orchestrator.engine import Each, Engine, Gather
-from orchestrator.recipes.artaug import Model, Painted, Plan, Sample, State
-from orchestrator.recipes.artaug.pairs import generate
-from orchestrator.recipes.artaug.state import KEPT, start
-from orchestrator.recipes.artaug.tuning import nothing, select
+from orchestrator.engine.engine import Engine
+from orchestrator.engine.stages import Barrier, PerBatch, Progress
+from orchestrator.recipes.artaug import RECIPE
+from orchestrator.recipes.artaug.pairs import generate, select
+from orchestrator.recipes.artaug.spec import ArtAugSpec
+from orchestrator.recipes.artaug.state import KEPT, ArtAugPlan, Sample, State, start
+from orchestrator.recipes.artaug.tuning import nothing
+from orchestrator.recipes.events import EventBuilder
+from orchestrator.recipes.inputs import held
+from orchestrator.recipes.models import Model
+from orchestrator.recipes.plan import Plan
+from orchestrator.recipes.tasks import Painted, paint, painted
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.tasks import Manifest, Task
 from sfumato.types import Region
@@ -72,7 +75,7 @@ class Empty(ArtifactStore):
         return None
 
 
-def _again(plan: Plan, state: State, samples: tuple[Sample, ...]) -> Task:
+def _again(plan: ArtAugPlan, state: State, samples: tuple[Sample, ...]) -> Task:
     regions = (Region("a sky that glows in the evening", (0, 0, 64, 20)), Region("a house with light in its windows", (10, 20, 40, 60)))
     return paint(plan, "regenerate", [(sample.prompt, sample.seed, regions) for sample in samples], "")
 
@@ -93,23 +96,24 @@ def _after(samples: tuple[Sample, ...], done: Manifest) -> tuple[Sample, ...]:
 
 
 STAGES = (
-    Each("generate", "generator", generate, _before),
-    Each("regenerate", "generator", _again, _after),
-    Gather("filter", nothing, select),
+    PerBatch("generate", "generator", generate, _before),
+    PerBatch("regenerate", "generator", _again, _after),
+    Barrier("filter", nothing, select),
 )
 
 
 def measure(count: int) -> dict[str, float]:
     """A run of so many samples in this process: peak resident bytes, seconds, pairs kept."""
     files = {"prompts": {"file": "p", "count": count, "seed": 0}, "evaluate": {"file": "h", "count": 1, "seed": 0}}
-    spec = RunSpec.model_validate({"name": "memory", "batch": BATCH} | files)
+    spec = ArtAugSpec.model_validate({"name": "memory", "batch": BATCH} | files)
     prompts = held((f"prompt {index}: a small house and a lake under a wide sky at dusk" for index in range(count)), count)
-    plan = Plan(spec, PromptSets(prompts, (), ("x",), ()), {name: Model(name, "vista") for name in ("generator", "scorers")})
-    teller, told = Teller(), 0
+    inputs = {"train": prompts, "tune": (), "heldout": ("x",), "ceiling": ()}
+    plan = Plan(spec, inputs, {name: Model(name, "vista") for name in ("generator", "scorers")})
+    builder, told = EventBuilder(RECIPE.shown), 0
 
-    def notify(progress: object) -> None:
+    def notify(progress: Progress) -> None:
         nonlocal told
-        told += len(teller.event(progress).model_dump_json()) > 0  # pyright: ignore[reportArgumentType]
+        told += len(builder.event(progress).model_dump_json()) > 0
 
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:

@@ -15,12 +15,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from orchestrator.transport import LocalTransport
-from sfumato.cli.planning import planned
-
 import sfumato  # noqa: F401 - before diffusers and transformers
-from orchestrator.engine import Engine
-from orchestrator.recipes import artaug
+from orchestrator.engine.engine import Engine
+from orchestrator.runs.submission import submission_of_file
+from orchestrator.transports.local import LocalTransport
 from sfumato.cli.machine import local_services
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.settings import Settings
@@ -45,13 +43,16 @@ def measure() -> dict[str, float]:
         spec = Path(scratch) / "spec.yaml"
         spec.write_text(SPEC)
         settings = Settings(runs=Path(scratch) / "runs")
-        plan, folder = planned(spec, settings)
+        submitted = submission_of_file(spec, settings)
+        record, folder = submitted.record, settings.runs / submitted.id
+        folder.mkdir(parents=True)
+        recipe, plan = record.recipe, record.plan()
         artifacts = ArtifactStore(settings.artifacts_url)
 
         def once() -> tuple[LocalTransport, float, float]:
             began = time.monotonic()
-            with LocalTransport(local_services(plan, folder, settings), settings.artifacts_url) as transport:
-                Engine(plan, plan.spec.batch, transport, artifacts, lambda _: None).run(artaug.STAGES, artaug.start(plan))
+            with LocalTransport(local_services(record, folder, settings), settings.artifacts_url) as transport:
+                Engine(plan, plan.spec.batch, transport, artifacts, lambda _: None).run(recipe.stages, recipe.start(plan))
                 return transport, began, time.monotonic()
 
         used, began, ended = once()

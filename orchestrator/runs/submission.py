@@ -100,7 +100,7 @@ def _submission(content: Content, given: Mapping[str, Sequence[str]], settings: 
     inputs = {wanted.name: [prompt.strip() for prompt in given.get(wanted.name, ())] for wanted in recipe.inputs}
     spec, faults = validated(_with_names(content, inputs, recipe), recipe)
     faults += [*_unknown(given, recipe), *_paths(content, recipe), *_prompt_faults(content, inputs, recipe)]
-    faults += [*(_references(content, recipe, settings) if not fetch else ()), *_without_weights(spec, recipe)]
+    faults += [*(_references(content, recipe, settings) if not fetch else ()), *_without_weights(content, spec, recipe)]
     if spec is None or faults:
         raise Faults(list(dict.fromkeys(faults)))
     known = spec.model_dump(mode="json")
@@ -182,13 +182,24 @@ def _references(content: Content, recipe: AnyRecipe, settings: Settings) -> Iter
                 yield ".".join(["spec", *path, *([] if mark.part else [part])]), fault
 
 
-def _without_weights(spec: RunSpec | None, recipe: AnyRecipe) -> Iterator[Fault]:
+def _without_weights(content: Content, spec: RunSpec | None, recipe: AnyRecipe) -> Iterator[Fault]:
     """Metrics that need weights, and have none."""
-    for needed in recipe.models(spec) if spec is not None else ():
-        if isinstance(needed, ScorerModels):
-            for metric in needed.metrics:
-                if metric not in (*BUILT_IN, *OWN_WEIGHTS, *dict(needed.named)):
-                    yield f"spec.score.models.{metric}", "this metric has no weights of its own: name some, as OWNER/NAME."
+    for metric, named in _metrics(content, spec, recipe):
+        if metric in METRICS and metric not in (*BUILT_IN, *OWN_WEIGHTS, *named):
+            yield f"spec.score.models.{metric}", "this metric has no weights of its own: name some, as OWNER/NAME."
+
+
+def _metrics(content: Content, spec: RunSpec | None, recipe: AnyRecipe) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The metrics of a run, each with the weights that are named by metric; of an invalid spec, those that its content names."""
+    if spec is not None:
+        for needed in recipe.models(spec):
+            if isinstance(needed, ScorerModels):
+                yield from ((metric, dict(needed.named)) for metric in needed.metrics)
+        return
+    metrics, named = value_at(content, "score", "metrics"), value_at(content, "score", "models")
+    for metric in metrics if isinstance(metrics, list) else ():
+        if isinstance(metric, str):
+            yield metric, named if isinstance(named, dict) else {}
 
 
 def _missing(reference: str, part: str, settings: Settings) -> str:

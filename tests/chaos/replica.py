@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from orchestrator.jetstream import JetStreamTransport
-from orchestrator.transport import Transport
-
-from orchestrator.engine import Each, Engine, Gather
+from orchestrator.engine.engine import Engine
+from orchestrator.engine.stages import Barrier, PerBatch
+from orchestrator.engine.transport import Transport
+from orchestrator.transports.jetstream import JetStreamTransport
 from sfumato.errors import PoisonTask
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.settings import BusSettings, Settings
@@ -45,9 +45,9 @@ def _slowed(_: tuple[int, ...], done: Manifest) -> tuple[int, ...]:
 
 
 STAGES = (
-    Each("first", "echo", _slow, _slowed),
-    Each("second", "echo", _slow, _slowed),
-    Gather(
+    PerBatch("first", "echo", _slow, _slowed),
+    PerBatch("second", "echo", _slow, _slowed),
+    Barrier(
         "pairs",
         lambda _, state: [_task(100 + sample) for sample in state.samples[:5]],
         lambda _, state, done: replace(state, total=sum(one.values[0] for one in done)),

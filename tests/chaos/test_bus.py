@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from orchestrator.transport import LocalService, LocalTransport
 
+from orchestrator.transports.local import LocalService, LocalTransport
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.bus import DEAD, Bus, DeadLetter, dead_subject
 from tests.chaos.replica import POISON, TASKS, run

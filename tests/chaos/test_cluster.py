@@ -4,8 +4,8 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from orchestrator.jetstream import JetStreamTransport
 
+from orchestrator.transports.jetstream import JetStreamTransport
 from sfumato.runtime.bus import DEAD, Bus
 from sfumato.runtime.settings import BusSettings
 from sfumato.runtime.tasks import Task

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from nats.errors import Error as NatsError
-from orchestrator.index import Index, Wish
 
+from orchestrator.replica.index import DesiredState, Index
 from sfumato.errors import Unavailable
 from sfumato.runtime.bus import CONSUMER, DEAD, EVENTS, Bus, DeadLetter, Result, stream_of, task_subject
 from sfumato.runtime.bus.nats_server import binary
@@ -78,7 +78,7 @@ def test_a_worker_and_the_orchestrator_do_their_work_with_what_they_may(server: 
             await second.term()
             assert Result.model_validate_json((await results.next_msg(10)).data).task_id == "1"
             index = Index(bus, lease=5.0)
-            assert await index.change("r-1", lambda _: Wish(wish="run")) and await index.wishes()
+            assert await index.change("r-1", lambda _: DesiredState(wish="run")) and await index.wishes()
             assert await index.take("r-1", "me")
             await index.tell("r-1", 1, [])
             assert (await bus.js.consumer_info(stream_of("scoring"), CONSUMER)).num_pending == 0

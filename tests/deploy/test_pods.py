@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from orchestrator.jetstream import JetStreamTransport
 from safetensors.torch import save
 
+from orchestrator.transports.jetstream import JetStreamTransport
 from sfumato.registry.client import RegistryClient
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.models.versions import model_version

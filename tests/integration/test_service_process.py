@@ -19,8 +19,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from nats.aio.msg import Msg
-from orchestrator.jetstream import JetStreamTransport
 
+from orchestrator.transports.jetstream import JetStreamTransport
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.bus import CONSUMER, Bus, stream_of
 from sfumato.runtime.bus.nats_server import NatsServer

@@ -13,13 +13,14 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
+from orchestrator.runs.records import Record, Records, Weights
 from services.registry.app import services
 from sfumato.cli.main import app
-from sfumato.cli.planning import write_record
 from sfumato.errors import Conflict, InvalidInput, MissingWeights, NotFound, Unavailable
 from sfumato.lora import adapter as algebra
 from sfumato.lora.adapter import Adapter
 from sfumato.registry.client import RegistryClient
+from sfumato.runs.records import Outcome
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.images import encode_png
 from sfumato.runtime.models.adapters import decode_adapter, encode_adapter
@@ -89,10 +90,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         object.__setattr__(model, "version", MODELS[part])
     state, _ = rehearse(plan, ArtifactStore("runs/artifacts"))
     assert len(state.fused) == 2
-    folder = Path("runs/rehearsal-1")
-    folder.mkdir()
-    write_record(plan, folder, finished=True)
-    return folder.name
+    weights = {part: Weights(version=model.version, reference=model.reference) for part, model in plan.models.items()}
+    inputs = {name: tuple(prompts) for name, prompts in plan.inputs.items()}
+    records = Records(ArtifactStore("runs/artifacts"))
+    records.begin("rehearsal-1", Record(spec=plan.spec.model_dump(mode="json"), inputs=inputs, models=weights))
+    records.end("rehearsal-1", Outcome(state="finished"))
+    return "rehearsal-1"
 
 
 def models(*arguments: object) -> Result:
@@ -149,17 +152,13 @@ def test_collection_only_says_what_it_would_take(run: str, place: None) -> None:
 @pytest.mark.parametrize("break_it", ["unfinished", "cleared"])
 def test_a_run_that_is_not_whole_is_not_registered(run: str, place: None, break_it: str) -> None:
     breaks: dict[str, tuple[Callable[[], object], type[Exception]]] = {
-        "unfinished": (lambda: _rewrite(Path("runs") / run / "run.json"), InvalidInput),
+        "unfinished": (lambda: Records(ArtifactStore("runs/artifacts")).reopen(run, finished=True), InvalidInput),
         "cleared": (lambda: next(Path("runs/artifacts/manifests").rglob("*.json")).unlink(), MissingWeights),
     }
     act, error = breaks[break_it]
     act()
     with pytest.raises(error, match=f"--resume {run}"):
         models("register", run)
-
-
-def _rewrite(path: Path) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"finished": False}))
 
 
 def test_a_system_that_is_up_here_is_asked_and_says_the_same_as_the_database(run: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from orchestrator.spec import Fuse, Prompts, PromptSets, RunSpec, Train
-from orchestrator.spec import HeldOut as HeldOutSpec
 
-from orchestrator.recipes.artaug import HeldOut, Iteration, Model, Painted, Plan, Sample, State, Trial
-from orchestrator.recipes.artaug.state import KEPT, Candidate, Training
+from orchestrator.recipes.artaug.spec import ArtAugSpec, Fuse, HeldOut, Train
+from orchestrator.recipes.artaug.state import KEPT, ArtAugPlan, Candidate, HeldOutResult, Iteration, Sample, State, Training, TuningAttempt
+from orchestrator.recipes.models import Model
+from orchestrator.recipes.plan import Plan
+from orchestrator.recipes.spec import Prompts
+from orchestrator.recipes.tasks import Painted
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.images import encode_png
 from sfumato.types import Region
@@ -26,18 +28,18 @@ def scores(**changed: float) -> dict[str, float]:
     return SCORES | changed
 
 
-def plan(**changed: object) -> Plan:
+def plan(**changed: object) -> ArtAugPlan:
     """Four prompts, two held out; φ₁ and φ₂ have two steps each."""
-    spec = RunSpec(
+    spec = ArtAugSpec(
         name="small",
         prompts=Prompts(file=Path("p.txt"), count=4, seed=10),
         tune=Prompts(file=Path("t.txt"), count=1, seed=70),
-        evaluate=HeldOutSpec(file=Path("somewhere/held.txt"), count=2, seed=90),
+        evaluate=HeldOut(file=Path("somewhere/held.txt"), count=2, seed=90),
         fuse=Fuse(alpha=(1.0, 2.0)),
         train=Train(steps_before=2, steps_after=2),
     )
     models = {name: Model(f"{name}-version", "") for name in ("generator", "understanding", "scorers")}
-    sets = PromptSets(PROMPTS, ("a boat",), HELD, ("a shining red house", "golden birds"))
+    sets = {"train": PROMPTS, "tune": ("a boat",), "heldout": HELD, "ceiling": ("a shining red house", "golden birds")}
     return Plan(spec.model_copy(update=changed), sets, models)
 
 
@@ -64,16 +66,16 @@ def sample(index: int, verdict: str, gain: float = 1.0, store: ArtifactStore | N
     )
 
 
-def held(shade: int, rows: Sequence[Mapping[str, float]], store: ArtifactStore | None = None) -> HeldOut:
+def held(shade: int, rows: Sequence[Mapping[str, float]], store: ArtifactStore | None = None) -> HeldOutResult:
     """A model's held-out pictures and scores."""
-    return HeldOut(tuple(picture(store, shade + index) for index in range(len(rows))), tuple(rows))
+    return HeldOutResult(tuple(picture(store, shade + index) for index in range(len(rows))), tuple(rows))
 
 
-def trial(objective: str, pairs: Sequence[Sample], heldout: HeldOut | None, alpha: float = 2.0) -> Trial:
+def attempt(objective: str, pairs: Sequence[Sample], heldout: HeldOutResult | None, alpha: float = 2.0) -> TuningAttempt:
     """A training that went well, but for its last pair, which diverged."""
     good = Training((0.4, 0.3, 0.5, 0.2), 8, "", {})
     bad = Training((), 0, "the loss is not finite at step 3", {})
-    return Trial(
+    return TuningAttempt(
         objective,
         tuple(pairs),
         "",
@@ -97,7 +99,7 @@ def finished(store: ArtifactStore | None = None, iterations: int = 2) -> State:
     done = []
     for index in range(1, iterations + 1):
         rows = [scores(aesthetic=2.0 + index, clip=80.5, pickscore=float(index), mps=0.5, nudenet=0.0) for _ in HELD]
-        done.append(Iteration(index, samples, trial("differential", samples[:2], held(20 * index, rows, store))))
+        done.append(Iteration(index, samples, attempt("differential", samples[:2], held(20 * index, rows, store))))
     few = tuple(replace(one, verdict="aesthetic") if one.after else one for one in samples)
     done.append(Iteration(iterations + 1, few, None))
     naive = [scores(aesthetic=2.5, clip=79.0, pickscore=0.5, mps=0.25) for _ in HELD]
@@ -106,7 +108,7 @@ def finished(store: ArtifactStore | None = None, iterations: int = 2) -> State:
         iterations=tuple(done),
         base=held(0, [scores(aesthetic=2.0), scores(aesthetic=3.0, nudenet=1.0)], store),
         ceiling=held(200, [scores(aesthetic=9.0), scores(aesthetic=9.0)], store),
-        naive=trial("naive", samples[:2], held(150, naive, store)),
+        naive=attempt("naive", samples[:2], held(150, naive, store)),
         stop_reason="too few pairs survive",
     )
 
@@ -128,9 +130,10 @@ def no_gain(store: ArtifactStore | None = None) -> State:
     """A run whose only training was of no use at any strength."""
     whole = finished(store, iterations=1)
     first = whole.iterations[0]
+    kept = [one for one in first.samples if one.verdict == KEPT]
     return replace(
         whole,
-        iterations=(replace(first, trial=trial("differential", [one for one in first.samples if one.verdict == KEPT], None, alpha=0.0)),),
+        iterations=(replace(first, attempt=attempt("differential", kept, None, alpha=0.0)),),
         naive=None,
         stop_reason="no alpha improves the tuning prompts",
     )

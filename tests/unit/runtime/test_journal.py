@@ -11,10 +11,10 @@ from sfumato.runtime.journal import RunJournal
 
 def test_lines_are_on_disk_as_soon_as_they_are_written(tmp_path: Path) -> None:
     with RunJournal(tmp_path / "metrics.jsonl") as journal:
-        journal.write(1, "train", done=2, total=2)
+        journal.write("iteration", 1, "train", done=2, total=2)
         [line] = (tmp_path / "metrics.jsonl").read_text().splitlines()
     event = json.loads(line)
-    assert (event["iteration"], event["stage"], event["done"], event["total"]) == (1, "train", 2, 2)
+    assert (event["phase"], event["iteration"], event["stage"], event["done"], event["total"]) == ("iteration", 1, "train", 2, 2)
     assert event["seconds"] >= 0 and event["time"] > 0
 
 
@@ -22,17 +22,17 @@ def test_a_second_session_appends_to_the_first(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     for stage in ("generate", "train"):
         with RunJournal(path) as journal:
-            journal.write(1, stage)
+            journal.write("iteration", 1, stage)
     assert [event["stage"] for event in journal.events()] == ["generate", "train"]
 
 
 def test_a_line_cut_by_a_crash_is_ignored_and_the_next_one_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     with RunJournal(path) as journal:
-        journal.write(1, "generate")
+        journal.write("iteration", 1, "generate")
     path.write_text(path.read_text() + '{"time": 1.0, "iterat')
     with RunJournal(path) as journal:
-        journal.write(1, "train")
+        journal.write("iteration", 1, "train")
     assert [event["stage"] for event in journal.events()] == ["generate", "train"]
 
 

@@ -19,7 +19,7 @@ from services.inference.models.canary import CanaryRule
 from services.inference.models.catalog import Catalog, ServedBase
 from services.inference.models.golden import GoldenCheck, GoldenPrompts, ImageScorer
 from services.inference.painting.engine import EngineSettings, InferenceEngine, PaintRequest
-from sfumato.diffusion.families import FluxFamily
+from sfumato.diffusion.families.flux import FluxFamily
 from sfumato.diffusion.loading import load_pipeline
 from sfumato.lora.adapter import Adapter
 from sfumato.lora.fuse import Fuser

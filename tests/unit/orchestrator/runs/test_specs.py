@@ -1,14 +1,26 @@
 """Specs: the shipped ones load, faults are named, a run's id holds all its result depends on."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from orchestrator.spec import load_spec, read_prompt_sets, run_id
 
+from orchestrator.recipes.artaug import RECIPE
+from orchestrator.recipes.artaug.spec import ArtAugSpec
+from orchestrator.recipes.models import Model
+from orchestrator.runs.specs import load_spec, recipe_of, with_prompts
+from orchestrator.runs.submission import check_prompts, run_id
 from sfumato.errors import InvalidInput
 
-CONFIGS = Path(__file__).parents[3] / "configs"
+CONFIGS = Path(__file__).parents[4] / "configs"
 LEAST = "name: x\nprompts: {file: p.txt, count: 1, seed: 0}\nevaluate: {file: held.txt, count: 1, seed: 9}\n"
+
+
+def _inputs(path: Path) -> Mapping[str, Sequence[str]]:
+    """The sets of prompts of a spec's file, checked."""
+    content, inputs = with_prompts(path, anchor=True)
+    check_prompts(content, inputs, recipe_of(content))
+    return inputs
 
 
 def _spec(folder: Path, text: str) -> Path:
@@ -24,8 +36,8 @@ def test_shipped_specs_load(path: Path) -> None:
 
 
 def test_the_demos_prompts_are_there_and_none_is_in_two_sets() -> None:
-    sets = read_prompt_sets(load_spec(CONFIGS / "artaug-vista.yaml"))
-    assert len(sets.ceiling) == len(sets.heldout)
+    inputs = _inputs(CONFIGS / "artaug-vista.yaml")
+    assert len(inputs["ceiling"]) == len(inputs["heldout"])
 
 
 @pytest.mark.parametrize(
@@ -37,7 +49,7 @@ def test_the_demos_prompts_are_there_and_none_is_in_two_sets() -> None:
         (LEAST + "compare: true\n", "tune"),
         (LEAST + "compare: together\n", "compare"),
         (LEAST + "compare: joint\ntrain: {rank: auto}\ntune: {file: t.txt, count: 1, seed: 1}\n", "train.rank"),
-        (LEAST + "joint: {pictures: 6, together: 4}\n", "joint: .*divide"),
+        (LEAST + "joint: {pictures: 6, together: 4}\n", "spec.joint.together: .*divide"),
         (LEAST + "score: {metrics: [clip]}\n", "aesthetic are needed"),
         (LEAST + "score: {metrics: [clip, aesthetic, beauty]}\n", "score.metrics"),
         (LEAST + "score: {metrics: [clip, aesthetic, clip]}\n", "named twice"),
@@ -56,29 +68,31 @@ def test_a_missing_spec_and_missing_or_few_or_shared_prompts_are_named(tmp_path:
     with pytest.raises(InvalidInput, match="no file"):
         load_spec(tmp_path / "nowhere.yaml")
     path = _spec(tmp_path, LEAST)
-    assert read_prompt_sets(load_spec(path)).heldout == ("a lake",)
+    assert _inputs(path)["heldout"] == ("a lake",)
     (tmp_path / "held.txt").write_text("a house\n")
-    with pytest.raises(InvalidInput, match="evaluate: 1 of its prompts are used elsewhere .* 'a house'"):
-        read_prompt_sets(load_spec(path))
+    with pytest.raises(InvalidInput, match="inputs.heldout: 1 of its prompts are in train as well, such as 'a house'"):
+        _inputs(path)
     (tmp_path / "held.txt").write_text("")
-    with pytest.raises(InvalidInput, match="evaluate.count: .* has 0 prompts"):
-        read_prompt_sets(load_spec(path))
+    with pytest.raises(InvalidInput, match="inputs.heldout: 0 prompts were given, and evaluate.count of the spec asks for 1"):
+        _inputs(path)
     (tmp_path / "held.txt").write_text("a lake\n")
     (tmp_path / "p.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(InvalidInput, match="prompts.file: .* not UTF-8"):
-        read_prompt_sets(load_spec(path))
+        _inputs(path)
     (tmp_path / "p.txt").unlink()
     with pytest.raises(InvalidInput, match="prompts.file: there is no file"):
-        read_prompt_sets(load_spec(path))
+        _inputs(path)
 
 
 def test_one_alpha_may_be_written_as_a_number(tmp_path: Path) -> None:
-    assert load_spec(_spec(tmp_path, LEAST + "fuse: {alpha: 1.5}\n")).fuse.alpha == (1.5,)
+    _, spec = load_spec(_spec(tmp_path, LEAST + "fuse: {alpha: 1.5}\n"))
+    assert isinstance(spec, ArtAugSpec) and spec.fuse.alpha == (1.5,)
 
 
 def test_the_same_run_has_the_same_id_wherever_its_files_lie(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
-    specs = [load_spec(_spec(folder, LEAST)) for folder in (tmp_path, tmp_path / "other")]
-    sets = read_prompt_sets(specs[0])
-    assert run_id(specs[0], sets, {"g": "1"}) == run_id(specs[1], sets, {"g": "1"})
-    assert run_id(specs[0], sets, {"g": "1"}) != run_id(specs[0], sets, {"g": "2"})
+    specs = [load_spec(_spec(folder, LEAST))[1] for folder in (tmp_path, tmp_path / "other")]
+    inputs = _inputs(tmp_path / "spec.yaml")
+    one, another = {"g": Model("1", "")}, {"g": Model("2", "")}
+    assert run_id(RECIPE, specs[0], inputs, one) == run_id(RECIPE, specs[1], inputs, one)
+    assert run_id(RECIPE, specs[0], inputs, one) != run_id(RECIPE, specs[0], inputs, another)

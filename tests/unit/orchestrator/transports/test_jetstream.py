@@ -9,17 +9,19 @@ from pathlib import Path
 
 import pytest
 from nats.errors import TimeoutError as NatsTimeout
-from orchestrator.jetstream import JetStreamTransport
-from orchestrator.transport import LocalService, LocalTransport, Transport
 
-from orchestrator.engine import Each, Engine, Gather, Progress
+from orchestrator.engine.engine import Engine
+from orchestrator.engine.stages import Barrier, PerBatch, Progress
+from orchestrator.engine.transport import Transport
+from orchestrator.transports.jetstream import JetStreamTransport
+from orchestrator.transports.local import LocalService, LocalTransport
 from sfumato.errors import InvalidInput, PoisonTask, Unavailable
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.bus import ADVISORIES, CONSUMER, DEAD, Bus, DeadLetter, dead_subject, encoded, stream_of, task_subject
 from sfumato.runtime.settings import BusSettings
 from sfumato.runtime.tasks import Manifest, Task, find
 from tests.unit.bus_system import System, running
-from tests.unit.orchestrator.test_engine import STAGES, Numbers
+from tests.unit.orchestrator.engine.test_engine import STAGES, Numbers
 
 HANDLERS = "tests.unit.orchestrator.workers"
 
@@ -28,17 +30,19 @@ def _task(kind: str, *items: int, **params: float | str) -> Task:
     return Task(stage="s", kind=kind, items=items, params=params, model="m", model_reference="")
 
 
-def _slowly(seconds: float) -> tuple[Each, ...]:
+def _slowly(seconds: float) -> tuple[PerBatch, ...]:
     def task(_: None, __: Numbers, samples: tuple[int, ...]) -> Task:
         return _task("echo.slow", *samples, seconds=seconds)
 
     def taken(_: tuple[int, ...], done: Manifest) -> tuple[int, ...]:
         return tuple(done.values)
 
-    return (Each("first", "echo", task, taken), Each("second", "echo", task, taken))
+    return (PerBatch("first", "echo", task, taken), PerBatch("second", "echo", task, taken))
 
 
-def _run(transport: Transport, artifacts: ArtifactStore, stages: tuple[Each | Gather, ...], notify: Callable[[Progress], None]) -> Numbers:
+def _run(
+    transport: Transport, artifacts: ArtifactStore, stages: tuple[PerBatch | Barrier, ...], notify: Callable[[Progress], None]
+) -> Numbers:
     return Engine(None, 2, transport, artifacts, notify).run(stages, Numbers(tuple(range(1, 9))))
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from orchestrator.jobs import AGAIN, QUEUE, TASK, Jobs, oldest, watch
 
+from orchestrator.replica.jobs import AGAIN, QUEUE, TASK, Jobs, oldest, watch
 from sfumato.errors import InvalidInput, Unavailable
 from sfumato.runtime.bus import CONSUMER, Bus, stream_of, task_subject
 from tests.unit.bus_system import System, running

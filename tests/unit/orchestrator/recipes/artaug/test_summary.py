@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from orchestrator.summary import summarise
 
-from orchestrator.recipes.artaug import HeldOut, State
-from orchestrator.recipes.artaug.state import RULES
+from orchestrator.recipes.artaug.state import RULES, HeldOutResult, State
+from orchestrator.recipes.artaug.summary import summarise
 from sfumato.scoring.preference import win_probability
 from tests.unit.orchestrator import states
 
@@ -62,11 +61,11 @@ def test_tuned_is_the_last_fused_iteration_and_wins_are_mean_probabilities() -> 
 
 def test_a_win_is_the_mean_of_probabilities_and_not_the_probability_of_means() -> None:
     state = states.finished()
-    base = HeldOut(("a", "b"), (states.scores(pickscore=0.0), states.scores(pickscore=0.0)))
+    base = HeldOutResult(("a", "b"), (states.scores(pickscore=0.0), states.scores(pickscore=0.0)))
     last = state.iterations[1]
-    assert last.trial is not None
-    tuned = HeldOut(("c", "d"), (states.scores(pickscore=4.0), states.scores(pickscore=-1.0)))
-    iterations = (state.iterations[0], replace(last, trial=replace(last.trial, heldout=tuned)), state.iterations[2])
+    assert last.attempt is not None
+    tuned = HeldOutResult(("c", "d"), (states.scores(pickscore=4.0), states.scores(pickscore=-1.0)))
+    iterations = (state.iterations[0], replace(last, attempt=replace(last.attempt, heldout=tuned)), state.iterations[2])
     win = _summary(replace(state, base=base, iterations=iterations))["evaluation"]["pickscore_win"]
     assert win == pytest.approx(50 * (win_probability(4, 0) + win_probability(-1, 0)))
 
@@ -114,7 +113,7 @@ def test_without_a_judge_finish_is_null_everywhere() -> None:
 
 def test_a_metric_that_was_not_measured_is_null() -> None:
     state = states.finished()
-    few = HeldOut(("a", "b"), ({"clip": 80.0, "aesthetic": 2.0}, {"clip": 80.0, "aesthetic": 2.0}))
+    few = HeldOutResult(("a", "b"), ({"clip": 80.0, "aesthetic": 2.0}, {"clip": 80.0, "aesthetic": 2.0}))
     evaluation = _summary(replace(state, base=few))["evaluation"]
     assert (evaluation["base"]["nudenet"], evaluation["pickscore_win"]) == (None, None)
 
@@ -141,8 +140,8 @@ def test_every_number_is_finite_or_null(values: list[float], judged: Any, build:
     first = state.iterations[0]
     samples = tuple(replace(one, cosine=values[0], scores_after=rows[0] if one.after else None) for one in first.samples)
     changed = replace(first, samples=samples)
-    if changed.trial is not None:
-        heldout = HeldOut(("a", "b"), rows) if changed.trial.heldout else None
-        changed = replace(changed, trial=replace(changed.trial, compression={"error": values[1]}, heldout=heldout))
-    state = replace(state, base=HeldOut(("a", "b"), rows), iterations=(changed, *state.iterations[1:]))
+    if changed.attempt is not None:
+        heldout = HeldOutResult(("a", "b"), rows) if changed.attempt.heldout else None
+        changed = replace(changed, attempt=replace(changed.attempt, compression={"error": values[1]}, heldout=heldout))
+    state = replace(state, base=HeldOutResult(("a", "b"), rows), iterations=(changed, *state.iterations[1:]))
     json.dumps(_summary(state, judged), sort_keys=True, allow_nan=False)

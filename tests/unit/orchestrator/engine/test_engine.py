@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from orchestrator.transport import LocalService, LocalTransport
 
-from orchestrator.engine import Each, Engine, Gather, Loop, Progress, Waiting
+from orchestrator.engine.engine import Engine
+from orchestrator.engine.stages import Barrier, Loop, PerBatch, Progress, Waiting
+from orchestrator.transports.local import LocalService, LocalTransport
 from sfumato.errors import InvalidInput, Unavailable
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.tasks import Manifest, Output, Task, perform
@@ -43,13 +44,13 @@ def _summed(_: None, state: Numbers, done: list[Manifest]) -> Numbers:
 
 
 STAGES = (
-    Each("double", "echo", _double, _doubled),
-    Each("again", "echo", _double, _doubled),
-    Gather("sum", lambda _, state: [_task("echo.double", tuple(state.samples))], _summed),
+    PerBatch("double", "echo", _double, _doubled),
+    PerBatch("again", "echo", _double, _doubled),
+    Barrier("sum", lambda _, state: [_task("echo.double", tuple(state.samples))], _summed),
 )
 
 
-def _run(folder: Path, stages: tuple[Each | Gather | Loop, ...] = STAGES) -> tuple[Numbers, list[Progress]]:
+def _run(folder: Path, stages: tuple[PerBatch | Barrier | Loop, ...] = STAGES) -> tuple[Numbers, list[Progress]]:
     events: list[Progress] = []
     with _transport(folder) as transport:
         state = Engine(None, 3, transport, ArtifactStore(str(folder)), events.append).run(stages, Numbers(tuple(range(7))))
@@ -60,7 +61,7 @@ def test_samples_pass_every_stage_and_keep_their_order(tmp_path: Path) -> None:
     state, events = _run(tmp_path)
     assert state.samples == tuple(4 * n for n in range(7))
     assert state.total == 8 * sum(range(7))
-    assert [event.stage for event in events if event.done == event.total][-1] == "sum"
+    assert [event.stage.name for event in events if event.done == event.total][-1] == "sum"
 
 
 def test_a_second_run_reuses_everything(tmp_path: Path) -> None:
@@ -74,7 +75,7 @@ def test_a_loop_goes_round_on_the_state_of_its_last_round_and_reuses_it(tmp_path
     def small(_: None, state: Numbers) -> bool:
         return state.total < 100
 
-    stages = (Loop((STAGES[0], STAGES[2]), small),)
+    stages = (Loop("round", (STAGES[0], STAGES[2]), small, most=lambda _: 2),)
     first, _ = _run(tmp_path, stages)
     assert first.samples == tuple(4 * n for n in range(7))  # doubled twice; the sum is of twice that
     assert first.total == 168
@@ -85,7 +86,7 @@ def test_a_loop_goes_round_on_the_state_of_its_last_round_and_reuses_it(tmp_path
 
 def test_a_persons_task_holds_the_run_until_its_manifest_is_there(tmp_path: Path) -> None:
     question = _task("person.ask", (1,))
-    ask = Gather("ask", lambda _, __: [question], lambda _, state, done: replace(state, total=done[0].values[0]), by_person=True)
+    ask = Barrier("ask", lambda _, __: [question], lambda _, state, done: replace(state, total=done[0].values[0]), asks=lambda _, tasks: [])
     with pytest.raises(Waiting) as waiting:
         _run(tmp_path, (STAGES[0], ask))
     assert waiting.value.tasks == (question,)
@@ -173,4 +174,4 @@ def test_who_is_told_may_stop_the_run_and_what_is_done_is_kept(tmp_path: Path) -
 
     with pytest.raises(KeyboardInterrupt), _transport(tmp_path) as transport:
         Engine(None, 3, transport, ArtifactStore(str(tmp_path)), stop).run(STAGES, Numbers(tuple(range(7))))
-    assert sum(event.reused for event in _run(tmp_path)[1] if event.stage == "double" and event.done == event.total) >= 1
+    assert sum(event.reused for event in _run(tmp_path)[1] if event.stage.name == "double" and event.done == event.total) >= 1

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
-from orchestrator.estimate import FORWARD, KEPT, STEP, Work, count_work, memory
 from torch._subclasses import FakeTensorMode
 
+from orchestrator.recipes.artaug import RECIPE
+from orchestrator.recipes.artaug.spec import ArtAugSpec
+from orchestrator.recipes.work import FORWARD, KEPT, STEP, TYPICAL_REGIONS, StageWork, Work, count_work
 from services.generator.engine import GeneratorSettings
 from sfumato.diffusion.budget import PeakBytes
 from sfumato.runtime.artifacts import ArtifactStore
@@ -33,60 +35,69 @@ SPECS = {
 }
 
 
+
+def _written(folder: Path, **sections: str) -> ArtAugSpec:
+    return plan_of(write_spec(folder, **sections)).spec
+
+
+def _counted(spec: ArtAugSpec, *, rows: int = 1, regions: int = TYPICAL_REGIONS) -> list[StageWork]:
+    return count_work(RECIPE.stages, RECIPE.costs(spec).counts(rows, regions))
+
+
 @pytest.mark.parametrize("sections", SPECS.values(), ids=SPECS.keys())
 def test_tasks_are_those_that_the_recipe_sends(tmp_path: Path, sections: dict[str, str]) -> None:
-    spec = write_spec(tmp_path, **sections)
-    state, tasks = rehearse(plan_of(spec), ArtifactStore(str(tmp_path / "artifacts")))
+    spec = _written(tmp_path, **sections)
+    state, tasks = rehearse(plan_of(tmp_path), ArtifactStore(str(tmp_path / "artifacts")))
     assert len(state.fused) == spec.stop.max_iterations
     sent = Counter(task.stage for task in tasks)
     counted: Counter[str] = Counter()
-    for work in count_work(spec):
-        counted[work.stage.removeprefix("naive ")] += work.total(spec.stop.max_iterations).tasks
-    # Bounds, not counts: "choose" rates the standing model again in the same tasks, and "finish" may be a "fuse" of before.
-    for stage in ("choose", "finish"):
+    for work in _counted(spec):
+        counted[work.stage] += work.total(spec.stop.max_iterations).tasks
+    # Bounds, not counts: "choose_alpha" rates the standing model again in the same tasks, and "conclude" may be a "stack" of before.
+    for stage in ("choose_alpha", "conclude"):
         assert counted.pop(stage, 0) >= sent.pop(stage, 0)
     assert sent == +counted
 
 
 def test_forwards_are_those_of_the_painted_pictures(tmp_path: Path) -> None:
-    spec = write_spec(tmp_path, **SPECS["three iterations with all there is"])
+    spec = _written(tmp_path, **SPECS["three iterations with all there is"])
     forwards: Counter[str] = Counter()
-    for task in rehearse(plan_of(spec), ArtifactStore(str(tmp_path / "artifacts")))[1]:
+    for task in rehearse(plan_of(tmp_path), ArtifactStore(str(tmp_path / "artifacts")))[1]:
         if task.kind == "generator.paint":
             for item in task.items:
                 forwards[task.stage] += 10 + 5 * len(item["regions"])  # advice acts in the first half of the steps
     counted: Counter[str] = Counter()
-    for work in count_work(spec, regions=2):
+    for work in _counted(spec, regions=2):
         if work.service == "generator":
-            counted[work.stage.removeprefix("naive ")] += work.total(spec.stop.max_iterations).forwards
+            counted[work.stage] += work.total(spec.stop.max_iterations).forwards
     assert counted == forwards
 
 
 def test_guidance_free_of_a_classifier_shares_its_unconditional_branch(tmp_path: Path) -> None:
-    spec = write_spec(tmp_path, paint="{steps: 30}")
-    plain, advised = (next(work for work in count_work(spec, rows=2) if work.stage == stage) for stage in ("generate", "regenerate"))
+    spec = _written(tmp_path, paint="{steps: 30}")
+    plain, advised = (next(work for work in _counted(spec, rows=2) if work.stage == stage) for stage in ("generate", "regenerate"))
     assert plain.each.forwards == 10 * 30 * 2
     assert advised.each.forwards == 10 * 30 * (2 + 5)
 
 
 def test_the_papers_regeneration_costs_n_plus_one(tmp_path: Path) -> None:
-    spec = write_spec(tmp_path, paint="{steps: 30}")
-    generate, regenerate = (next(work for work in count_work(spec) if work.stage == stage) for stage in ("generate", "regenerate"))
+    spec = _written(tmp_path, paint="{steps: 30}")
+    generate, regenerate = (next(work for work in _counted(spec) if work.stage == stage) for stage in ("generate", "regenerate"))
     assert (generate.each + regenerate.each).forwards == 10 * 210  # n = 5 at 30 steps: 210 for a candidate
 
 
 def test_training_counts_a_backward_as_two_forwards_and_auto_as_every_rank(tmp_path: Path) -> None:
     lines = "steps_before: 400, steps_after: 400, batch: 1, pairs: 3, together: 1"
     for rank, tries in ((8, 1), ("auto", 3)):
-        spec = write_spec(tmp_path, train=f"{{{lines}, rank: {rank}}}")
-        train = next(work for work in count_work(spec) if work.stage == "train")
+        spec = _written(tmp_path, train=f"{{{lines}, rank: {rank}}}")
+        train = next(work for work in _counted(spec) if work.stage == "train")
         assert train.each == Work(tasks=3, forwards=3 * 800 * STEP * tries)
 
 
 def test_a_person_is_asked_about_every_pair_at_most(tmp_path: Path) -> None:
-    spec = write_spec(tmp_path, filter="{review: vlm+human}")
-    by_stage = {work.stage: work for work in count_work(spec)}
-    assert (by_stage["review"].each.questions, by_stage["show"].each.tasks, by_stage["show"].service) == (20, 10, "you")
+    spec = _written(tmp_path, filter="{review: vlm+human}")
+    by_stage = {work.stage: work for work in _counted(spec)}
+    assert (by_stage["vlm_review"].each.questions, by_stage["human_review"].each.tasks, by_stage["human_review"].service) == (20, 10, "you")
 
 
 def test_a_blocks_activations_are_what_its_tensors_hold() -> None:
@@ -113,18 +124,18 @@ def test_a_forward_is_as_wide_as_the_generators() -> None:
 
 
 def test_memory_is_weights_and_work(tmp_path: Path) -> None:
-    spec = write_spec(tmp_path, paint="{width: 1024, height: 1024}", train="{rank: auto, batch: 1, together: 2}", batch="2")
+    spec = _written(tmp_path, paint="{width: 1024, height: 1024}", train="{rank: auto, batch: 1, together: 2}", batch="2")
     flux, viewer = KNOWN["black-forest-labs/FLUX.1-dev"], KNOWN["Qwen/Qwen2-VL-72B-Instruct"]
     models = {"generator": flux, "understanding": viewer, "clip": KNOWN["openai/clip-vit-large-patch14"]}
-    half = {row.service: row for row in memory(spec, models, precision=2, rows=4, context=16384, together=8)}
-    single = {row.service: row for row in memory(spec, models, precision=4, rows=4, context=16384, together=8)}
+    half = {row.service: row for row in RECIPE.costs(spec).memory(models, precision=2, rows=4, context=16384, together=8)}
+    single = {row.service: row for row in RECIPE.costs(spec).memory(models, precision=4, rows=4, context=16384, together=8)}
     assert half["generator"].weights == 2 * flux.total
     assert half["grounding"].work == 2 * 80 * 8 * 128 * 2 * 16384 * 8  # keys and values, layers, heads, width of a head, two bytes
     assert half["scoring"] == single["scoring"]
     assert single["trainer"].weights == 2 * (half["trainer"].weights or 0)
     # Two pairs, each 57 blocks of 4608 tokens, and the adapters; the published recipe's one pair needs some 27 GB beside the weights.
     assert 54e9 < (half["trainer"].work or 0) < 64e9
-    unknown = memory(spec, {**models, "generator": None, "mps": None}, precision=2, rows=4, context=1, together=1)
+    unknown = RECIPE.costs(spec).memory({**models, "generator": None, "mps": None}, precision=2, rows=4, context=1, together=1)
     assert [row.total is None for row in unknown] == [True, False, True, True]
 
 

@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from orchestrator.report import charts, pictures, report_files
 
-from orchestrator.recipes.artaug import State
-from orchestrator.recipes.artaug.state import KEPT
+from orchestrator.recipes.artaug.report import charts, pictures, report_files
+from orchestrator.recipes.artaug.state import KEPT, State
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.images import encode_png
 from tests.unit.orchestrator import states
@@ -114,11 +113,11 @@ def test_charts_bear_missing_values_and_single_points() -> None:
 def test_shown_are_trained_pairs_first_and_then_one_of_every_kind_that_was_removed(tmp_path: Path) -> None:
     store = ArtifactStore(str(tmp_path))
     first = states.finished(store).iterations[0]
-    assert first.trial is not None
+    assert first.attempt is not None
     samples = [replace(states.sample(index % 3, KEPT, store=store), seed=index) for index in range(20)]
     refused = [replace(states.sample(0, verdict, store=store), seed=90) for verdict in ("aesthetic",) * 5 + ("clip", "vlm_review")]
-    trial = replace(first.trial, pairs=tuple(samples[5:8]))
-    shown = pictures.pairs(replace(first, samples=tuple(samples + refused), trial=trial), store)
+    attempt = replace(first.attempt, pairs=tuple(samples[5:8]))
+    shown = pictures.pairs(replace(first, samples=tuple(samples + refused), attempt=attempt), store)
     assert [pair["verdict"] for pair in shown] == ["trained"] * 3 + [KEPT] * 5 + ["aesthetic", "clip", "vlm_review", "aesthetic"]
 
 

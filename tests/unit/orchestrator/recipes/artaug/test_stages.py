@@ -4,19 +4,23 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from orchestrator.spec import Filter, PromptSets, RunSpec, run_id
 
-from orchestrator.recipes.artaug import measuring, pairs, tuning
-from orchestrator.recipes.artaug.state import KEPT, NO_GAIN, RULES, TOO_FEW, Candidate, Model, Painted, Plan, Sample, State, Trial, start
+from orchestrator.recipes.artaug import RECIPE, measuring, pairs, tuning
+from orchestrator.recipes.artaug.spec import ArtAugSpec, Filter
+from orchestrator.recipes.artaug.state import KEPT, NO_GAIN, RULES, TOO_FEW, ArtAugPlan, Candidate, Sample, State, TuningAttempt, start
+from orchestrator.recipes.models import Model
+from orchestrator.recipes.plan import Plan
+from orchestrator.recipes.tasks import Painted
+from orchestrator.runs.submission import run_id
 from sfumato.runtime.tasks import Json, Manifest, Task
 
 MODELS = {name: Model(name, f"/{name}") for name in ("generator", "understanding", "scorers")}
 
 
-def _plan(**changes: Any) -> Plan:
+def _plan(**changes: Any) -> ArtAugPlan:
     files = {"prompts": {"file": "p", "count": 2, "seed": 10}, "evaluate": {"file": "h", "count": 2, "seed": 90}}
-    spec = RunSpec.model_validate({"name": "x", "batch": 2, "tune": {"file": "t", "count": 2, "seed": 50}} | files | changes)
-    return Plan(spec, PromptSets(("a", "b"), ("t", "u"), ("h", "i"), ()), MODELS)
+    spec = ArtAugSpec.model_validate({"name": "x", "batch": 2, "tune": {"file": "t", "count": 2, "seed": 50}} | files | changes)
+    return Plan(spec, {"train": ("a", "b"), "tune": ("t", "u"), "heldout": ("h", "i"), "ceiling": ()}, MODELS)
 
 
 def _sample(name: str, rise: float = 1.0, clip: float = 0.0, **changes: Any) -> Sample:
@@ -67,36 +71,36 @@ def test_the_refined_prompt_is_painted_and_the_given_one_remembered() -> None:
 def test_a_vlm_that_does_not_prefer_the_new_picture_in_both_orders_removes_the_pair() -> None:
     plan = _plan(filter={"review": "vlm"})
     samples = (_sample("a"), _sample("b"), _sample("c", rise=-1.0))
-    task = pairs.review(plan, State(samples), samples)
+    task = pairs.vlm_review(plan, State(samples), samples)
     assert task is not None
     assert [item["a"] for item in task.items] == ["a-x", "b-x"]  # the third the rules had removed already
-    reviewed = pairs.absorb_review(samples, _done(task, [{"choice": "B", "reason": ""}, {"choice": "tie", "reason": "alike"}]))
-    state = tuning.select(plan, State(reviewed), [])
+    reviewed = pairs.absorb_vlm_review(samples, _done(task, [{"choice": "B", "reason": ""}, {"choice": "tie", "reason": "alike"}]))
+    state = pairs.select(plan, State(reviewed), [])
     assert [(s.verdict, s.reason) for s in state.samples] == [(KEPT, ""), ("vlm_review", "alike"), ("aesthetic", "")]
 
 
 def test_a_person_sees_what_the_vlm_let_through_and_has_the_last_word() -> None:
     plan = _plan(filter={"review": "vlm+human"}, stop={"min_pairs": 1})
     state = State((_sample("a"), _sample("b", verdict="vlm_review"), _sample("c")))
-    shown = pairs.show(plan, state)
+    shown = pairs.human_review(plan, state)
     assert [task.items[0]["a"] for task in shown] == ["a-x", "c-x"]
     answers = [_done(shown[0], [{"accepted": False, "reason": "dull"}]), _done(shown[1], [{"accepted": True, "reason": ""}])]
-    state = tuning.select(plan, pairs.absorb_shown(plan, state, answers), [])
+    state = pairs.select(plan, pairs.absorb_human_review(plan, state, answers), [])
     assert [s.verdict for s in state.samples] == ["human_review", "vlm_review", KEPT]
-    assert pairs.show(_plan(), state) == []
+    assert pairs.human_review(_plan(), state) == []
 
 
 def test_of_more_pairs_than_are_trained_those_that_rose_most_are_taken() -> None:
     plan = _plan(train={"pairs": 2}, stop={"min_pairs": 1})
-    state = tuning.select(plan, State((_sample("a", 1.0), _sample("b", 3.0), _sample("c", 2.0))), [])
-    assert state.trial is not None
-    assert [sample.asked for sample in state.trial.pairs] == ["b", "c"]
+    state = pairs.select(plan, State((_sample("a", 1.0), _sample("b", 3.0), _sample("c", 2.0))), [])
+    assert state.attempt is not None
+    assert [sample.asked for sample in state.attempt.pairs] == ["b", "c"]
     assert all(sample.verdict == KEPT for sample in state.samples)
 
 
 def test_too_few_pairs_end_the_run_without_training() -> None:
     plan = _plan(stop={"min_pairs": 2})
-    state = tuning.select(plan, State((_sample("a"), _sample("b", rise=-1.0))), [])
+    state = pairs.select(plan, State((_sample("a"), _sample("b", rise=-1.0))), [])
     assert state.stop_reason == TOO_FEW
     assert tuning.train(plan, state) == []
     state = tuning.conclude(plan, state, [])
@@ -104,59 +108,59 @@ def test_too_few_pairs_end_the_run_without_training() -> None:
     assert state.adapter == ""
 
 
-def _candidates(state: State, plan: Plan, scores: list[tuple[float, float]]) -> State:
+def _candidates(state: State, plan: ArtAugPlan, scores: list[tuple[float, float]]) -> State:
     """The state after choosing, when base, standing model and candidates have these aesthetic and CLIP scores."""
-    fused = [_done(task, {}, {"adapter.safetensors": f"f{i}"}) for i, task in enumerate(tuning.fuse(plan, state))]
-    state = tuning.absorb_fused(plan, state, fused)
+    fused = [_done(task, {}, {"adapter.safetensors": f"f{i}"}) for i, task in enumerate(tuning.stack(plan, state))]
+    state = tuning.absorb_stacked(plan, state, fused)
     painting = tuning.repaint(plan, state)
     files = {f"{i}.{kind}": f"{i}{kind}" for i in range(2) for kind in ("png", "safetensors")}
     state = tuning.absorb_repainted(plan, state, [_done(task, [None, None], files) for task in painting])
     values = [{"aesthetic": aesthetic, "clip": clip} for aesthetic, clip in scores for _ in range(2)]
     rated = [_done(task, values[2 * i : 2 * i + 2]) for i, task in enumerate(tuning.rate(plan, state))]
-    return tuning.choose(plan, state, rated)
+    return tuning.choose_alpha(plan, state, rated)
 
 
-def _trial(objective: str = "differential") -> State:
-    return State((), trial=Trial(objective, (), "", (), average="mean"))
+def _attempt(objective: str = "differential") -> State:
+    return State((), attempt=TuningAttempt(objective, (), "", (), average="mean"))
 
 
 def test_the_most_beautiful_alpha_that_still_agrees_with_the_prompts_is_chosen() -> None:
     plan = _plan(fuse={"alpha": [1.0, 2.0, 3.0], "clip_loss": 0.2})
-    state = _candidates(_trial(), plan, [(5.0, 27.0), (5.0, 27.0), (6.0, 27.1), (7.0, 26.9), (8.0, 26.7)])
-    assert state.trial is not None
-    assert (state.trial.alpha, state.trial.stacked, state.stop_reason) == (2.0, "f1", "")
-    assert [c.aesthetic for c in state.trial.candidates] == [6.0, 7.0, 8.0]
+    state = _candidates(_attempt(), plan, [(5.0, 27.0), (5.0, 27.0), (6.0, 27.1), (7.0, 26.9), (8.0, 26.7)])
+    assert state.attempt is not None
+    assert (state.attempt.alpha, state.attempt.stacked, state.stop_reason) == (2.0, "f1", "")
+    assert [c.aesthetic for c in state.attempt.candidates] == [6.0, 7.0, 8.0]
 
 
 def test_when_no_alpha_does_good_nothing_is_fused_and_the_run_ends() -> None:
     plan = _plan(fuse={"alpha": [1.0, 2.0]})
-    state = _candidates(_trial(), plan, [(5.0, 27.0), (6.0, 27.0), (5.9, 27.0), (7.0, 20.0)])
-    assert state.trial is not None
-    assert (state.trial.alpha, state.stop_reason) == (0.0, NO_GAIN)
+    state = _candidates(_attempt(), plan, [(5.0, 27.0), (6.0, 27.0), (5.9, 27.0), (7.0, 20.0)])
+    assert state.attempt is not None
+    assert (state.attempt.alpha, state.stop_reason) == (0.0, NO_GAIN)
     assert tuning.product(plan, state) == []
 
 
 def test_naive_training_is_compared_at_the_alpha_that_agrees_best_when_none_agrees_enough() -> None:
     plan = _plan(fuse={"alpha": [1.0, 2.0]})
-    state = _candidates(_trial("naive"), plan, [(5.0, 27.0), (5.0, 27.0), (6.0, 20.0), (7.0, 19.0)])
-    assert state.trial is not None
-    assert (state.trial.alpha, state.stop_reason) == (1.0, "")
+    state = _candidates(_attempt("naive"), plan, [(5.0, 27.0), (5.0, 27.0), (6.0, 20.0), (7.0, 19.0)])
+    assert state.attempt is not None
+    assert (state.attempt.alpha, state.stop_reason) == (1.0, "")
 
 
 def test_later_iterations_stand_on_earlier_ones() -> None:
     plan = _plan(fuse={"alpha": [1.0, 2.0]})
-    state = State((), trial=Trial("differential", (), "so-far", (("m1", 1.5), ("m2", 1.0)), average="m3"))
-    tasks = tuning.fuse(plan, state)
+    state = State((), attempt=TuningAttempt("differential", (), "so-far", (("m1", 1.5), ("m2", 1.0)), average="m3"))
+    tasks = tuning.stack(plan, state)
     assert [task.items for task in tasks] == [("m1", "m2", "m3")] * 2
     assert [task.params["alphas"] for task in tasks] == [[1.5, 1.0, 1.0], [1.5, 1.0, 2.0]]
-    trained = tuning.train(plan, replace(state, trial=replace(state.trial, pairs=(_sample("a"),)) if state.trial else None))
+    trained = tuning.train(plan, replace(state, attempt=replace(state.attempt, pairs=(_sample("a"),)) if state.attempt else None))
     assert trained[0].params["adapter"] == "so-far"
 
 
 def test_the_base_model_paints_the_held_out_prompts_once() -> None:
     plan = _plan()
-    trial = Trial("differential", (), "", (), stacked="tuned", alpha=1.0)
-    state = State((), trial=trial)
+    attempt = TuningAttempt("differential", (), "", (), stacked="tuned", alpha=1.0)
+    state = State((), attempt=attempt)
     painting = measuring.repaint(plan, state)
     assert [task.params["adapter"] for task in painting] == ["", "tuned"]
     files = [{f"{i}.{kind}": f"{n}{i}" for i in range(2) for kind in ("png", "safetensors")} for n in range(2)]
@@ -164,32 +168,32 @@ def test_the_base_model_paints_the_held_out_prompts_once() -> None:
     rated = [_done(task, [{"clip": 1.0}, {"clip": 2.0}]) for task in measuring.rate(plan, state)]
     state = measuring.absorb_rated(plan, state, rated)
     assert state.base is not None and state.base.pictures == ("00", "01")
-    assert [task.params["adapter"] for task in measuring.repaint(plan, replace(state, trial=trial))] == ["tuned"]
+    assert [task.params["adapter"] for task in measuring.repaint(plan, replace(state, attempt=attempt))] == ["tuned"]
 
 
 def test_every_iteration_begins_with_the_same_prompts_and_seeds() -> None:
     plan = _plan(stop={"max_iterations": 2})
     first = start(plan)
-    state = tuning.conclude(plan, replace(first, trial=Trial("differential", (), "", (), alpha=1.0, stacked="s1")), [])
+    state = tuning.conclude(plan, replace(first, attempt=TuningAttempt("differential", (), "", (), alpha=1.0, stacked="s1")), [])
     assert (state.samples, state.adapter, state.stop_reason) == (first.samples, "s1", "")
-    state = tuning.conclude(plan, replace(state, trial=Trial("differential", (), "s1", (), alpha=1.0, stacked="s2")), [])
+    state = tuning.conclude(plan, replace(state, attempt=TuningAttempt("differential", (), "s1", (), alpha=1.0, stacked="s2")), [])
     assert (state.adapter, state.stop_reason) == ("s2", "max_iterations")
 
 
 def test_naive_training_takes_the_first_iterations_pairs_and_the_base_model() -> None:
     plan = _plan(compare=True)
-    first = Trial("differential", (_sample("a"),), "", (), average="m", alpha=1.0, stacked="s1")
-    state = tuning.begin_naive(plan, tuning.conclude(plan, State((), trial=first), []), [])
-    assert state.trial == Trial("naive", first.pairs, "", ())
+    first = TuningAttempt("differential", (_sample("a"),), "", (), average="m", alpha=1.0, stacked="s1")
+    state = tuning.begin_naive(plan, tuning.conclude(plan, State((), attempt=first), []), [])
+    assert state.attempt == TuningAttempt("naive", first.pairs, "", ())
     assert tuning.train(plan, state)[0].params["objective"] == "naive"
-    assert tuning.begin_naive(_plan(), state, []).trial is None
+    assert tuning.begin_naive(_plan(), state, []).attempt is None
 
 
 def test_joint_training_is_one_task_for_one_adapter_of_all_enhanced_pictures() -> None:
     plan = _plan(compare="joint", joint={"steps": 7, "pictures": 8, "together": 2}, precision="bfloat16", memory_gb=2)
     pairs_of = (_sample("a"), _sample("b"))
-    first = Trial("differential", pairs_of, "", (), average="m", alpha=1.0, stacked="s1")
-    state = tuning.begin_naive(plan, tuning.conclude(plan, State((), trial=first), []), [])
+    first = TuningAttempt("differential", pairs_of, "", (), average="m", alpha=1.0, stacked="s1")
+    state = tuning.begin_naive(plan, tuning.conclude(plan, State((), attempt=first), []), [])
     (task,) = tuning.train(plan, state)
     assert (task.kind, task.service) == ("joint.train", "joint")
     assert [item["latents"] for item in task.items] == [sample.after and sample.after.latents for sample in pairs_of]
@@ -197,14 +201,14 @@ def test_joint_training_is_one_task_for_one_adapter_of_all_enhanced_pictures() -
         "steps": 7, "pictures": 8, "together": 2, "rank": 8, "learning_rate": 1e-3, "guidance": 1.0, "width": 64, "height": 64,
         "adapter": "", "seed": 10, "precision": "bfloat16",
     }  # fmt: skip
-    lost = tuning.absorb_trained(plan, state, [tuning.without(task, "nobody could")])
-    assert lost.trial and lost.trial.trainings[0].set_aside and len(lost.trial.trainings) == 1 and not lost.stop_reason
+    lost = tuning.absorb_trained(plan, state, [tuning.on_dead_letter(task, "nobody could")])
+    assert lost.attempt and lost.attempt.trainings[0].dead_letter and len(lost.attempt.trainings) == 1 and not lost.stop_reason
 
 
 def test_what_decides_nothing_is_not_in_a_runs_id() -> None:
-    sets, models = PromptSets(("a",), (), ("h",), ()), {"generator": "1"}
-    ids = [run_id(_plan(**more).spec, sets, models) for more in ({}, {"joint": {"steps": 7}}, {"compare": "joint"})]
-    ids.append(run_id(_plan(compare="joint", joint={"steps": 7}).spec, sets, models))
+    sets, models = {"train": ("a",), "heldout": ("h",)}, {"generator": Model("1", "")}
+    ids = [run_id(RECIPE, _plan(**more).spec, sets, models) for more in ({}, {"joint": {"steps": 7}}, {"compare": "joint"})]
+    ids.append(run_id(RECIPE, _plan(compare="joint", joint={"steps": 7}).spec, sets, models))
     assert ids[0] == ids[1] and len(set(ids)) == 3
 
 
@@ -212,12 +216,13 @@ def test_tasks_say_in_what_precision_and_memory_they_are_to_be_done() -> None:
     plan = _plan(precision="bfloat16", memory_gb=2)
     state = start(plan)
     assert pairs.generate(plan, state, tuple(state.samples)).params["precision"] == "bfloat16"
-    trial = Trial("differential", (_sample("a"),), "", ())
-    assert tuning.train(plan, State((), trial=trial))[0].params["memory"] == 2 * 2**30
+    attempt = TuningAttempt("differential", (_sample("a"),), "", ())
+    assert tuning.train(plan, State((), attempt=attempt))[0].params["memory"] == 2 * 2**30
     assert "memory" not in pairs.generate(_plan(), state, tuple(state.samples)).params
 
 
 def test_a_candidate_without_choice_is_taken_as_it_is() -> None:
     plan = _plan(tune=None)
-    state = tuning.choose(plan, replace(_trial(), trial=Trial("differential", (), "", (), candidates=(Candidate(1.0, "f"),))), [])
-    assert state.trial is not None and (state.trial.alpha, state.trial.stacked) == (1.0, "f")
+    attempt = TuningAttempt("differential", (), "", (), candidates=(Candidate(1.0, "f"),))
+    state = tuning.choose_alpha(plan, replace(_attempt(), attempt=attempt), [])
+    assert state.attempt is not None and (state.attempt.alpha, state.attempt.stacked) == (1.0, "f")
