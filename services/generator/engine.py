@@ -30,7 +30,7 @@ class GeneratorSettings:
     """How the generator uses its machine.
 
     At most ``max_batch`` rows (pictures, unconditional and region branches) go through one forward, fewer where they would need
-    more than ``memory`` bytes beside the weights; ``None`` is no limit. The count comes from shapes, never from what is free.
+    more than ``memory`` bytes beside the weights; ``None`` is no limit. The count comes from shapes, never from the memory that is free.
     """
 
     max_batch: int = 16
@@ -38,7 +38,7 @@ class GeneratorSettings:
 
 
 class GeneratorEngine:
-    """One warm pipeline. Calls are serialised: a pipeline's scheduler keeps the state of the picture in work."""
+    """One loaded pipeline. Calls are serialised: a pipeline's scheduler keeps the state of the picture in progress."""
 
     def __init__(self, pipeline: DiffusionPipeline, settings: GeneratorSettings | None = None) -> None:
         self.pipeline = pipeline
@@ -66,9 +66,9 @@ class GeneratorEngine:
 
         Args:
             requests: what to paint.
-            on_step: told ``(steps done, steps in all)``.
+            on_step: is called with ``(steps done, steps in all)``.
             settings: how to use the machine for these; the engine's own when absent.
-            previews: whom to show the pictures while they are in work; it changes nothing of them.
+            previews: receives the pictures in progress; it does not change them.
 
         Raises:
             InvalidInput: naming the field of the first request the model cannot serve; nothing was painted then.
@@ -77,10 +77,10 @@ class GeneratorEngine:
             return paint(self._family, requests, self._budget(settings or self.settings), on_step, previews)
 
     def use(self, name: Hashable, load: Callable[[], Adapter | None]) -> None:
-        """From the next picture on, paint with the adapter called ``name``; ``load`` gives it where another one is fused now.
+        """From the next picture on, paint with the adapter called ``name``; ``load`` is called only if another one is fused now.
 
         Raises:
-            InvalidInput: the adapter does not fit this model; the engine goes on with what it had. And what ``load`` raises.
+            InvalidInput: the adapter does not fit this model; the engine keeps the adapter it had. And what ``load`` raises.
         """
         with self._lock:
             self._fuser.use(name, load)
@@ -89,7 +89,7 @@ class GeneratorEngine:
         """From the next picture on, paint with ``theta + scale * adapter``, fused from the pristine weights.
 
         Raises:
-            InvalidInput: the adapter does not fit this model, or ``scale`` is not finite; the engine goes on with what it had.
+            InvalidInput: the adapter does not fit this model, or ``scale`` is not finite; the engine keeps the adapter it had.
         """
         if not math.isfinite(scale):
             raise InvalidInput("scale", f"{scale} is not a finite number.")
@@ -105,7 +105,7 @@ class GeneratorEngine:
 def load_generator(
     path: Path, settings: GeneratorSettings | None = None, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> GeneratorEngine:
-    """An engine on a saved pipeline, in float32 whatever its files hold.
+    """An engine on a saved pipeline, in ``dtype`` whatever precision its files have.
 
     Raises:
         MissingWeights: the folder holds no complete pipeline.

@@ -1,4 +1,4 @@
-"""The generator's tasks: payload to engine and back, nothing else."""
+"""The generator's tasks: payload to engine and back."""
 
 from __future__ import annotations
 

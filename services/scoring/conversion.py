@@ -28,7 +28,7 @@ StateDict: TypeAlias = dict[str, Tensor]
 
 # Whose objects may stand in a pickled model: those that MPS's authors pickled with it. None of their code is imported or run.
 BOXED = ("trainer.models.", "transformers.", "torch.nn.modules.", "torch._C._nn.")
-# The published CLIPs are ViT-H/14: shapes tell all but the width of a head.
+# The published CLIPs are ViT-H/14: shapes give everything but the width of a head.
 TEXT_HEAD, VISION_HEAD = 64, 80
 MPS = {
     "model": "mps",

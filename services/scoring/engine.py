@@ -25,7 +25,7 @@ class ScoringEngine:
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """What can be asked for."""
+        """The metrics that are loaded."""
         return tuple(scorer.metric for scorer in self._scorers.values())
 
     @torch.inference_mode()
@@ -38,7 +38,7 @@ class ScoringEngine:
             metrics: names of `metrics`.
 
         Raises:
-            InvalidInput: an unknown metric, an empty or over-long prompt, something that is no picture, unequal numbers.
+            InvalidInput: an unknown metric, an empty or over-long prompt, an array that is no picture, unequal numbers.
         """
         chosen = list(dict.fromkeys(metrics if metrics is not None else self._scorers))
         self._check(images, prompts, chosen)
@@ -57,13 +57,13 @@ class ScoringEngine:
         """The cosine of CLIP's image features of each pair of pictures (ArtAug, Figure 4).
 
         Raises:
-            InvalidInput: the metric ``clip`` is not loaded, something is no picture, unequal numbers.
+            InvalidInput: the metric ``clip`` is not loaded, an array is no picture, unequal numbers.
         """
         scorer = self._scorers.get("clip")
         if not isinstance(scorer, CosineScorer):
-            raise InvalidInput("metrics", "the likeness of two pictures needs the metric 'clip'.")
+            raise InvalidInput("metrics", "the similarity of two pictures needs the metric 'clip'.")
         if len(first) != len(second):
-            raise InvalidInput("images", f"{len(first)} to compare with {len(second)}.", hint="Give as many of the one as of the other.")
+            raise InvalidInput("images", f"{len(first)} to compare with {len(second)}.", hint="Give two lists of one length.")
         values: list[float] = []
         for start in range(0, len(first), self._batch):
             pair = [ScoringBatch(images[start : start + self._batch], ()) for images in (first, second)]
@@ -86,7 +86,7 @@ class ScoringEngine:
 
 
 def check_images(images: Sequence[Image]) -> None:
-    """Refuse what is no picture.
+    """Refuse arrays that are no pictures.
 
     Raises:
         InvalidInput: another shape than [height, width, 3], another type than uint8, or no pixels.
@@ -98,12 +98,12 @@ def check_images(images: Sequence[Image]) -> None:
 
 
 def check_prompt(prompt: str) -> None:
-    """Refuse what cannot be scored against.
+    """Refuse prompts that cannot be scored against.
 
     Raises:
         InvalidInput: the prompt is empty or over-long.
     """
     if not prompt.strip():
-        raise InvalidInput("prompt", "it is empty.", hint="Say what the picture should show.")
+        raise InvalidInput("prompt", "it is empty.", hint="Describe the picture.")
     if len(prompt) > MAX_PROMPT:
         raise InvalidInput("prompt", f"it has {len(prompt)} characters; the limit is {MAX_PROMPT}.")

@@ -1,4 +1,4 @@
-"""Which weights stand behind a metric's name, and how they become a scorer.
+"""The weights of a metric by its name, and how a scorer is made of them.
 
 A metric's weights are Vista's own, which come with the package, or those that a run names for it: a folder, or a model on
 the Hugging Face hub. Only safetensors are read, never a pickle (``sfumato convert`` makes the one of the other).
@@ -33,12 +33,12 @@ from sfumato.runtime.models.builtin import BUILT_IN
 from sfumato.scoring.networks import AestheticPredictor, ConditionedAttention, MultiPreference, width_of
 
 VISTA = ("aesthetic", "clip", "pickscore", "mps")
-"""Metrics that Vista has weights for: ``vista-clip`` ... mean these even where a run names others for ``clip``."""
+"""Metrics that Vista has weights for: ``vista-clip`` ... mean these even if a run names others for ``clip``."""
 METRICS = (*VISTA, "hpsv2", "nudenet")
 KNOWN = (*METRICS, *(f"vista-{name}" for name in VISTA))
 
 PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
-"""Has the tokenizer and image processor of the CLIP ViT-H/14 models that were published without, as PickScore was."""
+"""The source of tokenizer and image processor for CLIP ViT-H/14 models that are published without, such as PickScore."""
 
 
 def load_scorers(
@@ -56,14 +56,14 @@ def load_scorers(
         device: where they compute (NudeNet: always on the CPU).
 
     Raises:
-        InvalidInput: an unknown metric; a model for a metric that takes none; ``aesthetic`` without the CLIP it stands on.
+        InvalidInput: an unknown metric; a model for a metric that takes none; ``aesthetic`` without its CLIP.
         MissingWeights, BrokenWeights: files are absent or damaged.
     """
     return Scorers(root, models, device).load(names)
 
 
 def check_metrics(names: Sequence[str], models: Mapping[str, str]) -> None:
-    """Refuse what `load_scorers` cannot load, before anything is read.
+    """Refuse metrics and models that `load_scorers` cannot load, before a file is read.
 
     Raises:
         InvalidInput: see `load_scorers`.
@@ -81,7 +81,7 @@ def check_metrics(names: Sequence[str], models: Mapping[str, str]) -> None:
 
 
 class Scorers:
-    """The scorers of one set of weights, loaded when they are first asked for; metrics on the same CLIP share it.
+    """The scorers of one set of weights, loaded at their first use; metrics on the same CLIP share it.
 
     The arguments are those of `load_scorers`.
     """
@@ -136,7 +136,7 @@ def load_encoder(source: Source, device: str = "cpu", processor: str = PROCESSOR
 
     Raises:
         BrokenWeights: a file is absent or cannot be read.
-        MissingWeights: the folder has no processor, and ``processor`` is not to be had.
+        MissingWeights: the folder has no processor, and ``processor`` is not available.
     """
     with _quiet():
         options = {"dtype": torch.float32, "local_files_only": True, "use_safetensors": True}
@@ -144,11 +144,11 @@ def load_encoder(source: Source, device: str = "cpu", processor: str = PROCESSOR
     try:
         words = source.folder if _has(source, "tokenizer.json", "vocab.json") else processor
         tokenizer = AutoTokenizer.from_pretrained(words)
-        # Pictures are resized by Pillow, as when these models were trained, whether or not torchvision is installed.
+        # Pictures are resized by Pillow, as in the training of these models, whether or not torchvision is installed.
         eyes = source.folder if _has(source, "preprocessor_config.json") else processor
         pictures = AutoImageProcessor.from_pretrained(eyes, backend="pil")
     except (OSError, ValueError) as error:
-        what = f"the CLIP model in {source.folder} has no usable tokenizer or image processor of its own, and {processor} is not to be had."
+        what = f"the CLIP model in {source.folder} has no usable tokenizer or image processor, and {processor} is not available."
         raise MissingWeights(what, hint=f"Where there is a network: hf download {processor} --include '*.json' '*.txt'") from error
     return ClipEncoder(model.to(device), tokenizer, pictures)  # pyright: ignore[reportArgumentType]
 

@@ -1,4 +1,4 @@
-"""What every scorer is: a metric, and numbers for a batch of pictures."""
+"""The interface of scorers: a metric, and numbers for a batch of pictures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _Value = TypeVar("_Value")
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """What a scorer's numbers mean. ``version`` names the weights, and changes with them."""
+    """The meaning of a scorer's numbers. ``version`` identifies the weights."""
 
     name: str
     low: float
@@ -24,14 +24,14 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class ScoringBatch:
-    """Pictures with a prompt each. What several scorers need of it (a shared encoder's features) is computed once."""
+    """Pictures with a prompt each. Values that several scorers share (an encoder's features) are computed once."""
 
     images: Sequence[Image]
     prompts: Sequence[str]
     _known: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def once(self, key: Hashable, compute: Callable[[], _Value]) -> _Value:
-        """``compute()`` the first time ``key`` is asked for, the same value ever after."""
+        """``compute()`` at the first call for ``key``, the same value afterwards."""
         if key not in self._known:
             self._known[key] = compute()
         return self._known[key]

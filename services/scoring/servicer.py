@@ -1,4 +1,4 @@
-"""The scoring service: messages to the engine and back, nothing else."""
+"""The scoring service: messages to the engine and back."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ScoringServicer(ScoringServiceServicer):
         return ScoreResponse(scores=[Scores(values=row) for row in await self._queue.call(work)])
 
     async def ListMetrics(self, request: ListMetricsRequest, context: Any) -> ListMetricsResponse:
-        """What can be asked for."""
+        """The metrics that are loaded."""
         metrics = [
             Metric(name=m.name, low=m.low, high=m.high, higher_is_better=m.higher_is_better, version=m.version)
             for m in self._queue.engine.metrics

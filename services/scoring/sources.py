@@ -20,14 +20,14 @@ _Part = TypeVar("_Part")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A folder of weights: where, which, and what to do when its files cannot be read."""
+    """A folder of weights: its path, its version, and what to do if its files cannot be read."""
 
     folder: Path
     version: str
     remedy: str
 
     def read(self, read: Callable[[], _Part]) -> _Part:
-        """``read()``, its errors in words.
+        """Call ``read`` and translate its errors.
 
         Raises:
             BrokenWeights: a file is absent, damaged, or of another model.
@@ -50,7 +50,7 @@ def shipped(metric: str, root: Path) -> Source:
 
 
 def named(ref: str) -> Source:
-    """The weights that somebody named for a metric: a folder, or a model of the hub.
+    """The weights that a run or a call names for a metric: a folder, or a model of the hub.
 
     Raises:
         InvalidInput: neither a folder nor a name on the hub.
@@ -64,7 +64,7 @@ def named(ref: str) -> Source:
 
 
 def _digest(paths: Iterable[Path]) -> str:
-    """Twelve digits of what these files hold."""
+    """Twelve digits of the SHA-256 of these files' contents."""
     whole = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:

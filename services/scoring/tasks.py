@@ -1,4 +1,4 @@
-"""The scorers' tasks: payload to engine and back, nothing else."""
+"""The scorers' tasks: payload to engine and back."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def score(task: Task, artifacts: ArtifactStore) -> Output:
 
 
 def similarity(task: Task, artifacts: ArtifactStore) -> Output:
-    """How alike the pictures ``a`` and ``b`` of every item are; the values are cosines of CLIP's image features."""
+    """The similarity of the pictures ``a`` and ``b`` of every item; the values are cosines of CLIP's image features."""
     first, second = ([decode_image(artifacts.get(item[side])) for item in task.items] for side in "ab")
     return Output(values=_engine(task, ["clip"]).similarity(first, second))
 
@@ -38,7 +38,7 @@ HANDLERS = {"scoring.score": score, "scoring.similarity": similarity, "scoring.j
 
 
 def engine_of(root: Path, models: Mapping[str, str], metrics: Sequence[str]) -> ScoringEngine:
-    """An engine on the process's scorers of these weights, which stay loaded whatever metrics are asked for.
+    """An engine on the process's scorers of these weights, which stay loaded.
 
     Raises:
         InvalidInput, MissingWeights, BrokenWeights: as `load_scorers`.

@@ -1,4 +1,4 @@
-"""Where a training stands, as safetensors: a worker that is killed goes on from there and ends in the same bytes."""
+"""The state of a training, as safetensors: a worker that is killed continues from it and ends in the same bytes."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from sfumato.errors import BrokenWeights
 
 # Between the name of a fit and that of a tensor in it; in no module's name.
 MARK = "|"
-ANEW = "Delete it: the training starts anew."
+RESTART = "Delete it: the training then starts from the beginning."
 
 FitState: TypeAlias = Mapping[str, Tensor]
 
 
 class Checkpoint(Protocol):
-    """Keeps one blob for one training; who gives it deletes it when the training is done."""
+    """Keeps one blob for one training; its owner deletes it when the training is done."""
 
-    # Seconds of work between two saves; where one takes more than a second, so many times as long.
+    # Seconds of work between two saves, multiplied by the seconds that a save takes where that is more than one.
     interval: float
 
     def load(self) -> bytes | None:
-        """What was saved last, or None."""
+        """The last saved blob, or None."""
         ...
 
     def save(self, data: bytes) -> None:
-        """Replace it, at once or not at all."""
+        """Replace the blob atomically."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class FitStep:
-    """One step of a fit: which fit, its steps done and in all, the pairs it still trains and their mean loss in it."""
+    """One step of a fit: the fit's name, its steps done and in all, the inputs it still trains and their mean loss in the step."""
 
     fit: str
     done: int
@@ -69,17 +69,17 @@ class LoadedCheckpoint:
 
 
 class FitJournal:
-    """The fits of one training by name, finished or in work, each as the tensors it can be continued from.
+    """The fits of one training by name, finished or in progress, each as the tensors it can be continued from.
 
-    Fits follow one another in an order that their results alone decide, so a training that begins again and finds its
-    finished fits here passes through them without computing.
+    The order of fits depends on their results alone, so a training that is started again passes through the fits that are finished here
+    without computing.
     """
 
     def __init__(self, checkpoint: Checkpoint | None, on_step: OnStep = None) -> None:
-        """Read the checkpoint, if there is one; ``on_step`` is told of every step.
+        """Read the checkpoint, if there is one; ``on_step`` is called with every step.
 
         Raises:
-            BrokenWeights: it is not one of ours, or damaged.
+            BrokenWeights: it is damaged, or no checkpoint of a training.
         """
         self._checkpoint = checkpoint
         self._on_step = on_step
@@ -87,21 +87,21 @@ class FitJournal:
         data = None if checkpoint is None else checkpoint.load()
         for key, tensor in ({} if data is None else _decode(data)).items():
             fit, _, name = key.partition(MARK)
-            # Cloned: what is read lies unaligned in the blob, and products of unaligned numbers round otherwise.
+            # Cloned: tensors in the blob are unaligned, and products of unaligned numbers round differently.
             self._fits[fit] = {**self._fits.get(fit, {}), name: tensor.clone()}
         self._due = time.monotonic() + (0.0 if checkpoint is None else checkpoint.interval)
 
     def recall(self, fit: str) -> FitState | None:
-        """Where the fit stood, or None if it never began."""
+        """The state of the fit, or None if it has not begun."""
         return self._fits.get(fit)
 
-    def tell(self, step: FitStep) -> None:
-        """A step of a fit was made; raises what who is told raises."""
+    def report(self, step: FitStep) -> None:
+        """Pass a finished step to ``on_step``. Raises: what ``on_step`` raises."""
         if self._on_step is not None:
             self._on_step(step)
 
-    def note(self, fit: str, state: Callable[[], FitState]) -> None:
-        """Save where the fit stands, if it is time to."""
+    def save_if_due(self, fit: str, state: Callable[[], FitState]) -> None:
+        """Save the state of the fit if the interval has passed."""
         if self._checkpoint is not None and time.monotonic() >= self._due:
             self._fits[fit] = state()
             started = time.monotonic()
@@ -111,7 +111,7 @@ class FitJournal:
             self._due = ended + self._checkpoint.interval * max(1.0, ended - started)
 
     def finish(self, fit: str, state: FitState) -> None:
-        """Keep the end of a fit for the next checkpoint."""
+        """Keep the final state of a fit for the next checkpoint."""
         if self._checkpoint is not None:
             self._fits[fit] = state
 
@@ -120,7 +120,7 @@ def _decode(data: bytes) -> dict[str, Tensor]:
     try:
         tensors = load(data)
     except SafetensorError as error:
-        raise BrokenWeights(f"The checkpoint of a training is damaged: {error}.", hint=ANEW) from error
+        raise BrokenWeights(f"The checkpoint of a training is damaged: {error}.", hint=RESTART) from error
     if not all(MARK in key for key in tensors):
-        raise BrokenWeights("The checkpoint of a training holds something else.", hint=ANEW)
+        raise BrokenWeights("The checkpoint of a training holds something else.", hint=RESTART)
     return tensors

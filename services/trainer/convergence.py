@@ -8,9 +8,9 @@ from dataclasses import dataclass
 RANKS = (4, 8, 16)
 # (t, epsilon) draws of a probe: fixed for a pair and a fit, the levels at the middles of equal quantiles.
 PROBES = 8
-# A fit has learnt its picture when what is left of the untrained probe loss is no more than this.
+# A fit has learnt its picture when no more than this share of the untrained probe loss is left.
 LEARNT = 0.5
-# It has stopped learning when its last quarter brought no more than this share of all it brought.
+# It has stopped learning when its last quarter reduced the loss by no more than this share of the whole reduction.
 SETTLED = 0.15
 
 
@@ -25,7 +25,7 @@ class ProbeLosses:
     def converged(self) -> bool:
         """Whether the rank was enough.
 
-        It was when the fit learnt the picture, ``end <= LEARNT * start``, and then had no more to learn,
+        It was if the fit learnt the picture, ``end <= LEARNT * start``, and had then stopped learning,
         ``late - end <= SETTLED * (start - end)``. A rank that is too small leaves too much of the loss; one that still falls
         at the end would have needed more steps, and a higher rank needs fewer. The smallest rank that converges is taken, the
         largest of `RANKS` where none does.

@@ -1,8 +1,7 @@
 """One training by several processes: ``torchrun ... -m services.trainer.distributed``; settings as the trainer's.
 
-The processes are one worker of the bus's queue ``joint``. The first of them takes a task, tells the others, and they do it together;
-then all of them end. Where there is nothing to do, they end as well. Status 1, when one of them is lost: started again, they
-go on from the checkpoint.
+The processes are one worker of the bus's queue ``joint``. The first one takes a task and sends it to the others; they do it together and
+end. They also end if the queue is empty. The exit status is 1 if a process is lost: started again, they continue from the checkpoint.
 """
 
 from __future__ import annotations
@@ -40,19 +39,19 @@ log = logging.getLogger(__name__)
 
 QUEUE = JOINT.task.partition(".")[0]
 LOOK = 2.0
-"""Seconds between looks at the queue, until a task has come."""
+"""Seconds between reads of the queue's state, until a task has arrived."""
 PATIENCE = timedelta(hours=1)
-"""For which the processes wait for one another: to come up, to load, to end a step."""
+"""How long the processes wait for one another: to start, to load, to finish a step."""
 
 
 class Processes:
     """The `services.trainer.group.Group` of the processes that torchrun started: gloo between CPUs, NCCL between GPUs."""
 
     def __init__(self) -> None:
-        """Meet the others.
+        """Join the other processes.
 
         Raises:
-            Unavailable: they do not come.
+            Unavailable: they do not join in time.
         """
         device = pick_device()
         self._device = torch.device(device)
@@ -62,12 +61,12 @@ class Processes:
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
         """See `Group`."""
-        everybody = [torch.empty_like(tensor) for _ in range(self.size)]
+        gathered = [torch.empty_like(tensor) for _ in range(self.size)]
         with _others():
-            dist.all_gather(everybody, tensor)
-        return everybody
+            dist.all_gather(gathered, tensor)
+        return gathered
 
-    def tell(self, data: bytes) -> bytes:
+    def broadcast(self, data: bytes) -> bytes:
         """See `Group`."""
         length = torch.tensor([len(data)], device=self._device)
         with _others():
@@ -77,16 +76,16 @@ class Processes:
             dist.broadcast(word, 0)
         return _bytes(word)
 
-    def hear(self, word: str) -> list[str]:
+    def gather_text(self, text: str) -> list[str]:
         """See `Group`."""
-        data = word.encode()
+        data = text.encode()
         lengths = [int(length) for length in self.gather(torch.tensor([len(data)], device=self._device))]
-        words = self.gather(_numbers(data, max(lengths)).to(self._device))
-        return [_bytes(word[:length]).decode() for word, length in zip(words, lengths, strict=True)]
+        gathered = self.gather(_numbers(data, max(lengths)).to(self._device))
+        return [_bytes(each[:length]).decode() for each, length in zip(gathered, lengths, strict=True)]
 
 
 def _numbers(data: bytes, length: int) -> Tensor:
-    """Bytes as so many numbers, zeros after them."""
+    """Bytes as ``length`` numbers, padded with zeros."""
     return torch.frombuffer(bytearray(data.ljust(length, b"\0")), dtype=torch.uint8) if length else torch.empty(0, dtype=torch.uint8)
 
 
@@ -96,7 +95,7 @@ def _bytes(numbers: Tensor) -> bytes:
 
 @contextmanager
 def _others() -> Iterator[None]:
-    """What PyTorch raises while processes talk to one another is that one of them does not."""
+    """Turn PyTorch's errors of communication into Unavailable."""
     try:
         yield
     except RuntimeError as error:
@@ -104,7 +103,7 @@ def _others() -> Iterator[None]:
 
 
 class _Leader:
-    """Takes one task of the bus, and has everybody do it."""
+    """Takes one task from the bus and sends it to the other processes."""
 
     def __init__(self, group: Group) -> None:
         self.stop, self.begun, self.lost = asyncio.Event(), False, False
@@ -113,22 +112,22 @@ class _Leader:
             self._loop.add_signal_handler(number, self.stop.set)
 
     def do(self, task: Task, artifacts: ArtifactStore) -> Output:
-        """The queue's handler, in the worker's thread. ``lost``: the others may be waiting for this process, somewhere in the middle."""
+        """The queue's handler, in the worker's thread. ``lost``: the other processes may still be waiting for this one."""
         self.begun = self.lost = True
         try:
-            self._group.tell(task.model_dump_json().encode())
+            self._group.broadcast(task.model_dump_json().encode())
             output = train(task, artifacts, self._group)
             self.lost = False
             return output
         except SfumatoError as error:
-            self.lost = isinstance(error, Unavailable)  # else all of them have come to the same end
+            self.lost = isinstance(error, Unavailable)  # any other error ended all processes alike
             raise
         finally:
-            self._loop.call_soon_threadsafe(self.stop.set)  # this one, and no more
+            self._loop.call_soon_threadsafe(self.stop.set)  # one task only
 
 
 async def _lead(group: Group, artifacts: ArtifactStore, settings: BusSettings) -> bool:
-    """Whether the others are still there in the end."""
+    """Do one task as the leader; whether the other processes are still there at the end."""
     async with Bus(settings, f"sfumato {QUEUE} of {group.size}") as bus:
         leader = _Leader(group)
         looking = asyncio.create_task(_look(bus, leader))
@@ -138,14 +137,14 @@ async def _lead(group: Group, artifacts: ArtifactStore, settings: BusSettings) -
 
 
 async def _look(bus: Bus, leader: _Leader) -> None:
-    """Stop where nothing is to be had: what waits in the queue is given to this worker, what another has in hand only if that is killed."""
+    """Stop the leader if the queue is empty; for a task that another worker holds, wait twice the time after which it is redelivered."""
     patience = time.monotonic() + 2 * bus.settings.ack_wait
     while not leader.begun:
         await asyncio.sleep(LOOK)
         try:
             queue = await bus.js.consumer_info(stream_of(QUEUE), CONSUMER)
         except (NatsError, TimeoutError) as error:
-            log.debug("the queue cannot be looked at now: %s", error)
+            log.debug("the queue cannot be read now: %s", error)
             continue
         if not queue.num_pending and (not queue.num_ack_pending or time.monotonic() > patience) and not leader.begun:
             log.info("There is nothing to train.")
@@ -153,19 +152,19 @@ async def _look(bus: Bus, leader: _Leader) -> None:
 
 
 def _follow(group: Group, artifacts: ArtifactStore) -> None:
-    """Do what the leader says, until it says nothing more."""
-    while data := group.tell(b""):
+    """Do the tasks that the leader sends, until it sends an empty one."""
+    while data := group.broadcast(b""):
         task = Task.model_validate_json(data)
         try:
             train(task, artifacts, group)
         except Unavailable:
             raise
         except SfumatoError as error:
-            log.warning("%s", error)  # the leader has the same to say, and says it
+            log.warning("%s", error)  # the leader reports the same error to the bus
 
 
 def _one_gpu() -> None:
-    """Of the GPUs of this machine, each process sees its own."""
+    """Restrict each process to one GPU of this machine."""
     number, visible = os.environ.get("LOCAL_RANK", "0"), os.environ.get("CUDA_VISIBLE_DEVICES", "")
     os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[int(number)] if visible else number
 
@@ -184,10 +183,10 @@ def main() -> int:
         else:
             with observing(QUEUE, telemetry):
                 if not asyncio.run(_lead(group, artifacts, settings)):
-                    log.warning("A process of the training is gone, or the training was told to end: it goes on when started again.")
+                    log.warning("A process is gone, or the training was stopped: started again, it continues from the checkpoint.")
                     logging.shutdown()
-                    os._exit(1)  # others may wait for this one, and its thread for them
-            group.tell(b"")
+                    os._exit(1)  # other processes may wait for this one, and its thread for them
+            group.broadcast(b"")
     except Unavailable as error:
         log.error("%s", error)
         logging.shutdown()

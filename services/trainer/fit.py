@@ -17,7 +17,7 @@ from services.trainer.loss import FitContext, Loss, LossRows, denoising_loss
 from services.trainer.optimizer import Optimizer
 from sfumato.lora.packed import PackedLora
 
-# A loss above this many times the untrained probe loss, for so many steps on end, has exploded.
+# A loss above this many times the untrained probe loss, for this many consecutive steps, has exploded.
 EXPLODED = 10.0
 PATIENCE = 10
 
@@ -31,7 +31,7 @@ class FitOutcome(IntEnum):
     WEIGHTS_NOT_FINITE = 3
 
     def reason(self, seed: int) -> str:
-        """In words, for the run's record."""
+        """The outcome in words, for the run's record."""
         what = {
             FitOutcome.NOT_FINITE: "its loss left the finite numbers",
             FitOutcome.EXPLODED: f"its loss stayed above {EXPLODED:g} times its start for {PATIENCE} steps",
@@ -74,12 +74,12 @@ def input_losses(
 
 
 def _rows(parts: Sequence[Tensor], count: int) -> Tensor:
-    """``count`` copies of every part, those of one pair together."""
+    """``count`` copies of every part, those of one input together."""
     return torch.cat(list(parts)).repeat_interleave(count, dim=0)
 
 
 class Fit:
-    """The fit in work: adapters, optimiser, generators and losses of the pairs that go on, and the record of all of them."""
+    """A fit in progress: adapters, optimiser, generators and losses of the inputs still trained, and the record of all inputs."""
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class Fit:
         self._use(PackedLora.fresh(denoiser, context.family.lora_targets, rank, [each.seed for each in inputs], frozen_base))
 
     def run(self, journal: FitJournal, name: str) -> None:
-        """All steps, or those that are left of a fit the journal knows."""
+        """Make all steps, or the remaining ones of a fit that the journal has a state of."""
         known = journal.recall(name)
         if known is not None:
             self._load(known)
@@ -114,14 +114,14 @@ class Fit:
             self._step()
             for _ in range((self._done == late) + (self._done == self._steps) if self.alive else 0):
                 self._probe()
-            journal.note(name, self._state)
+            journal.save_if_due(name, self._state)
             losses = [self.losses[index][-1] for index in self.alive]
-            journal.tell(FitStep(name, self._done, self._steps, len(losses), sum(losses) / max(1, len(losses))))
+            journal.report(FitStep(name, self._done, self._steps, len(losses), sum(losses) / max(1, len(losses))))
         self._drop({k: FitOutcome.WEIGHTS_NOT_FINITE for k, finite in zip(self.alive, self.phi.finite(), strict=True) if not finite})
         journal.finish(name, self._state(optimizer=False))
 
     def probes(self, index: int) -> ProbeLosses:
-        """The probe losses of a pair that did not diverge."""
+        """The probe losses of an input that did not diverge."""
         return ProbeLosses(*self._probed[index])
 
     @property
@@ -145,7 +145,7 @@ class Fit:
 
     @torch.no_grad()
     def _probe(self) -> None:
-        """The loss at the middles of `PROBES` quantiles with noise of its own, in rows of the batch's number."""
+        """The loss at the middles of `PROBES` quantiles, with noise of separate generators, in forwards of ``batch`` rows."""
         generators = [torch.Generator().manual_seed(self._all[index].seed + 2**62) for index in self.alive]
         middles = (torch.arange(PROBES) + 0.5) / PROBES
         parts = [part.expand(len(self.alive), -1) for part in middles.split(self._context.batch)]
@@ -166,7 +166,7 @@ class Fit:
         self._optimizer = Optimizer(phi, self._context.learning_rate)
 
     def _drop(self, diverged: Mapping[int, FitOutcome]) -> None:
-        """Go on without these pairs: the others neither wait for them nor compute with their numbers."""
+        """Remove these inputs from the fit; the others are not affected."""
         if not diverged:
             return
         rows = torch.tensor([row for row, index in enumerate(self.alive) if index not in diverged], dtype=torch.long)
@@ -176,7 +176,7 @@ class Fit:
         self._load({name: t if name in record else t[rows.to(t.device)] for name, t in self._state().items()})
 
     def _state(self, optimizer: bool = True) -> FitState:
-        """Everything the fit goes on from; all but the record has one row for each pair that goes on."""
+        """Everything the fit continues from; all but the record has one row for each input that is still trained."""
         steps = self._done
         state = {
             "alive": torch.tensor(self.alive, dtype=torch.long),
@@ -207,7 +207,7 @@ class Fit:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """The base takes no gradients meanwhile: half of the backward pass is never computed."""
+    """While open, the base takes no gradients, which saves half of the backward pass."""
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     training = model.training
     model.eval().requires_grad_(False)

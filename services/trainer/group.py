@@ -1,4 +1,4 @@
-"""The processes that share one training: what they tell one another, and nothing of how."""
+"""The processes that share one training: what they exchange, without the means of transport."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from sfumato.runtime.failures import Failure
 
 
 class Group(Protocol):
-    """Some processes that all make the same calls in the same order. The first of them, with rank 0, leads.
+    """Processes that all make the same calls in the same order. The one with rank 0 leads.
 
     Raises:
-        Unavailable: by every method, when one of the others is gone.
+        Unavailable: by every method, if another process is gone.
     """
 
     rank: int
     size: int
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
-        """Everybody's tensor, all of one shape, in the order of the ranks."""
+        """The tensors of all processes, of one shape, in the order of the ranks."""
         ...
 
-    def tell(self, data: bytes) -> bytes:
-        """What the leader has to say; of the others nothing is asked."""
+    def broadcast(self, data: bytes) -> bytes:
+        """The leader's data; the argument of the other processes is ignored."""
         ...
 
-    def hear(self, word: str) -> list[str]:
-        """Everybody's word, in the order of the ranks."""
+    def gather_text(self, text: str) -> list[str]:
+        """The texts of all processes, in the order of the ranks."""
         ...
 
 
@@ -43,41 +43,41 @@ class Alone:
         """See `Group`."""
         return [tensor]
 
-    def tell(self, data: bytes) -> bytes:
+    def broadcast(self, data: bytes) -> bytes:
         """See `Group`."""
         return data
 
-    def hear(self, word: str) -> list[str]:
+    def gather_text(self, text: str) -> list[str]:
         """See `Group`."""
-        return [word]
+        return [text]
 
 
-def all_well(group: Group, error: Exception | None) -> None:
-    """Go on together or not at all: whoever has failed says so here, and everybody raises.
+def raise_together(group: Group, error: Exception | None) -> None:
+    """Raise in every process if one has failed; each process makes this call with its own error, or None.
 
     Raises:
         Exception: this process's own failure, or else the first of the others'.
     """
-    words = group.hear("" if error is None else Failure.of(error).model_dump_json())
+    texts = group.gather_text("" if error is None else Failure.of(error).model_dump_json())
     if error is not None:
         raise error
-    for word in words:
-        if word:
-            raise Failure.model_validate_json(word).error()
+    for text in texts:
+        if text:
+            raise Failure.model_validate_json(text).error()
 
 
 def summed(group: Group, part: Callable[[int], Tensor], count: int, nothing: Callable[[], Tensor]) -> Tensor:
     """The sum of ``part(0) .. part(count - 1)``, the same to the last bit for every number of processes.
 
-    The parts are the leaves of one binary tree, which is cut by halves whoever computes them: with a power of two of processes that
-    divides ``count``, each has a whole branch, and only the branches' sums travel. Where there are more processes, or another
-    number of them, as many work as can; the others look on.
+    The parts are the leaves of one binary tree, which is cut into halves independently of the processes. With a power of two of processes
+    that divides ``count``, each sums a whole branch, and only the branches' sums are exchanged. Of any other number of processes, the
+    largest such power of two works; the others wait.
 
     Args:
-        group: everybody in it makes this call and has the whole sum in the end.
-        part: computes one leaf; called for this process's own alone, and never twice.
+        group: each of its processes makes this call and has the whole sum at the end.
+        part: computes one leaf; called for the leaves of this process only, once each.
         count: how many leaves there are.
-        nothing: zeros of a leaf's shape, for who looks on.
+        nothing: zeros of a leaf's shape, for the processes that wait.
     """
     working = workers(group.size, count)
     share = count // working
@@ -102,11 +102,11 @@ def _tree(part: Callable[[int], Tensor], start: int, end: int) -> Tensor:
 
 
 def flat(tensors: Sequence[Tensor]) -> Tensor:
-    """All numbers of some tensors in one."""
+    """All numbers of some tensors in one vector."""
     return torch.cat([tensor.flatten() for tensor in tensors])
 
 
 def shaped(numbers: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """What `flat` made one, taken apart again."""
+    """The inverse of `flat`: tensors of the shapes of ``like``."""
     parts = numbers.split([tensor.numel() for tensor in like])
     return [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]

@@ -1,4 +1,4 @@
-"""How many pairs fit one step's memory: counted from what a step keeps, never from what happens to be free."""
+"""How many pairs fit the memory of one step: counted from the tensors a step keeps, never from the memory that is free."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from services.trainer.loss import FitContext, Loss, denoising_loss
 from sfumato.errors import InvalidInput
 from sfumato.lora.packed import PackedLora
 
-# Copies of an adapter's factors a pair needs: themselves, their gradients, two moments of Adam, and the adapter under them.
+# Copies of an adapter's factors a pair needs: themselves, their gradients, two moments of Adam, and the frozen base.
 COPIES = 5
 
 

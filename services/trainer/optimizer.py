@@ -1,4 +1,4 @@
-"""AdamW over an adapter's factors, and where it stands as tensors."""
+"""AdamW over an adapter's factors, and its state as tensors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Optimizer:
     def step(self, gradients: Sequence[Tensor]) -> None:
         """One step against these gradients, in the order of ``phi.parameters()``."""
         for parameter, gradient in zip(self._phi.parameters(), gradients, strict=True):
-            parameter.grad = gradient.contiguous()  # fused steps take every tensor to lie as the factor does, and do not look
+            parameter.grad = gradient.contiguous()  # fused steps assume the layout of the factor without checking
         self._adam.step()
         self._adam.zero_grad()
 
@@ -34,7 +34,7 @@ class Optimizer:
         return state
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a `state`; one without moments is a beginning."""
+        """Continue from a `state`; one without moments is the state before the first step."""
         if "adam_steps" not in state:
             return
         moments = {

@@ -39,7 +39,7 @@ class TrainerServicer(TrainerServiceServicer):
         self._queue, self._artifacts = queue, artifacts
 
     async def Train(self, request: trainer_pb2.TrainRequest, context: Any) -> AsyncIterator[trainer_pb2.TrainResponse]:
-        """Train the pairs together; how far it is while it goes on, and the adapters last."""
+        """Train the pairs together: a stream of progress, and the adapters last."""
 
         def work(served: ServedTrainer, caller: Caller) -> trainer_pb2.TrainResponse:
             def on_step(step: FitStep) -> None:

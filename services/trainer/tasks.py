@@ -14,7 +14,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from services.trainer.checkpoint import FitStep
-from services.trainer.group import Alone, Group, all_well
+from services.trainer.group import Alone, Group, raise_together
 from services.trainer.objectives.catalog import OBJECTIVES, objective_of
 from services.trainer.objectives.objective import PreparedTraining, TrainingSample
 from services.trainer.served import TrainedModel, model_of
@@ -52,9 +52,9 @@ def train(task: Task, artifacts: ArtifactStore, group: Group = ALONE) -> Output:
         data = checkpoint.load() if leads else None
     except Exception as error:  # of any kind: the other processes would wait for this one
         fault = error
-    all_well(group, fault)
+    raise_together(group, fault)
     assert training is not None
-    data = group.tell(data or b"") or None
+    data = group.broadcast(data or b"") or None
     results = training.adapters(group, data, checkpoint if leads else None, _ProgressLog(task.kind) if leads else None)
     if leads:
         checkpoint.delete()
@@ -157,7 +157,7 @@ class StoredCheckpoint:
 
     @property
     def key(self) -> str:
-        """Where it lies."""
+        """Its key in the store."""
         return f"checkpoints/{self.task_id[:2]}/{self.task_id}.safetensors"
 
     def load(self) -> bytes | None:
@@ -165,9 +165,9 @@ class StoredCheckpoint:
         return self.artifacts.read_key(self.key)
 
     def save(self, data: bytes) -> None:
-        """See `Checkpoint`; the store replaces a file at once."""
+        """See `Checkpoint`; the store replaces a file atomically."""
         self.artifacts.write_key(self.key, data)
 
     def delete(self) -> None:
-        """The training is done."""
+        """Remove it: the training is done."""
         self.artifacts.delete_key(self.key)

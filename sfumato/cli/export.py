@@ -33,7 +33,7 @@ def export(
 
     Example: cd artaug && bentoml build
     """
-    from orchestrator.recipes.cards import CARDS
+    from orchestrator.recipes.catalog import cards
     from sfumato.errors import InvalidInput
     from sfumato.export.card import Licence
     from sfumato.export.folder import export_version
@@ -48,7 +48,7 @@ def export(
         name = base or registry.get(version).base.name
         folder = model_folder(name, "generator", Settings(model_folders=True))  # the user of this command may read its folders
         told = Licence(licence or ("apache-2.0" if name == VISTA else "other"), licence_name, licence_link)
-        made = export_version(registry, version, to, folder, licence=told, methods=CARDS, dtype=dtype)
+        made = export_version(registry, version, to, folder, licence=told, methods=cards(), dtype=dtype)
     if as_json:
         report = {"version": made.version, "folder": str(to), "files": dict(made.files), "differences": dict(made.differences)}
         typer.echo(json.dumps(report, indent=1))

@@ -4,6 +4,7 @@ alone, so that a local run and a remote one look the same."""
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,14 +18,15 @@ from sfumato.runtime.images import decode_image, write_png
 
 
 class RunProgress:
-    """Progress bars on a terminal, a line for every finished stage elsewhere. Use it in a ``with`` block.
+    """Progress bars on a terminal; elsewhere a line for every finished stage, and one after ``every`` seconds without. Use it in a
+    ``with`` block.
 
     ``first-pair.png`` and ``latest-pair.png`` in ``folder`` have the pictures of an event side by side, with the advice about them;
     ``fetch`` gets a picture's bytes by their SHA-256.
     """
 
-    def __init__(self, console: Console, folder: Path, fetch: Callable[[str], bytes]) -> None:
-        self._console, self._fetch = console, fetch
+    def __init__(self, console: Console, folder: Path, fetch: Callable[[str], bytes], every: float = 30.0) -> None:
+        self._console, self._fetch, self._every = console, fetch, every
         self._first, self._latest = folder / "first-pair.png", folder / "latest-pair.png"
         columns = (
             TextColumn("{task.description:>12}"),
@@ -40,13 +42,21 @@ class RunProgress:
         self._section: tuple[str, int] | None = None
         self._shown: tuple[Picture, ...] = ()
         self._drawn_at = -math.inf
-        self._began = self._section_began = time.monotonic()
+        self._began = self._section_began = self._said_at = time.monotonic()
+        self._now = "waiting for the first stage"
+        self._ended = threading.Event()
+        self._repeating = threading.Thread(target=self._repeat, daemon=True)
 
     def __enter__(self) -> RunProgress:
         self._bars.start()
+        if not self._console.is_terminal:
+            self._repeating.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._ended.set()
+        if self._repeating.ident is not None:
+            self._repeating.join()
         self._bars.stop()
 
     def show(self, event: Event) -> None:
@@ -58,9 +68,10 @@ class RunProgress:
         self._bars.update(self._lines[event.stage], completed=event.done if event.total else 1, total=total, note=event.note)
         if event.shown:
             self._show_pictures(event.shown)
+        counts = f" {event.done}/{event.total}" if event.total else ""
+        self._now = f"{section_name(*event.section)}  {event.stage}{counts}  {event.note}"
         if event.whole and (event.total or event.metrics) and not self._console.is_terminal:
-            counts = f" {event.done}/{event.total}" if event.total else ""
-            self._say(f"{section_name(*event.section)}  {event.stage}{counts}  {event.note}")
+            self._say(self._now)
         if event.outcome:
             self._say(event.outcome)
 
@@ -91,7 +102,14 @@ class RunProgress:
             self._say(f"latest pair: {self._latest}  {pictures[0].caption}")
         self._shown = pictures
 
+    def _repeat(self) -> None:
+        """Print the latest event, or that there is none yet, whenever nothing was printed for a while."""
+        while not self._ended.wait(max(0.0, self._said_at + self._every - time.monotonic())):
+            if time.monotonic() >= self._said_at + self._every:
+                self._say(self._now)
+
     def _say(self, words: str) -> None:
+        self._said_at = time.monotonic()
         self._console.print(f"{clock(time.monotonic() - self._began):>8}  {words}".rstrip(), soft_wrap=True, markup=False, highlight=False)
 
 

@@ -126,6 +126,7 @@ def _execute(name: str, record: Record, records: Records, settings: Settings, *,
     records.begin(name, record)
     records.reopen(name, finished=True)
     console.print(f"run [bold]{name}[/bold]")
+    console.print("starting its services; on a CPU the vision-language model takes about a minute", soft_wrap=True)
     iterations: set[tuple[str, int]] = set()
     try:
         with (

@@ -1,4 +1,4 @@
-"""How many rows fit in one forward, counted by shapes: the same on every run, whatever memory happens to be free."""
+"""How many rows fit in one forward, counted from shapes: the same on every run, whatever memory is free."""
 
 from __future__ import annotations
 
@@ -105,6 +105,6 @@ class PeakBytes(TorchDispatchMode):
 
     def _count(self, storage: torch.UntypedStorage, given: set[int]) -> None:
         key = storage._cdata
-        if key not in given and key not in self._live:  # a view of a weight or of what is counted needs nothing
+        if key not in given and key not in self._live:  # a view of a weight or of a counted storage needs no memory
             self._live[key] = storage.nbytes()
             weakref.finalize(storage, self._live.pop, key, None)

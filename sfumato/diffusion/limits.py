@@ -17,7 +17,7 @@ MAX_REGION_STRENGTH = 10.0
 
 @dataclass(frozen=True, slots=True)
 class ModelLimits:
-    """The requests one model can serve, and what it is best asked for when a user says nothing.
+    """The requests one model can serve, and its defaults.
 
     Sizes are pixels; ``grid`` divides width and height; ``min_size == max_size`` marks a model of one fixed size.
     ``prompt_tokens`` counts the end token. ``negative_prompts`` marks a model with classifier-free guidance, at a guidance above 1.
@@ -37,7 +37,7 @@ class ModelLimits:
 
 
 def check_request(request: GenerateRequest, limits: ModelLimits, count_tokens: Callable[[str], int]) -> None:
-    """Refuse what the model cannot do well, before any time is spent on it.
+    """Refuse a request that the model cannot serve, before anything is computed.
 
     Raises:
         InvalidInput: naming the field: ``prompt``, ``width``, ``height``, ``steps``, ``guidance_scale``, ``seed``,
@@ -76,7 +76,7 @@ def check_request(request: GenerateRequest, limits: ModelLimits, count_tokens: C
 
 def _check_prompt(field: str, prompt: str, limits: ModelLimits, count_tokens: Callable[[str], int]) -> None:
     if not prompt.strip():
-        raise InvalidInput(field, "is empty.", hint="Say what the picture should show.")
+        raise InvalidInput(field, "is empty.", hint="Describe the picture.")
     _check_length(field, prompt, limits, count_tokens)
 
 
@@ -116,7 +116,7 @@ def _check_start(start: Start, request: GenerateRequest) -> None:
             found = " x ".join(map(str, reversed(start.mask.shape)))
             raise InvalidInput("start.mask", f"is {found} pixels, the picture {request.width} x {request.height}.")
         if not start.mask.any():
-            raise InvalidInput("start.mask", "marks nothing.", hint="What is to be painted anew is 255 in it.")
+            raise InvalidInput("start.mask", "marks nothing.", hint="Mark what is to be painted with 255.")
 
 
 def _check_box(field: str, region: Region, request: GenerateRequest) -> None:

@@ -18,7 +18,7 @@ EDGE = 1e-6
 
 
 class Parameterization(Protocol):
-    """How a model sees noise. ``levels`` are what its ``predict`` takes: sigmas in (0, 1), or whole training timesteps."""
+    """Noise levels and targets. ``levels`` are what the family's ``predict`` takes: sigmas in (0, 1), or whole training timesteps."""
 
     def levels(self, uniform: Tensor) -> Tensor:
         """The noise levels ``[rows]`` at the quantiles ``uniform`` ``[rows]``, each in (0, 1), of the levels trained at."""

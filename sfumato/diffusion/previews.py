@@ -1,4 +1,4 @@
-"""What a picture in work will look like: the clean latents that a step's prediction implies, decoded."""
+"""Previews of a picture in progress: the clean latents that a step's prediction implies, decoded."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from sfumato.types import Image
 
 @dataclass(frozen=True, slots=True)
 class Previews:
-    """Every ``every`` of a picture's steps ``tell`` is told the request's index, its steps done and in all, and the picture."""
+    """After every ``every`` steps of a picture, ``tell`` is called with the request's index, its steps done and in all, and the picture."""
 
     every: int
     tell: Callable[[int, int, int, Image], object]
 
 
 class Watch:
-    """The last step of a scheduler, as it was asked for and answered."""
+    """The arguments and the answer of a scheduler's last step."""
 
     def __init__(self, family: Family) -> None:
         self._family = family
         self._clean: Callable[[], Tensor] | None = None
 
     def saw(self, prediction: Tensor, timestep: Any, sample: Tensor, answer: Sequence[Tensor]) -> None:
-        """Remember a step; nothing is computed yet."""
+        """Remember a step; nothing is computed until `clean` is called."""
         scheduler: Any = self._family.pipeline.scheduler  # pyright: ignore[reportAttributeAccessIssue]
         parameterization = self._family.parameterization
-        if len(answer) > 1:  # schedulers that know it say it
+        if len(answer) > 1:  # schedulers that compute it return it
             self._clean = lambda: answer[1]
         elif isinstance(parameterization, FlowMatching):
             level = scheduler.sigmas[scheduler.step_index - 1]
@@ -43,7 +43,7 @@ class Watch:
         elif float(scheduler.init_noise_sigma) == 1:
             level = torch.as_tensor(timestep).long().reshape(1)
             self._clean = lambda: parameterization.clean(sample, prediction, level)
-        else:  # its latents are scaled in a way of its own: show them as they are
+        else:  # the scheduler scales its latents in another way: show them unchanged
             self._clean = lambda: answer[0]
 
     def clean(self) -> Tensor:
@@ -54,13 +54,13 @@ class Watch:
 
 @contextmanager
 def watching(family: Family) -> Iterator[Watch]:
-    """While open, the steps of the family's scheduler are seen; they compute what they always do."""
+    """While open, the steps of the family's scheduler are recorded; their results do not change."""
     scheduler: Any = family.pipeline.scheduler  # pyright: ignore[reportAttributeAccessIssue]
     watch, step = Watch(family), scheduler.step
 
     @wraps(step)
     def seen(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-        before = sample.clone()  # some schedulers write into it
+        before = sample.clone()  # some schedulers modify it
         answer = step(model_output, timestep, sample, *args, **kwargs)
         watch.saw(model_output, timestep, before, answer)
         return answer

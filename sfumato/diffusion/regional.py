@@ -108,7 +108,7 @@ class RegionalAverage(ModelHook):
         super().__init__()
         self.branches, self.samples, self.max_rows = branches, samples, max_rows
         self.per_sample = tuple(per_sample)
-        # The share of the schedule that is done, told by whoever watches the pipeline's steps.
+        # The share of the schedule that is done; set after every step of the pipeline.
         self.progress = 0.0
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -116,7 +116,7 @@ class RegionalAverage(ModelHook):
         forward: Any = self.fn_ref.original_forward
         arguments = bound(type(module), args, kwargs)
         active = [] if self.branches is None else self.branches.active(self.progress)
-        # Skip-layer guidance (SD3) asks for the prompt's prediction by a weaker model: not an own branch, nothing to mix.
+        # Skip-layer guidance (SD3) asks for the prompt's prediction by a weaker model: there is nothing to mix.
         if arguments.get("skip_layers") is not None:
             return forward(**arguments)
         flat, nested = flatten(arguments)
@@ -160,7 +160,7 @@ def _cache_context(module: nn.Module, name: str) -> Any:
 def regional_average(family: Family, branches: Branches | None, samples: int, rows: int, max_rows: int) -> Iterator[RegionalAverage | None]:
     """While open, the family's denoiser answers with the regional average, at most ``max_rows`` rows a forward.
 
-    ``rows`` is what the pipeline itself will ask for at once. Where there are no branches and that fits, nothing is touched.
+    ``rows`` is what the pipeline itself will ask for at once. Without branches and where that fits, the denoiser is left as it is.
     """
     if branches is None and rows <= max_rows:
         yield None

@@ -39,8 +39,8 @@ def paint(
         family: the model.
         requests: any mixture of sizes, steps, guidance and numbers of regions.
         budget: rows (pictures, unconditional and region branches) in one forward at most.
-        on_step: told ``(steps done, steps in all)`` over all batches.
-        previews: whom to show the pictures while they are in work; it changes nothing of them.
+        on_step: is called with ``(steps done, steps in all)`` over all batches.
+        previews: receives the pictures in progress; it does not change them.
 
     Raises:
         InvalidInput: a request the model cannot serve; checked before anything is painted.
@@ -67,7 +67,7 @@ def paint(
 def cut_batches(requests: Sequence[GenerateRequest], most: Callable[[GenerateRequest], int]) -> list[list[int]]:
     """Indices of the requests that share one pipeline call: same size, steps and guidance, at most ``most(one of them)``.
 
-    Those with noise on their condition, a negative prompt, a start or a mask are by themselves: what others do must not change a plain
+    Those with noise on their condition, a negative prompt, a start or a mask have batches of their own, so that they do not change a plain
     picture.
     """
     groups: dict[tuple[int, int, int, float, bool, bool, bool, int], list[int]] = {}
@@ -82,18 +82,18 @@ def cut_batches(requests: Sequence[GenerateRequest], most: Callable[[GenerateReq
 
 
 class _Progress:
-    """Steps over all batches; schedulers may take more of them than were asked for, ``on_step`` is told those asked for."""
+    """Steps over all batches; schedulers may take more steps than the request; ``on_step`` is called with those of the request."""
 
     def __init__(self, total: int, on_step: Callable[[int, int], None] | None) -> None:
         self.total, self.on_step = total, on_step
-        self.before = self.told = 0
+        self.before = self.reported = 0
 
     def step_ended(self, done: int, count: int, steps: int) -> None:
         """``done`` of the scheduler's ``count`` steps of a batch that asked for ``steps``."""
         now = self.before + done * steps // count
-        if now > self.told and self.on_step is not None:
+        if now > self.reported and self.on_step is not None:
             self.on_step(now, self.total)
-        self.told = now
+        self.reported = now
         if done == count:
             self.before = now
 
@@ -106,7 +106,7 @@ def _denoise(
     every: int | None,
     shown: Callable[[Tensor, int], None],
 ) -> Tensor:
-    """Final latents ``[members, ...]`` of one batch; ``shown`` is told what they will be and the steps done, ``every`` so many."""
+    """Final latents ``[members, ...]`` of one batch; ``shown`` gets predicted latents and steps done, ``every`` so many."""
     first = members[0]
     if first.steps_made == 0:
         return family.encode_pictures([member.start.image for member in members if member.start is not None])
@@ -134,5 +134,5 @@ def _decode(family: Family, latents: Tensor, members: Sequence[GenerateRequest],
 
 
 def _joined(start: Start | None, painted: Image) -> Image:
-    """What a mask does not mark is the picture's own, free of the autoencoder's rounding."""
+    """Outside the mask the pixels of the given picture, without the autoencoder's rounding."""
     return painted if start is None or start.mask is None else np.where(start.mask[..., None] > 127, painted, start.image)

@@ -39,7 +39,7 @@ class Adapter:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Compressed:
-    """An adapter of lower rank, and what it cost: ``||delta - delta'|| / ||delta||`` (Frobenius) by module and over all."""
+    """An adapter of lower rank, and its relative error: ``||delta - delta'|| / ||delta||`` (Frobenius) by module and over all."""
 
     adapter: Adapter
     errors: Mapping[str, float]

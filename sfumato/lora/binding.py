@@ -1,4 +1,4 @@
-"""What a library makes of an adapter file: the factors and scale of every module, after loading by the library's own means.
+"""The factors and scale of every module after a library has loaded an adapter file by its own means.
 
 Nothing is loaded onto a user's model, and no weights are needed: a denoiser's empty copy has every module at its true shape, all
 its parameters one zero seen many times. FLUX.1's takes a few megabytes.
@@ -31,7 +31,7 @@ NAME = "sfumato_verify"
 
 
 class Loader(StrEnum):
-    """Who reads a file back."""
+    """The library that reads a file back."""
 
     DIFFUSERS = "diffusers"
     PEFT = "PEFT"

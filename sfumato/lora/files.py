@@ -1,6 +1,6 @@
-"""Adapter files: one plain layout of our own choice, the others read and written, every export loaded back and compared.
+"""Adapter files: one own layout, the others read and written, every export loaded back and compared.
 
-Our own is the layout that loads everywhere: diffusers' names, scale baked in, no alpha keys, safetensors.
+The own layout is the one that most programs load: diffusers' names, scale baked in, no alpha keys, safetensors.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Layout(StrEnum):
 
 
 def component(adapter: Adapter) -> str:
-    """The denoiser's name in its pipeline, ``unet`` or ``transformer``, told by the modules' names."""
+    """The denoiser's name in its pipeline, ``unet`` or ``transformer``, from the names of its modules."""
     return "unet" if all(UNET.match(name) for name in adapter.factors) else "transformer"
 
 
@@ -116,7 +116,7 @@ def _kohya_tensors(adapter: Adapter, pipeline: DiffusionPipeline) -> dict[str, T
 
 
 def load(path: Path) -> Adapter:
-    """Read an adapter: a diffusers or kohya file, or PEFT's folder. Everything in it is read, or nothing.
+    """Read an adapter: a diffusers or kohya file, or PEFT's folder. It is read completely or not at all.
 
     Raises:
         MissingWeights: there is no such file.
@@ -193,7 +193,7 @@ def _diffusers_config(header: Mapping[str, str], prefix: str, where: str) -> dic
 
 
 def loader_for(path: Path, pipeline: DiffusionPipeline) -> Loader:
-    """Who loads this file back: PEFT a folder, diffusers a file.
+    """The library that loads this file back: PEFT a folder, diffusers a file.
 
     Files in kohya's layout that diffusers does not read for this denoiser are converted here first.
     """
@@ -209,7 +209,7 @@ def loader_for(path: Path, pipeline: DiffusionPipeline) -> Loader:
 def verify(path: Path, pipeline: DiffusionPipeline, adapter: Adapter, *, tolerance: float = 1e-4) -> float:
     """Load the file or folder as its users will, onto an empty copy of the pipeline's denoiser, and compare every update.
 
-    A LoRA that binds partly binds silently; here an unbound key, an extra module or another update is an error. The
+    Libraries load a LoRA that fits only in part without an error; here an unbound key, an extra module or another update is one. The
     pipeline itself is not touched.
 
     Returns:

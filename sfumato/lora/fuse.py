@@ -39,7 +39,7 @@ class Fuser:
         self._name: Hashable = None
 
     def use(self, name: Hashable, load: Callable[[], Adapter | None]) -> None:
-        """Make the model the one that is called ``name``: with what ``load`` gives, unless that is what is fused now.
+        """Fuse the adapter called ``name``, which ``load`` returns, unless it is fused already.
 
         Names are the caller's, one for one adapter, and not None. Raises what ``load`` and `fuse` raise; nothing changes then.
         """
@@ -55,7 +55,7 @@ class Fuser:
             InvalidInput: a module the model does not have, or an update of another shape than its weight.
         """
         updates = {} if adapter is None else check_fits(adapter, self._model)
-        self._name = None  # until all of it is written, it is nothing that has a name
+        self._name = None  # while it is written, the model has no name
         for name, pristine in self._pristine.items():
             if name not in updates:
                 self._model.get_parameter(f"{name}.weight").copy_(pristine)

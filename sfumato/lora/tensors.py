@@ -36,7 +36,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
-    """All tensors of a file, our own metadata, and the header's free text as it stands.
+    """All tensors of a file, our own metadata, and the header's free text unchanged.
 
     Raises:
         MissingWeights: there is no such file.

@@ -45,7 +45,7 @@ class ConditionedAttention(nn.Module):
         self.norm_image, self.norm_text, self.norm_out = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
         self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
         self.wide, self.narrow = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
-        for last in (self.out, self.narrow):  # starts as the CLIP it stands on
+        for last in (self.out, self.narrow):  # starts as its CLIP
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
         self.threshold, self.slope = nn.Parameter(torch.tensor(0.0)), nn.Parameter(torch.tensor(3.0))

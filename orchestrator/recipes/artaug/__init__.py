@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from orchestrator.engine.stages import Barrier, Loop, PerBatch, Phase, Stage
 from orchestrator.recipes.artaug import judging, measuring, pairs, tells, tuning
+from orchestrator.recipes.artaug.card import CARD
 from orchestrator.recipes.artaug.files import files, headline
 from orchestrator.recipes.artaug.lineage import products
 from orchestrator.recipes.artaug.spec import INPUTS, ArtAugSpec, needed_models, review
@@ -95,4 +96,5 @@ RECIPE = Recipe(
     products=products,
     shown=shown,
     review=review,
+    card=CARD,
 )

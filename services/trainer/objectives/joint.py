@@ -1,9 +1,9 @@
 """Joint training: one adapter for a whole set of pictures, ``phi = argmin E[L]`` over all of them, by one process or by many.
 
-This is the paper's other way (section 4.3.2, "a LoRA model naively trained using the filtered data"), and what an objective
-looks like that has more to do in a step than one GPU can hold: a step is cut into forwards by the settings and not by who is there,
-every draw has a number of its own, and gradients are added up along one tree. So the adapter is the same to the last bit
-whether one process trains it or eight, and whether they were interrupted.
+This is the paper's baseline (section 4.3.2, "a LoRA model naively trained using the filtered data"), and the form of an objective whose
+step is larger than one GPU can hold: the settings cut a step into forwards, whatever the number of processes; every draw has its own
+number; gradients are added along one tree. So the adapter is the same to the last bit whether one process trains it or eight, and
+whether or not they were interrupted.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from sfumato.errors import Diverged, InvalidInput, SfumatoError
 from sfumato.lora.packed import PackedLora
 
 FIT = "joint"
-# Numbers of draws that one seed has: a step takes one for itself and one for each of its pictures, an epoch one from the upper half.
+# Draws that one seed has: a step takes one for its levels and one for each of its pictures, an epoch one of the upper half.
 DRAWS = 2**32
-# An epoch's order may be asked for by two steps at a time.
+# Orders of epochs kept: a step may need two of them.
 ORDERS = 2
 
 
@@ -80,7 +80,7 @@ JOINT = JointObjective()
 
 
 class JointTraining:
-    """A training that is ready to be run: everything is checked and at hand."""
+    """A training whose input is checked and encoded."""
 
     def __init__(
         self, pipeline: DiffusionPipeline, pictures: Sequence[JointPicture], settings: JointSettings, width: int, height: int
@@ -101,7 +101,7 @@ class JointTraining:
         _check(pictures, settings, family, width, height)
         self._family, self._pictures, self._settings = family, pictures, settings
         self._context = FitContext(family, width, height, settings.guidance, settings.together, settings.learning_rate)
-        # One by one, so that no text's numbers hang on its company; kept where there is room for many.
+        # One by one, so that no text's encoding depends on the others of a batch; kept in CPU memory.
         self._texts = [{name: text.cpu() for name, text in family.encode([picture.prompt]).items()} for picture in pictures]
         self._order = lru_cache(ORDERS)(self._shuffled)
 
@@ -115,13 +115,13 @@ class JointTraining:
             return [error]
 
     def run(self, group: Group, checkpoint: bytes | None = None, keep: Checkpoint | None = None, on_step: OnStep = None) -> TrainedAdapter:
-        """Train; everybody in the group makes this call and has the adapter in the end.
+        """Train; every process of the group makes this call and has the adapter at the end.
 
         Args:
-            group: who shares the work.
-            checkpoint: where to go on, the same for everybody; None for the beginning.
-            keep: where the leader saves how it stands.
-            on_step: is told of every step by this process; what it raises ends its training.
+            group: the processes that share the work.
+            checkpoint: the state to continue from, the same for all processes; None for the beginning.
+            keep: where the leader saves the state.
+            on_step: is called with every step of this process; an exception it raises ends the training.
 
         Raises:
             Diverged: the loss exploded or left the finite numbers.
@@ -158,8 +158,8 @@ class JointTraining:
             losses.append(loss.item())
             check(losses)
             optimizer.step(gradients)
-            journal.note(FIT, state)
-            journal.tell(FitStep(FIT, step + 1, settings.steps, len(self._pictures), losses[-1]))
+            journal.save_if_due(FIT, state)
+            journal.report(FitStep(FIT, step + 1, settings.steps, len(self._pictures), losses[-1]))
         if not all(phi.finite()):
             raise Diverged("Joint training diverged: its last step left the finite numbers.", hint="Lower the learning rate.")
         _agree(group, factors)
@@ -183,7 +183,7 @@ class JointTraining:
         return flat([*torch.autograd.grad(loss, factors), loss.detach()])
 
     def _chosen(self, step: int, slot: int) -> int:
-        """Which picture has a place in a step: all of them in turn, in an order that is new each time round."""
+        """The picture at a place of a step: all pictures in turn, in a new random order every epoch."""
         epoch, place = divmod(step * self._settings.pictures + slot, len(self._pictures))
         return self._order(epoch)[place]
 
@@ -203,7 +203,7 @@ class JointTraining:
 
 
 def check(losses: Sequence[float]) -> None:
-    """Go on only while the loss is one; everybody has the same losses, and ends at the same step.
+    """Refuse losses that have diverged; all processes have the same losses, and end at the same step.
 
     Raises:
         Diverged: the last loss is not finite, or the last `PATIENCE` are all more than `EXPLODED` times the highest of the first.
@@ -216,9 +216,9 @@ def check(losses: Sequence[float]) -> None:
 
 
 def _agree(group: Group, factors: Sequence[Tensor]) -> None:
-    """Nobody's adapter is another one: machines of different kinds would round differently, step by step."""
+    """Compare the adapters of all processes: machines of different kinds round differently."""
     digest = hashlib.sha256(flat(factors).detach().cpu().numpy().tobytes()).hexdigest()
-    if len(set(group.hear(digest))) > 1:
+    if len(set(group.gather_text(digest))) > 1:
         raise SfumatoError("The processes came to different adapters.", hint="Train on machines of one kind.")
 
 

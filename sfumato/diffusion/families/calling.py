@@ -77,7 +77,7 @@ def noised_conditions(family: Family, requests: Sequence[GenerateRequest]) -> di
     import torch
 
     texts = family.encode([request.prompt for request in requests])
-    # A stream of its own: the seed itself makes the latents' noise, of which this must know nothing.
+    # A separate stream: the seed itself makes the latents' noise, and the two must be independent.
     draws = [int.from_bytes(hashlib.sha256(f"condition {request.seed}".encode()).digest()[:8]) >> 1 for request in requests]
     generators = [torch.Generator().manual_seed(draw) for draw in draws]
     sigmas = [request.condition_noise for request in requests]

@@ -1,4 +1,4 @@
-"""A model family with a loaded pipeline; engines, hook and trainer know nothing else of a pipeline."""
+"""A model family with a loaded pipeline; engines, hook and trainer use a pipeline through this class only."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Family(Description, ABC):
         """See `limits`; from the model's own files."""
 
     def _parameterization(self) -> Parameterization:
-        """See `parameterization`; told by the scheduler."""
+        """See `parameterization`; read from the scheduler."""
         from sfumato.diffusion.parameterization import parameterization_of
 
         return parameterization_of(self.pipeline.scheduler)

@@ -123,7 +123,7 @@ class SDFamily(UNetFamily):
 
     @without_gradients
     def decode(self, latents: Tensor, width: int, height: int) -> list[Image]:
-        """Latents to pictures; a safety checker the pipeline carries blackens what it always does."""
+        """Latents to pictures; the pipeline's safety checker, where it has one, blackens unsafe ones."""
         pipe = self.pipeline
         pixels = pipe.vae.decode(latents.to(pipe.vae.device, pipe.vae.dtype) / pipe.vae.config.scaling_factor, return_dict=False)[0]
         pixels, unsafe = pipe.run_safety_checker(pixels, pixels.device, pixels.dtype)

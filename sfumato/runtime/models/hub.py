@@ -1,4 +1,4 @@
-"""Where a model lies: in a folder, or on the hub under its name (fetched by the ordinary means, into the ordinary cache)."""
+"""The folder of a model by its path or its name on the hub; it is fetched by the hub's own client into its own cache."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from sfumato.errors import InvalidInput, MissingWeights
 
 # What a model is made of: its folders, where it is a pipeline, or the files that lie beside its configuration. FLUX.1-dev, for one,
-# has all of its weights a second time in one file there, which nobody here reads.
+# has all of its weights a second time in one file there, which is not read here.
 WANTED = ("*/*", "*.json", "*.txt", "*.jinja", "*.model", "model*.safetensors", "attention.safetensors")
 # What is never fetched: weights in pickles, other frameworks' copies of the same weights, and copies in another precision.
 UNWANTED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5", "*.onnx", "*.onnx_data", "*.gguf", "*.fp16.*", "*.non_ema.*")

@@ -1,7 +1,7 @@
-"""Which weights a task means, wherever it is done: a reference that every machine resolves for itself, checked by the weights' version.
+"""The weights that a task means: a reference that every machine resolves, checked by the weights' version.
 
 A reference is "vista", the models that come with the package; a name on the hub; or a folder, where folders are allowed
-(``SFUMATO_MODEL_FOLDERS``): on one machine, for a path means nothing on another, and no client is to name a server's folders.
+(``SFUMATO_MODEL_FOLDERS``): on one machine only, because a path is not valid on another, and clients must not name a server's folders.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class PickScoreTask(PreferenceTask):
     @torch.no_grad()
     def validate(self, average: nn.Module) -> Mapping[str, float]:
         """Share of held-out pairs whose preferred picture has the larger score."""
-        pairs = draw_pairs(self.held_out, 512, random.Random(0), "overall")
+        pairs = draw_pairs(self.held_out, min(512, IN_GROUP * len(self.held_out)), random.Random(0), "overall")
         scores = self._scores(average, (pairs.pictures.flatten(0, 1).float() / 127.5 - 1).to(self.device), pairs.prompts)
         return {"accuracy": (scores.argmax(1).cpu() == pairs.preferred).float().mean().item()}
 
@@ -125,9 +125,9 @@ class MpsTask(PreferenceTask):
     @torch.no_grad()
     def validate(self, average: nn.Module) -> Mapping[str, float]:
         """Share of held-out pairs put in the right order, under each condition."""
-        figures = {}
+        figures, count = {}, min(384, IN_GROUP * len(self.held_out))
         for condition in CONDITIONS:
-            pairs = draw_pairs(self.held_out, 384, random.Random(0), condition)
+            pairs = draw_pairs(self.held_out, count, random.Random(0), condition)
             scores = self._scores(average, (pairs.pictures.flatten(0, 1).float() / 127.5 - 1).to(self.device), pairs.prompts, condition)
             figures[condition] = (scores.argmax(1).cpu() == pairs.preferred).float().mean().item()
         return figures

@@ -23,15 +23,22 @@ STARTS = {"aesthetic": "clip", "pickscore": "clip", "mps": "pickscore"}
 """What each part starts from. MPS goes on from the preferences that PickScore has learnt: a third of the training."""
 
 
-def build(part: str, folder: Path, device: str = "cpu", groups: int = GROUPS) -> Task:
+def build(part: str, folder: Path, device: str = "cpu", groups: int = GROUPS, **sizes: int) -> Task:
     """The task of ``clip``, ``aesthetic``, ``pickscore`` or ``mps``, which start from an export in ``folder``: see ``STARTS``.
+
+    Args:
+        part: the scorer's name.
+        folder: holds what is trained already; the pools of pictures are kept there.
+        device: where it trains.
+        groups: groups of pictures in the pool.
+        sizes: ``batch``, where it is not the task's own.
 
     Raises:
         InvalidInput: an unknown part.
         MissingWeights: the model that the part starts from is not trained yet.
     """
     if part == "clip":
-        return ClipTask(device, folder / "pools", groups)
+        return ClipTask(device, folder / "pools", groups, **sizes)
     tasks = {"aesthetic": AestheticTask, "pickscore": PickScoreTask, "mps": MpsTask}
     if part not in tasks:
         raise InvalidInput("part", f"{part!r} is not a scorer.", hint=f"The scorers are clip, {', '.join(tasks)}.")
@@ -39,7 +46,7 @@ def build(part: str, folder: Path, device: str = "cpu", groups: int = GROUPS) ->
     if not (start / "config.json").is_file():
         raise MissingWeights(f"{start.name} is not trained yet.", hint=f"Train it first: sfumato vista train --part {start.name}")
     clip = eager(CLIPModel.from_pretrained(start, dtype=torch.float32))
-    return tasks[part](clip, device, folder / "pools", groups)
+    return tasks[part](clip, device, folder / "pools", groups, **sizes)
 
 
 class AestheticTask(PairTask):

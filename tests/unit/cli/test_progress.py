@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -216,3 +217,26 @@ def test_the_newest_event_of_every_stage_is_enough_to_show_a_run_that_is_under_w
     ):
         assert words in out.getvalue(), words
     assert max(len(event.model_dump_json()) for event in told) < 1000
+
+
+def test_without_a_terminal_a_line_comes_now_and_again(tmp_path: Path) -> None:
+    store = ArtifactStore(str(tmp_path / "artifacts"))
+    out = io.StringIO()
+    begun = Event(number=0, time=0, phase="iteration", iteration=1, stage="generate", done=1, total=2, reused=0)
+    with RunProgress(Console(file=out, width=200), tmp_path, store.get, every=0.05) as progress:
+        _until(out, "waiting for the first stage")
+        progress.show(begun)
+        _until(out, "iteration 1  generate 1/2")
+    ended = out.getvalue()
+    time.sleep(0.2)
+    assert out.getvalue() == ended
+    with RunProgress(Console(file=out, width=200, force_terminal=True), tmp_path, store.get, every=0.05):
+        time.sleep(0.2)
+    assert "waiting" not in out.getvalue().removeprefix(ended)
+
+
+def _until(out: io.StringIO, words: str) -> None:
+    deadline = time.monotonic() + 20
+    while words not in out.getvalue():
+        assert time.monotonic() < deadline, out.getvalue()
+        time.sleep(0.01)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from orchestrator.recipes.cards import CARDS
+from orchestrator.recipes.catalog import cards
 from services.registry.database import Database
 from services.registry.engine import Registry
 from sfumato.diffusion.families.flux import FluxFamily
@@ -86,7 +86,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sample]:
         made = registry.register(base, parts, files=files, lineage=lineage, metrics=metrics, note="a test's")
         registry.set_alias("production", made.id, expected="")
         folder = place / "out"
-        written = export_version(registry, "production", folder, base_folder, licence=Licence("apache-2.0"), methods=CARDS)
+        written = export_version(registry, "production", folder, base_folder, licence=Licence("apache-2.0"), methods=cards())
         plain = painted(pipeline)
         scaled = Adapter({name: (a, WEIGHT * b) for name, (a, b) in own.factors.items()})
         Fuser(pipeline.transformer).fuse(scaled)

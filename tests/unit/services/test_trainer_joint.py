@@ -18,7 +18,7 @@ from peft import LoraConfig
 from torch import Tensor
 
 from services.trainer.checkpoint import FitStep
-from services.trainer.group import Alone, all_well, summed, workers
+from services.trainer.group import Alone, raise_together, summed, workers
 from services.trainer.objectives.joint import DRAWS, JointPicture, JointSettings, JointTraining, check
 from services.trainer.objectives.objective import TrainedAdapter
 from sfumato.diffusion.families.flux import FluxFamily
@@ -38,8 +38,8 @@ class Threads:
         self._barrier, self._said = threading.Barrier(size, timeout=60), [None] * size
         self.members = [Member(self, rank, size) for rank in range(size)]
 
-    def exchange(self, rank: int, word: Any) -> list[Any]:
-        self._said[rank] = word
+    def exchange(self, rank: int, text: Any) -> list[Any]:
+        self._said[rank] = text
         self._barrier.wait()
         heard = list(self._said)
         self._barrier.wait()
@@ -67,11 +67,11 @@ class Member:
     def gather(self, tensor: Tensor) -> list[Tensor]:
         return self._threads.exchange(self.rank, tensor)
 
-    def tell(self, data: bytes) -> bytes:
+    def broadcast(self, data: bytes) -> bytes:
         return self._threads.exchange(self.rank, data)[0]
 
-    def hear(self, word: str) -> list[str]:
-        return self._threads.exchange(self.rank, word)
+    def gather_text(self, text: str) -> list[str]:
+        return self._threads.exchange(self.rank, text)
 
 
 class Memory:
@@ -223,8 +223,8 @@ def test_a_loss_that_stays_far_above_its_start_ends_it() -> None:
 
 def test_processes_that_come_to_different_adapters_are_an_error(pipeline: FluxPipeline) -> None:
     class Astray(Alone):
-        def hear(self, word: str) -> list[str]:
-            return [word, word[::-1]]
+        def gather_text(self, text: str) -> list[str]:
+            return [text, text[::-1]]
 
     with pytest.raises(SfumatoError, match="different adapters"):
         training(pipeline, replace(SHORT, steps=1)).run(Astray())
@@ -232,11 +232,11 @@ def test_processes_that_come_to_different_adapters_are_an_error(pipeline: FluxPi
 
 def test_one_failure_is_everybodys() -> None:
     def meet(member: Member) -> None:
-        all_well(member, InvalidInput("together", "does not fit.") if member.rank == 1 else None)
+        raise_together(member, InvalidInput("together", "does not fit.") if member.rank == 1 else None)
 
     for error in Threads(3).do(meet):
         assert isinstance(error, InvalidInput) and error.field == "together"
-    assert Threads(2).do(lambda member: all_well(member, None)) == [None, None]
+    assert Threads(2).do(lambda member: raise_together(member, None)) == [None, None]
 
 
 @pytest.mark.parametrize(

@@ -95,5 +95,5 @@ def test_a_checkpoint_holds_plain_tensors_and_a_damaged_one_is_refused_in_words(
     train_pairs(pipeline, [TrainingPair("a tree", latents(0), latents(1), 0, 32, 32)], settings, checkpoint)
     assert "from 0, rank 2, first|losses" in load(checkpoint.saved[-1])
     for data in (checkpoint.saved[-1][:-1], save({"other": torch.zeros(1)})):
-        with pytest.raises(BrokenWeights, match="starts anew"):
+        with pytest.raises(BrokenWeights, match="starts from the beginning"):
             train_pairs(pipeline, [TrainingPair("a tree", latents(0), latents(1), 0, 32, 32)], settings, Memory(data))
