@@ -65,18 +65,13 @@ Metric = Literal["clip", "aesthetic", "pickscore", "mps", "hpsv2", "nudenet"]
 
 
 class Score(Section):
-    """What is measured on every picture. ``clip`` and ``aesthetic`` decide, ``nudenet`` can refuse, the others are reported.
-
-    ``models`` names weights by metric; Vista's are used for a metric that is not named.
-    """
+    """What is measured on every picture. ``models`` names weights by metric; Vista's are used for a metric that is not named."""
 
     metrics: tuple[Metric, ...] = ("clip", "aesthetic", "pickscore", "mps", "nudenet")
     models: Annotated[dict[Metric, str], ModelReference()] = {}
 
     @model_validator(mode="after")
-    def _decisive(self) -> Score:
-        if not {"clip", "aesthetic"} <= set(self.metrics):
-            raise ValueError("metrics: clip and aesthetic are needed, for they decide which pairs are kept")
+    def _distinct(self) -> Score:
         if len(set(self.metrics)) < len(self.metrics):
             raise ValueError("metrics: one is named twice")
         return self

@@ -27,8 +27,7 @@ def waiting_questions(
     """
     reason = recipe.review(plan.spec)
     if reason:
-        hint = "Write filter.review: human (or vlm+human) in the spec and run that."
-        raise InvalidInput("run", f"{name} asks no person: {reason}.", hint=hint)
+        raise InvalidInput("run", f"{name} asks no person: {reason}.")
     section, answered = None, False
 
     def notice(progress: Progress) -> None:

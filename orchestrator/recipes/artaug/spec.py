@@ -30,6 +30,16 @@ class HeldOut(Prompts):
     ceiling: Path | None = None
 
 
+class PairScore(Score):
+    """What is measured on every picture. ``clip`` and ``aesthetic`` decide, ``nudenet`` can refuse, the others are reported."""
+
+    @model_validator(mode="after")
+    def _decisive(self) -> PairScore:
+        if not {"clip", "aesthetic"} <= set(self.metrics):
+            raise ValueError("metrics: clip and aesthetic are needed, for they decide which pairs are kept")
+        return self
+
+
 class Filter(Section):
     """ArtAug section 3.2: which pairs are kept, and who looks at them before they are trained."""
 
@@ -102,7 +112,7 @@ class ArtAugSpec(RunSpec):
     prompts: Prompts
     paint: Paint = Paint()
     ground: Ground = Ground()
-    score: Score = Score()
+    score: PairScore = PairScore()
     filter: Filter = Filter()
     train: Train = Train()
     fuse: Fuse = Fuse()
@@ -143,4 +153,6 @@ def needed_models(spec: ArtAugSpec) -> tuple[Needed, ...]:
 
 def review(spec: ArtAugSpec) -> str:
     """Why runs of this spec ask no person; empty where they do."""
-    return "" if "human" in spec.filter.review else f"its review is {spec.filter.review!r}"
+    if "human" in spec.filter.review:
+        return ""
+    return f"its review is {spec.filter.review!r} (filter.review: human, or vlm+human, asks one)"
