@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save
-from sfumato.runtime.versions import model_version
 
 from services.trainer.objectives import catalog
 from services.trainer.tasks import HANDLERS
 from sfumato.errors import InvalidInput
 from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.models.versions import model_version
 from sfumato.runtime.tasks import Output, Task
 from tests.unit.diffusion import tiny
 

@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ def test_what_stands_on_clip_learns_and_resumes_to_the_same_bytes(tmp_path: Path
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
         (tmp_path / name / scorers.STARTS[part]).symlink_to(trained / "clip")
-    sizes = {"groups": 8, "batch": batch}
+    sizes: dict[str, Any] = {"groups": 8, "batch": batch}
     task = scorers.build(part, tmp_path / "whole", **sizes)
     step = Step(0, 0.0, torch.Generator().manual_seed(0), random.Random(0))
     before = task.backward(step)

@@ -111,6 +111,10 @@ def _absorb_trained(plan: PlanOf, state: State, done: list[Manifest]) -> State:
     return State(_fresh(plan), (*state.adapters, adapter), (*state.best, _best(state).aesthetic))
 
 
+def _again(plan: PlanOf, state: State) -> bool:
+    return len(state.adapters) < plan.spec.iterations
+
+
 def _conclude(state: State) -> Conclusion:
     return Conclusion("all iterations are done", len(state.adapters))
 
@@ -192,7 +196,7 @@ STAGES = (
             ),
             Barrier("train", _train, _absorb_trained, services=("trainer",), work=Costs.training),
         ),
-        again=lambda plan, state: len(state.adapters) < plan.spec.iterations,
+        again=_again,
         most=lambda spec: spec.iterations,
     ),
 )
