@@ -21,13 +21,20 @@ ARGUMENTS = (
     "--disable-sync",
 )
 """How the tests start it."""
-ADVICE = "No Chromium: install a package `chromium` or `google-chrome` (Debian: apt-get install chromium), then run `make browser` again."
+PACKAGES = ("chromium", "libatomic1")
+"""Debian's: the browser, and a library that the Node.js of Playwright's driver needs."""
+ADVICE = (
+    "The browser tests need Chromium (or Google Chrome) and libatomic.so.1: install them "
+    f"(Debian: apt-get install {' '.join(PACKAGES)}), then run `make browser` again."
+)
 
 
 def installed() -> Path | None:
-    """The browser that is installed: one on the PATH, else Playwright's own."""
+    """The browser that is installed: one on the PATH, else Playwright's own where its driver starts."""
     if found := next(filter(None, map(shutil.which, NAMES)), None):
         return Path(found)
+    if not driver_starts():
+        return None
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -35,22 +42,32 @@ def installed() -> Path | None:
     return own if own.is_file() else None
 
 
+def driver_starts() -> bool:
+    """Whether Playwright's driver, which the tests need with any browser, starts on this machine."""
+    return _playwright("--version") == 0
+
+
 def install() -> None:
-    """Install Debian's package where this is root and apt-get is there; if that gives none, Playwright's browser."""
+    """Install Debian's packages where this is root and apt-get is there; if that gives no browser, Playwright's own."""
     if os.geteuid() == 0 and shutil.which("apt-get"):
         environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        for command in (["update"], ["install", "--yes", "--no-install-recommends", "chromium"]):
+        for command in (["update"], ["install", "--yes", "--no-install-recommends", *PACKAGES]):
             subprocess.run(["apt-get", "-qq", *command], env=environment, stdout=sys.stderr, check=False)
-    if installed() is None:
-        command = [sys.executable, "-m", "playwright", "install", "chromium"]
-        subprocess.run(command, stdout=sys.stderr, stderr=subprocess.DEVNULL, check=False)  # a stack of JavaScript; `ADVICE` stands for it
+    if installed() is None and driver_starts():
+        _playwright("install", "chromium")
+
+
+def _playwright(*arguments: str) -> int:
+    """The exit status of Playwright's command. Its stack traces of JavaScript are not shown: `ADVICE` replaces them."""
+    command = [sys.executable, "-m", "playwright", *arguments]
+    return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode
 
 
 def main() -> int:
-    """Print the browser's path; 1 where none is installed and none can be."""
-    if (browser := installed()) is None:
+    """Print the browser's path; 1 where a browser or the driver is missing and cannot be installed."""
+    if (browser := installed()) is None or not driver_starts():
         install()
-        browser = installed()
+        browser = installed() if driver_starts() else None
     print(browser or ADVICE, file=sys.stdout if browser else sys.stderr)
     return 0 if browser else 1
 

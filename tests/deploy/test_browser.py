@@ -14,13 +14,22 @@ from deploy import browser
 
 @pytest.fixture
 def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only folder of the PATH, and no browser of Playwright's; its downloads are refused."""
+    """The only folder of the PATH, and no browser of Playwright's; none can be downloaded."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
-    monkeypatch.setenv("PLAYWRIGHT_BROWSERS_PATH", str(tmp_path / "browsers"))
-    monkeypatch.setenv("PLAYWRIGHT_DOWNLOAD_HOST", "http://127.0.0.1:9")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PLAYWRIGHT_BROWSERS_PATH", str(tmp_path / "file"))  # `playwright install` fails at once
     return folder
+
+
+@pytest.fixture
+def driverless(empty: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same with a driver that ends as Node.js does where libatomic.so.1 is missing, until the file ``libatomic`` is there."""
+    node = empty / "node"
+    _program(node, f"[ -e {empty / 'libatomic'} ] || exit 127")
+    monkeypatch.setenv("PLAYWRIGHT_NODEJS_PATH", str(node))
+    return empty
 
 
 @pytest.mark.parametrize("name", browser.NAMES)
@@ -31,7 +40,8 @@ def test_an_installed_browser_is_taken(empty: Path, name: str, capsys: pytest.Ca
     assert capsys.readouterr().out == f"{empty / name}\n"
 
 
-def test_playwrights_own_is_taken_where_none_is_on_the_path(empty: Path, tmp_path: Path) -> None:
+def test_playwrights_own_is_taken_where_none_is_on_the_path(empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLAYWRIGHT_BROWSERS_PATH", str(tmp_path / "browsers"))
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -42,18 +52,55 @@ def test_playwrights_own_is_taken_where_none_is_on_the_path(empty: Path, tmp_pat
     assert browser.installed() == own
 
 
-def test_root_gets_debians_package(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
-    log, chromium = empty / "log", empty / "chromium"
-    _program(empty / "apt-get", f'echo "$@" >> {log}; if [ "$2" = install ]; then echo > {chromium}; /bin/chmod +x {chromium}; fi')
+def test_root_gets_debians_packages(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = _as_root_with_apt(empty, monkeypatch)
     assert browser.main() == 0
-    assert log.read_text().splitlines() == ["-qq update", "-qq install --yes --no-install-recommends chromium"]
+    assert log.read_text().splitlines() == APT
+
+
+@pytest.mark.parametrize("found", [True, False], ids=["with a browser", "without"])
+def test_root_gets_what_the_driver_needs(driverless: Path, monkeypatch: pytest.MonkeyPatch, found: bool) -> None:
+    if found:
+        _program(driverless / "chromium", "exit 0")
+    log = _as_root_with_apt(driverless, monkeypatch)
+    assert browser.main() == 0
+    assert log.read_text().splitlines() == APT
+
+
+def test_no_driver_is_started_to_find_an_installed_browser(driverless: Path) -> None:
+    assert browser.installed() is None
+    _program(driverless / "chromium", "exit 0")
+    assert browser.installed() == driverless / "chromium"
 
 
 def test_where_none_can_be_installed_one_line_says_what_to_do(empty: Path) -> None:
+    assert _said() == browser.ADVICE + "\n"
+
+
+@pytest.mark.parametrize("found", [True, False], ids=["with a browser", "without"])
+def test_where_the_driver_does_not_start_one_line_says_what_to_do(driverless: Path, found: bool) -> None:
+    if found:
+        _program(driverless / "chromium", "exit 0")
+    assert _said() == browser.ADVICE + "\n"
+
+
+APT = ["-qq update", "-qq install --yes --no-install-recommends chromium libatomic1"]
+
+
+def _as_root_with_apt(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The log of an apt-get that installs ``chromium`` and ``libatomic`` into the folder."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    log, chromium = folder / "log", folder / "chromium"
+    installs = f"echo > {folder / 'libatomic'}; echo > {chromium}; /bin/chmod +x {chromium}"
+    _program(folder / "apt-get", f'echo "$@" >> {log}; if [ "$2" = install ]; then {installs}; fi')
+    return log
+
+
+def _said() -> str:
+    """What the program says where it fails."""
     ended = subprocess.run([sys.executable, "-m", "deploy.browser"], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (1, "")
-    assert ended.stderr.splitlines()[-1] == browser.ADVICE
+    return ended.stderr
 
 
 def _program(path: Path, script: str) -> None:
