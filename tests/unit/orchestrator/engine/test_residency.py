@@ -60,7 +60,11 @@ def run(folder: Path, *, keep: bool) -> tuple[State, list[int]]:
         barrier("average", "trainer"),
         barrier("paint_heldout", "generator"),
     )
-    loop = Loop("iteration", stages, again=lambda _, state: len(state.seen) < 6, most=lambda _: 2)
+
+    def again(_: Any, state: State) -> bool:
+        return len(state.seen) < 6
+
+    loop: Loop[Any, State] = Loop("iteration", stages, again=again, most=lambda _: 2)
     services = {name: LocalService(MODULE, keep=keep) for name in SERVICES}
     store = ArtifactStore(str(folder))
     with LocalTransport(services, str(folder)) as transport:
