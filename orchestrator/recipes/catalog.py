@@ -6,6 +6,8 @@ is the recipe's.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -14,6 +16,8 @@ from typing import Any
 from orchestrator.recipes.recipe import Recipe
 from sfumato.errors import InvalidInput
 from sfumato.export.card import MethodCard
+
+log = logging.getLogger(__name__)
 
 METHODS = {
     "artaug": "orchestrator.recipes.artaug",
@@ -28,12 +32,15 @@ def recipe_named(name: str) -> Recipe[Any, Any, Any]:
     """The method of this name.
 
     Raises:
-        InvalidInput: there is none.
+        InvalidInput: there is none, or another package's cannot be loaded.
     """
     if name in METHODS:
         return import_module(METHODS[name]).RECIPE
     for entry in entry_points(group=GROUP, name=name):
-        return entry.load()
+        try:
+            return entry.load()
+        except Exception as error:  # whatever another package may raise while it is imported
+            raise InvalidInput("recipe", f"the method {name} cannot be loaded from {entry.value}: {error!r}.") from error
     raise InvalidInput("recipe", f"there is no method {name[:80]!r}.", hint=f"The methods: {', '.join(names())}.")
 
 
@@ -44,10 +51,17 @@ def names() -> list[str]:
 
 def cards() -> dict[str, MethodCard]:
     """What model cards say about each method, by its name."""
-    found = {name: recipe_named(name).card for name in names()}
-    return {name: card for name, card in found.items() if card is not None}
+    return {recipe.name: recipe.card for recipe in _loadable() if recipe.card is not None}
 
 
 def services() -> tuple[str, ...]:
     """The services that any method sends tasks to."""
-    return tuple(dict.fromkeys(service for name in names() for service in recipe_named(name).services))
+    return tuple(dict.fromkeys(service for recipe in _loadable() for service in recipe.services))
+
+
+def _loadable() -> Iterator[Recipe[Any, Any, Any]]:
+    for name in names():
+        try:
+            yield recipe_named(name)
+        except InvalidInput as error:
+            log.warning("%s", error)

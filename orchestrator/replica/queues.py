@@ -23,9 +23,10 @@ stored = Gauge("sfumato_bus_stored_bytes", "Bytes that JetStream's streams take 
 
 async def watch(bus: Bus) -> None:
     """Look at the queues now and then, until cancelled. Every replica tells the same: take the highest, not the sum."""
+    known = services()
     while True:
         try:
-            for service in services():
+            for service in known:
                 lag.labels(service).set(await _lag(bus, service))
             stored.set((await bus.js.account_info()).storage)
         except (NatsError, TimeoutError) as error:

@@ -15,7 +15,7 @@ from orchestrator.recipes.events import EventBuilder
 from orchestrator.recipes.plan import Plan
 from orchestrator.runs.records import Record
 from orchestrator.runs.registering import register_run
-from sfumato.errors import PoisonTask, SfumatoError
+from sfumato.errors import InvalidInput, PoisonTask, SfumatoError
 from sfumato.registry.models import Models
 from sfumato.runs.records import Event, Outcome
 from sfumato.runtime.artifacts import ArtifactStore
@@ -97,6 +97,8 @@ class RunExecution:
         try:
             with self._open_registry() as registry:
                 register_run(self._name, self._recipe, plan, self._artifacts, registry, state)
+        except InvalidInput as error:
+            log.info("%s", error)
         except SfumatoError as error:
             log.warning("The models of %s are not registered: %s Do it later: sfumato models register %s", self._name, error, self._name)
 

@@ -63,3 +63,11 @@ def test_a_very_long_name_is_cut_in_the_message() -> None:
     with pytest.raises(InvalidInput) as error:
         catalog.recipe_named("x" * 10_000)
     assert len(str(error.value)) < 300
+
+
+def test_a_method_that_cannot_be_loaded_is_refused_and_keeps_no_other_from_working(another_package: None, tmp_path: Path) -> None:
+    (tmp_path / f"{MODULE}.py").write_text("raise RuntimeError('broken')\n")
+    with pytest.raises(InvalidInput, match="the method probing cannot be loaded.*broken"):
+        catalog.recipe_named("probing")
+    assert "generator" in catalog.services()
+    assert "artaug" in catalog.cards()
