@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
+from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
 from deploy import browser
@@ -46,26 +50,33 @@ def source(page: Page, which: str) -> str:
     return page.locator(f"#{which}").get_attribute("src") or ""
 
 
+def distance(one: str, other: str) -> int:
+    """The largest difference of two sources' pictures in any pixel and channel, in levels of 255."""
+    pictures = [np.asarray(Image.open(io.BytesIO(base64.b64decode(data.split(",", 1)[1])))).astype(int) for data in (one, other)]
+    return int(np.abs(pictures[0] - pictures[1]).max())
+
+
 def test_a_prompt_is_painted_and_the_slider_changes_one_picture(page: Page, served: Serving) -> None:
     page.fill("#prompt", "a red house and a tree by day")
     page.fill("#seed", "11")
     page.click("#generate")
     expect(page.locator("#status")).to_contain_text(f"by version {served.version[:12]}", timeout=MILLISECONDS)
-    base, fused = source(page, "base"), source(page, "fused")
-    assert base.startswith("data:image/png;base64,") and base != fused
+    base, fused = source(page, "base"), source(page, "fused")  # two requests at a time: their pictures may share forwards
+    assert base.startswith("data:image/png;base64,") and distance(base, fused) > 1
     # The slider as a hand moves it, to its largest weight and back to the base model.
     page.locator("#scale").press("End")
     page.wait_for_selector("#fused[data-scale='2']")
     most = source(page, "fused")
-    assert most not in (base, fused) and source(page, "base") == base
+    assert min(distance(most, base), distance(most, fused)) > 1 and source(page, "base") == base
     expect(page.locator("#fused-caption")).to_have_text("weight 2.00")
     page.locator("#scale").press("Home")
     page.wait_for_selector("#fused[data-scale='0']")
-    assert source(page, "fused") == base  # weight 0 is the base model, bit for bit
+    # Alone, as here, a picture is bit-identical to the pipeline's; one that shared forwards differs from it by at most one level.
+    assert distance(source(page, "fused"), base) <= 1
     moved = "slider => { slider.value = 1; for (const kind of ['input', 'change']) slider.dispatchEvent(new Event(kind)); }"
     page.locator("#scale").evaluate(moved)
     page.wait_for_selector("#fused[data-scale='1']")
-    assert source(page, "fused") == fused
+    assert distance(source(page, "fused"), fused) <= 1
     expect(page.locator("#generate")).to_be_enabled()
     page.screenshot(path=SCREENSHOT)
     assert SCREENSHOT.stat().st_size > 10_000
