@@ -1,1 +1,1 @@
-"""The orchestrator: recipes as data and small pure functions, the engine that runs them, the transport to the services."""
+"""The orchestrator: recipes as data and pure functions, the engine that executes them, and the transports to the services."""

@@ -19,7 +19,7 @@ NAME = "sfumato.v1.OrchestratorService"
 
 
 def services(serving: ServingSettings) -> Sequence[Service]:
-    """The orchestrator's service, and the driver beside it. Nothing has to be loaded, and no call has to wait for another."""
+    """The orchestrator's service and its driver. There is no model to load, and calls do not wait for each other."""
     control = RunService(Settings(), BusSettings(), DriverSettings(), serving)
     register = partial(add_OrchestratorServiceServicer_to_server, OrchestratorServicer(control))
     return [Service(NAME, register, EngineQueue(object), beside=control)]

@@ -1,4 +1,4 @@
-"""What the orchestrator does for a caller: submit, look, watch, pause, resume, cancel, review. It knows no gRPC; any replica does it."""
+"""The orchestrator's operations: submit, get, watch, pause, resume, cancel, review. Independent of gRPC; any replica can execute them."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ from sfumato.runtime.telemetry import bound, outgoing
 log = logging.getLogger(__name__)
 
 LOOK = 2.0
-"""Seconds after which a watched run is looked at again where nothing was heard of it."""
+"""Seconds between two reads of a watched run's status if no change is received."""
 NOTES = {
-    RunState.QUEUED: "It waits for a replica that has room for it.",
+    RunState.QUEUED: "It waits for a replica with a free slot.",
     RunState.WAITING: "It waits for a person: sfumato review {name}",
-    RunState.PAUSED: "Go on: sfumato runs resume {name}",
-    RunState.INTERRUPTED: "What was wanted of it was lost; what it had finished was not. Go on: sfumato runs resume {name}",
-    RunState.FAILED: "Try again from what it had finished: sfumato runs resume {name}",
-    RunState.CANCELLED: "Take it up again: sfumato runs resume {name}",
+    RunState.PAUSED: "Continue: sfumato runs resume {name}",
+    RunState.INTERRUPTED: "Its desired state was lost; its finished work was not. Continue: sfumato runs resume {name}",
+    RunState.FAILED: "Retry from its finished work: sfumato runs resume {name}",
+    RunState.CANCELLED: "Continue it: sfumato runs resume {name}",
 }
-AWAY = "The bus does not answer, so nobody knows how it goes on."
+AWAY = "The bus does not answer, so the state of the run is unknown."
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
-    """What of a record is asked for again and again, and never changes."""
+class _CachedRecord:
+    """The fields of a record that are read often; they never change."""
 
     models: Mapping[str, str]
     submitted: datetime
@@ -56,22 +56,22 @@ class _Known:
 
 
 class RunService:
-    """Use it in an ``async with`` block: inside, this process is a replica that answers for runs and drives them."""
+    """An async context manager: inside of it, this process is a replica that serves calls and drives runs."""
 
     def __init__(self, settings: Settings, bus: BusSettings, driving: DriverSettings, serving: ServingSettings) -> None:
         self._settings, self._bus_settings, self._driving, self._grace = settings, bus, driving, serving.grace
         self._artifacts = ArtifactStore(settings.artifacts_url)
         self._records = Records(self._artifacts, settings.runs)
-        self._known: dict[str, _Known] = {}
+        self._cache: dict[str, _CachedRecord] = {}
         self._closing = asyncio.Event()
         self._live: Index | None = None
 
     async def __aenter__(self) -> RunService:
-        """Connect, and begin to drive.
+        """Connect, and start the driver.
 
         Raises:
-            Unavailable: there is no bus.
-            InvalidInput: the template of Jobs cannot be used.
+            Unavailable: the bus cannot be reached.
+            InvalidInput: the template of Jobs is invalid.
         """
         starting = jobs.Jobs(self._driving.joint_job) if self._driving.joint_job else None
         self._bus = await Bus(self._bus_settings, f"sfumato orchestrator {os.getpid()}").__aenter__()
@@ -79,23 +79,23 @@ class RunService:
         name = f"{socket.gethostname()}-{os.getpid()}"
         self._driver = Driver(name, self._live, self._records, self._artifacts, self._bus_settings, self._driving)
         self._job = asyncio.create_task(self._driver.run())
-        self._job.add_done_callback(_ended)
+        self._job.add_done_callback(_log_failure)
         looks = [queues.watch(self._bus), *([jobs.watch(self._bus, starting)] if starting else [])]
         self._looking = [asyncio.create_task(look) for look in looks]
         return self
 
     async def __aexit__(self, *exception: object) -> None:
-        """Let others go on at once, and end what is under way."""
+        """Release the leases, stop the runs, and disconnect."""
         self._closing.set()
         if not await self._driver.stop(self._grace):
-            log.warning("A run does not end; whoever takes it next comes to the same.")
+            log.warning("A run did not stop within the grace period; another replica continues it with the same result.")
         await cancel_all([self._job, *self._looking])
         await self._bus.__aexit__(*exception)
 
-    # --- looking ---
+    # --- queries ---
 
     async def get(self, name: str) -> RunStatus:
-        """How a run stands. Where the bus is away, what the store knows.
+        """The status of a run; if the bus is unavailable, as far as the artifact store knows it.
 
         Raises:
             NotFound: there is no such run.
@@ -103,38 +103,38 @@ class RunService:
         try:
             return await self._status_of(name)
         except Unavailable:
-            known = await self._record(name)
-            return RunStatus(name, RunState.INTERRUPTED, known.submitted, known.models, note=AWAY)
+            record = await self._record(name)
+            return RunStatus(name, RunState.INTERRUPTED, record.submitted, record.models, note=AWAY)
 
     async def spec(self, name: str) -> Record:
-        """What a run was asked for. Raises `NotFound`."""
+        """The record of a run. Raises `NotFound`."""
         return (await asyncio.to_thread(self._records.record, name))[0]
 
     async def page(self, size: int, token: str) -> tuple[list[RunStatus], str]:
-        """Up to so many runs, the newest first, and where the next page begins."""
+        """Up to ``size`` runs, the newest first, and the token of the next page."""
         names, more = await asyncio.to_thread(self._records.page, size, token)
         return list(await asyncio.gather(*(self.get(name) for name in names))), more
 
     async def watch(self, name: str) -> AsyncIterator[RunStatus | Event]:
-        """How a run stands and what happened so far, then everything as it happens, until it has ended; last how it ended.
+        """The status of a run and its events so far, then every change until it has ended; the final status comes last.
 
         Raises:
             NotFound: there is no such run.
-            Unavailable: this replica is being ended.
+            Unavailable: this replica shuts down.
         """
         live = self._index()
-        heard: asyncio.Queue[list[Event] | None] = asyncio.Queue()
+        changes: asyncio.Queue[list[Event] | None] = asyncio.Queue()
 
-        def hear(bucket: str, data: bytes) -> None:
-            heard.put_nowait(read_events(data) if bucket == EVENTS else None)
+        def on_change(bucket: str, data: bytes) -> None:
+            changes.put_nowait(read_events(data) if bucket == EVENTS else None)
 
         status = await self._settled(name)
         shown: dict[tuple[str, int, str], tuple[int, float]] = {}
         yield status
-        async with live.listening(name, hear):
-            told = await self._told(name)
+        async with live.listening(name, on_change):
+            events = await self._events(name)
             while True:
-                for event in told:
+                for event in events:
                     stage, mark = (*event.section, event.stage), (event.number, event.time)
                     if shown.get(stage) != mark:
                         shown[stage] = mark
@@ -142,10 +142,10 @@ class RunService:
                 if status.state.ended:
                     yield status
                     return
-                told = await self._next(heard)
-                if told is not None:
+                events = await self._next(changes)
+                if events is not None:
                     continue
-                told = await self._told(name)
+                events = await self._events(name)
                 try:
                     now = await self._status_of(name)
                 except Unavailable:
@@ -156,14 +156,14 @@ class RunService:
                     yield now
                 status = now
 
-    # --- telling ---
+    # --- commands ---
 
     async def submit(self, text: str, inputs: Mapping[str, Sequence[str]]) -> tuple[RunStatus, bool]:
-        """Begin a run or go on with it, unless it is finished; whether it is new.
+        """Start a run, or continue it unless it is finished; its status, and whether it is new.
 
         Raises:
-            Faults: the spec or its prompts cannot work.
-            Unavailable: the bus does not answer; the same call again goes on.
+            Faults: the spec or its prompts are invalid.
+            Unavailable: the bus does not answer; the call can be repeated.
         """
         self._index()
         wanted = await asyncio.to_thread(submission, text, inputs, self._settings)
@@ -172,34 +172,34 @@ class RunService:
             created = await asyncio.to_thread(self._records.begin, wanted.id, record)
             ended = await asyncio.to_thread(self._records.outcome, wanted.id)
             if ended is None or ended.outcome.state != "finished":
-                await self._go(wanted.id)
+                await self._want_running(wanted.id)
             log.info("The run %s is submitted%s.", wanted.id, "" if created else " again")
         return await self.get(wanted.id), created
 
     async def pause(self, name: str) -> RunStatus:
-        """Stop a run for now.
+        """Pause a run.
 
         Raises:
             NotFound: there is no such run.
             WrongState: it has ended.
         """
-        await self._unended(name)
-        await self._index().change(name, lambda old: (old or DesiredState(wish="pause")).model_copy(update={"wish": "pause"}))
+        await self._check_not_ended(name)
+        await self._index().change(name, lambda old: (old or DesiredState(wanted="pause")).model_copy(update={"wanted": "pause"}))
         return await self.get(name)
 
     async def resume(self, name: str) -> RunStatus:
-        """Go on with a run from what it had finished.
+        """Continue a run from its finished work.
 
         Raises:
             NotFound: there is no such run.
             WrongState: it is finished.
         """
         await self._record(name)
-        await self._go(name)
+        await self._want_running(name)
         return await self.get(name)
 
     async def cancel(self, name: str) -> RunStatus:
-        """Give a run up.
+        """Cancel a run.
 
         Raises:
             NotFound: there is no such run.
@@ -208,16 +208,16 @@ class RunService:
         await self._record(name)
         stands = await asyncio.to_thread(self._records.end, name, Outcome(state="cancelled"))
         if stands.state != "cancelled":
-            raise WrongState(f"The run {name} is {stands.state}.", hint="There is nothing to give up.")
+            raise WrongState(f"The run {name} is {stands.state}.", hint="There is nothing to cancel.")
         await self._index().change(name, lambda _: None)
         return await self.get(name)
 
     async def review(self, name: str, answers: Sequence[Answer]) -> tuple[list[Answer], list[Question]]:
-        """Store answers; the answers that stand, and the questions that still wait. After the last one the run continues.
+        """Store answers; the answers that stand, and the questions that are still open. After the last one the run continues.
 
         Raises:
-            NotFound: there is no such run, or no such question of it waits.
-            WrongState: the run asks no person, or has not come to its review yet.
+            NotFound: there is no such run, or it has no such open question.
+            WrongState: the run has no human review, or has not reached it yet.
         """
         stand, left = await asyncio.to_thread(self._answer, name, answers)
         if answers or not left:
@@ -252,67 +252,68 @@ class RunService:
         data = self._artifacts.read_key(manifest_key(question))
         manifest = None if data is None else Manifest.model_validate_json(data)
         if manifest is None or manifest.kind != QUESTION:
-            hint = "The questions that wait: sfumato review ID --json"
-            raise NotFound(f"No question {question[:12]} of the run {name} waits for a person.", hint=hint)
+            hint = "The open questions: sfumato review ID --json"
+            raise NotFound(f"The run {name} has no open question {question[:12]}.", hint=hint)
         return Answer(question, **manifest.values[0])
 
-    # --- how it stands ---
+    # --- status ---
 
     def _index(self) -> Index:
         if self._live is None or self._closing.is_set():
-            raise Unavailable("This replica is not on the bus.", hint="Ask another, or try again in a moment.")
+            raise Unavailable("This replica is not connected to the bus.", hint="Try another replica, or try again in a moment.")
         return self._live
 
-    async def _record(self, name: str) -> _Known:
-        """What is on record of a run. Raises `NotFound`."""
-        if name not in self._known:
+    async def _record(self, name: str) -> _CachedRecord:
+        """The cached fields of a run's record. Raises `NotFound`."""
+        if name not in self._cache:
             record, submitted = await asyncio.to_thread(self._records.record, name)
             models = {part: weights.version for part, weights in record.models.items()}
-            self._known[name] = _Known(models, submitted, record.recipe, record.recipe.spec.model_validate(record.spec))
-        return self._known[name]
+            self._cache[name] = _CachedRecord(models, submitted, record.recipe, record.recipe.spec.model_validate(record.spec))
+        return self._cache[name]
 
-    async def _unended(self, name: str) -> None:
+    async def _check_not_ended(self, name: str) -> None:
+        """Raises `NotFound` and `WrongState`."""
         await self._record(name)
         ended = await asyncio.to_thread(self._records.outcome, name)
         if ended is not None:
             hint = "" if ended.outcome.state == "finished" else NOTES[RunState(ended.outcome.state)].format(name=name)
             raise WrongState(f"The run {name} is {ended.outcome.state}.", hint=hint)
 
-    async def _go(self, name: str) -> None:
-        """Want a run to go on."""
+    async def _want_running(self, name: str) -> None:
+        """Set the desired state of a run to running; a paused one begins a new attempt."""
         await asyncio.to_thread(self._records.reopen, name)
 
-        def go(old: DesiredState | None) -> DesiredState:
-            if old is None or old.wish == "run":
-                return DesiredState(wish="run", attempt=old.attempt if old else 1)
-            return DesiredState(wish="run", attempt=old.attempt + 1)
+        def running(old: DesiredState | None) -> DesiredState:
+            if old is None or old.wanted == "run":
+                return DesiredState(wanted="run", attempt=old.attempt if old else 1)
+            return DesiredState(wanted="run", attempt=old.attempt + 1)
 
-        await self._index().change(name, go)
+        await self._index().change(name, running)
 
     async def _status_of(self, name: str) -> RunStatus:
-        known = await self._record(name)
-        ended, told = await asyncio.gather(asyncio.to_thread(self._records.outcome, name), self._told(name))
-        latest = max(told or (), key=lambda event: event.time, default=None)
-        status = RunStatus(name, RunState.QUEUED, known.submitted, known.models, latest=latest)
+        record = await self._record(name)
+        ended, events = await asyncio.gather(asyncio.to_thread(self._records.outcome, name), self._events(name))
+        latest = max(events or (), key=lambda event: event.time, default=None)
+        status = RunStatus(name, RunState.QUEUED, record.submitted, record.models, latest=latest)
         if ended is not None:
             state = RunState(ended.outcome.state)
             return replace(status, state=state, ended=ended, note=NOTES.get(state, "").format(name=name))
         live = self._index()
-        wish, driver = await asyncio.gather(live.wish(name), live.driver(name))
-        if wish is None:
+        desired, driver = await asyncio.gather(live.desired(name), live.driver(name))
+        if desired is None:
             state = RunState.INTERRUPTED
-        elif wish.wish == "pause":
+        elif desired.wanted == "pause":
             state = RunState.PAUSING if driver else RunState.PAUSED
-        elif wish.waiting:
+        elif desired.waiting:
             state = RunState.WAITING
         else:
             state = RunState.RUNNING if driver else RunState.QUEUED
-        note, waiting = NOTES.get(state, "").format(name=name), wish.waiting if wish else 0
-        left = remaining(told, known.recipe, known.spec) if state is RunState.RUNNING else None
+        note, waiting = NOTES.get(state, "").format(name=name), desired.waiting if desired else 0
+        left = remaining(events, record.recipe, record.spec) if state is RunState.RUNNING else None
         return replace(status, state=state, driver=driver, waiting=waiting, note=note, remaining=left)
 
     async def _settled(self, name: str) -> RunStatus:
-        """How a run stands. A bus that has just lost everything has a lease's time to be told by whoever drives the run."""
+        """The status of a run. If the desired state was lost, waits up to a lease's lifetime for the driver to restore it."""
         clock = asyncio.get_running_loop().time
         patience = clock() + self._driving.lease
         while True:
@@ -321,31 +322,31 @@ class RunService:
                 return status
             await asyncio.sleep(LOOK / 4)
 
-    async def _told(self, name: str) -> list[Event]:
-        """What is known of what happened; nothing where the bus is away."""
+    async def _events(self, name: str) -> list[Event]:
+        """The events of a run; an empty list if the bus is unavailable."""
         try:
             return await self._index().events(name)
         except Unavailable:
             return []
 
-    async def _next(self, heard: asyncio.Queue[list[Event] | None]) -> list[Event] | None:
-        """Events that were heard, or None where it is time to look.
+    async def _next(self, changes: asyncio.Queue[list[Event] | None]) -> list[Event] | None:
+        """The next published events, or None if the status must be read again.
 
         Raises:
-            Unavailable: this replica is being ended.
+            Unavailable: this replica shuts down.
         """
-        closing, news = asyncio.ensure_future(self._closing.wait()), asyncio.ensure_future(heard.get())
+        closing, change = asyncio.ensure_future(self._closing.wait()), asyncio.ensure_future(changes.get())
         try:
-            done, _ = await asyncio.wait([closing, news], timeout=LOOK, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait([closing, change], timeout=LOOK, return_when=asyncio.FIRST_COMPLETED)
             if closing in done:
-                raise Unavailable("This replica is being ended.", hint="Ask again: another one answers.")
-            return news.result() if news in done else None
+                raise Unavailable("This replica shuts down.", hint="Try again: another replica answers.")
+            return change.result() if change in done else None
         finally:
             closing.cancel()
-            news.cancel()
+            change.cancel()
 
 
-def _ended(job: asyncio.Task[None]) -> None:
-    """A driver that ends by itself is a defect, and is not to go unseen."""
+def _log_failure(job: asyncio.Task[None]) -> None:
+    """Log the exception of a driver that ended without being cancelled: a defect."""
     if not job.cancelled() and job.exception() is not None:
-        log.critical("This replica drives no more runs.", exc_info=job.exception())
+        log.critical("The driver of this replica failed; it drives no more runs.", exc_info=job.exception())

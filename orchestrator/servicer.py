@@ -1,4 +1,4 @@
-"""The orchestrator's service: messages of the contract to calls of `orchestrator.control` and back, nothing else."""
+"""The orchestrator's gRPC service: translates messages to calls of `orchestrator.control` and back."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Rows that are too many to hold in memory: in a temporary file, read like any other sequence.
+"""Rows in a temporary file, for samples that are too many to hold in memory; read as a sequence.
 
-A run keeps its samples here, so that it takes the same memory for a thousand as for a million. The file has no name, disappears with
-the process, and holds nothing that the manifests do not hold as well.
+A run stores its samples here, so that its memory does not depend on their number. The file has no name, is deleted when the process
+ends, and only holds data that the manifests hold too.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ BLOCK = 64
 
 
 class RowFile(Sequence[RowT]):
-    """Rows in blocks of ``size`` (only the last has fewer), each written once, in any order; whole when all of them are there.
+    """Rows in blocks of ``size`` (only the last has fewer), each written once, in any order; complete when all blocks are written.
 
-    Rows are numbers, strings or dataclasses, all of one type. They are kept as JSON, which holds every float to the last bit.
+    Rows are numbers, strings or dataclasses, all of one type. They are stored as JSON, which round-trips every float exactly.
     """
 
     def __init__(self, size: int = BLOCK) -> None:
         self._size, self._rows = size, 0
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the object
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - it is closed with the object
         self._starts = array("q")
         self._type: type[Any] | None = None
         weakref.finalize(self, self._file.close)
@@ -70,7 +70,7 @@ class RowFile(Sequence[RowT]):
     __hash__ = None  # pyright: ignore[reportAssignmentType]
 
     def __deepcopy__(self, memo: object) -> RowFile[RowT]:
-        return self  # rows are never changed
+        return self  # rows are immutable
 
     def _block(self, block: int) -> list[RowT]:
         assert self._type is not None
@@ -84,14 +84,14 @@ def _rows_of(kind: type[Any]) -> TypeAdapter[list[Any]]:
 
 
 def batched(rows: Iterable[RowT], size: int) -> Iterator[tuple[RowT, ...]]:
-    """Rows in groups of ``size``, the last one perhaps smaller, taken as they are asked for."""
+    """Rows in groups of ``size`` (the last may be smaller), read lazily."""
     source = iter(rows)
     while group := tuple(islice(source, size)):
         yield group
 
 
 def to_row_file(rows: Iterable[RowT]) -> RowFile[RowT]:
-    """These rows in a file."""
+    """Write rows to a file."""
     rows_on_file: RowFile[RowT] = RowFile()
     for block, group in enumerate(batched(rows, BLOCK)):
         rows_on_file.put(block, group)

@@ -18,7 +18,7 @@ class LatestEvents:
         self.latest: Event | None = None
 
     def put(self, event: Event) -> None:
-        """Take an event in; it replaces the former one of its stage."""
+        """Store an event; it replaces the previous one of its stage."""
         with self._lock:
             number = self._numbers.setdefault(event.section, len(self._numbers) + 1)
             stages = self._stages.setdefault(number, {})
@@ -28,14 +28,14 @@ class LatestEvents:
             self.latest = event
 
     def take(self) -> dict[int, list[Event]]:
-        """All events of the sections in which something is new, by the section's number; of pictures only the newest are kept."""
+        """All events of the sections with new ones, by the section's number; only the newest pictures are kept."""
         with self._lock:
             taken = {number: list(self._stages[number].values()) for number in sorted(self._new)}
             self._new.clear()
         return {number: _with_newest_pictures(events) for number, events in taken.items()}
 
     def renew(self) -> None:
-        """Count everything as new: what was published may be lost."""
+        """Mark everything as new: published events may be lost."""
         with self._lock:
             self._new.update(self._stages)
 

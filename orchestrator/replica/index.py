@@ -1,10 +1,10 @@
-"""What the bus knows of runs, in three buckets of NATS KV: what is wanted of each, who drives it, and how far it is.
+"""The state of runs on the bus, in three NATS KV buckets: the desired state of each run, the replica that drives it, and its events.
 
-    sfumato-wishes    <id>               run or pause, and how many pairs wait for a person; there until the run has ended
-    sfumato-leases    <id>               who drives it; vanishes when it is not renewed
-    sfumato-events    <id>.<section>     the latest event of every stage; sections are numbered from 1 as they begin
+    sfumato-wishes    <id>               the desired state: run or pause, and the number of pairs that wait for a person; deleted at the end
+    sfumato-leases    <id>               the replica that drives the run; expires when it is not renewed
+    sfumato-events    <id>.<section>     the latest event of every stage; sections are numbered from 1 in the order in which they begin
 
-All of it may be lost at any moment, and buckets are made anew when they are needed: `orchestrator.runs.records` has what counts.
+All three may be lost at any time and are created again when they are needed: the records (`orchestrator.runs.records`) are authoritative.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from nats.js.errors import (
     ServiceUnavailableError,
 )
 from nats.js.kv import KeyValue
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from sfumato.errors import Conflict, Unavailable
 from sfumato.runs.records import Event
@@ -37,12 +37,12 @@ from sfumato.runtime.bus import Bus
 
 log = logging.getLogger(__name__)
 
-WISHES, LEASES, EVENTS = "sfumato-wishes", "sfumato-leases", "sfumato-events"
+DESIRED, LEASES, EVENTS = "sfumato-wishes", "sfumato-leases", "sfumato-events"
 ROUNDS = 20
-"""Times that a change is tried when others change the same."""
+"""Attempts at a compare-and-set when other replicas change the same key."""
 DAY = 86_400.0
 ANSWERS = 3.0
-"""Seconds in which the bus must answer."""
+"""Timeout of a request to the bus, in seconds."""
 
 _EVENTS = TypeAdapter(list[Event])
 _GONE = (BucketNotFoundError, NoRespondersError, NoStreamResponseError, ServiceUnavailableError)
@@ -50,17 +50,20 @@ Result = TypeVar("Result")
 
 
 class DesiredState(BaseModel):
-    """What is wanted of a run. ``attempt`` counts how often it was told to go on; ``waiting`` pairs wait for a person."""
+    """The desired state of a run. ``attempt`` is 1 plus the number of resumes; ``waiting`` pairs wait for a person.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    The stored JSON key of ``wanted`` is ``wish``.
+    """
 
-    wish: Literal["run", "pause"]
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, serialize_by_alias=True)
+
+    wanted: Literal["run", "pause"] = Field(validation_alias="wish", serialization_alias="wish")
     attempt: int = 1
     waiting: int = 0
 
 
 class Lease(BaseModel):
-    """Who drives a run."""
+    """The replica that drives a run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -68,7 +71,7 @@ class Lease(BaseModel):
 
 
 def read_events(data: bytes) -> list[Event]:
-    """What was published of an iteration; nothing where it cannot be read."""
+    """The events of a section; an empty list if they cannot be parsed."""
     try:
         return _EVENTS.validate_json(data or b"[]")
     except ValueError as error:
@@ -79,89 +82,89 @@ def read_events(data: bytes) -> list[Event]:
 class Index:
     """The three buckets on one connection.
 
-    Every call raises `Unavailable` where the bus does not answer.
+    Every call raises `Unavailable` if the bus does not answer.
     """
 
     def __init__(self, bus: Bus, *, lease: float) -> None:
-        """``lease`` is how many seconds a lease lives without being renewed."""
+        """``lease`` is the lifetime of a lease without renewal, in seconds."""
         self._bus, self._lease = bus, lease
         self._buckets: dict[str, KeyValue] = {}
-        # A server that comes back may have lost them, and a write to none is not refused where somebody listens to its subject.
+        # A restarted server may have lost the buckets, and a write to a missing bucket succeeds if its subject has a subscriber.
         bus.on_return.append(self._buckets.clear)
 
-    # --- what is wanted ---
+    # --- desired state ---
 
-    async def wish(self, name: str) -> DesiredState | None:
-        """What is wanted of a run; None where nobody knows, or it has ended."""
-        found = await self._get(WISHES, name)
+    async def desired(self, name: str) -> DesiredState | None:
+        """The desired state of a run; None if it is lost, or the run has ended."""
+        found = await self._get(DESIRED, name)
         return None if found is None else DesiredState.model_validate_json(found.value or b"")
 
-    async def wishes(self) -> dict[str, DesiredState]:
-        """What is wanted of every run that has not ended."""
+    async def all_desired(self) -> dict[str, DesiredState]:
+        """The desired state of every run that has not ended."""
 
         async def subjects() -> list[str]:
-            info = await self._bus.js.stream_info(f"KV_{WISHES}", subjects_filter=">")
-            return [subject.removeprefix(f"$KV.{WISHES}.") for subject in info.state.subjects or {}]
+            info = await self._bus.js.stream_info(f"KV_{DESIRED}", subjects_filter=">")
+            return [subject.removeprefix(f"$KV.{DESIRED}.") for subject in info.state.subjects or {}]
 
         try:
             names = await self._answered(subjects())
         except _Missing:
             return {}
-        found = await asyncio.gather(*(self._wish_or_sweep(name) for name in names))
-        return {name: wish for name, wish in zip(names, found, strict=True) if wish is not None}
+        found = await asyncio.gather(*(self._desired_or_purge(name) for name in names))
+        return {name: desired for name, desired in zip(names, found, strict=True) if desired is not None}
 
-    async def _wish_or_sweep(self, name: str) -> DesiredState | None:
-        """What is wanted of a run; the mark that a wish leaves where it was taken away is swept up."""
+    async def _desired_or_purge(self, name: str) -> DesiredState | None:
+        """The desired state of a run; the delete marker of a removed one is purged."""
         try:
-            found = await self._on(WISHES, lambda bucket: bucket.get(name))
+            found = await self._on(DESIRED, lambda bucket: bucket.get(name))
         except KeyNotFoundError as error:
             if error.entry is not None and error.entry.revision is not None:
                 until = error.entry.revision + 1
-                await self._answered(self._bus.js.purge_stream(f"KV_{WISHES}", subject=f"$KV.{WISHES}.{name}", seq=until))
+                await self._answered(self._bus.js.purge_stream(f"KV_{DESIRED}", subject=f"$KV.{DESIRED}.{name}", seq=until))
             return None
         return DesiredState.model_validate_json(found.value or b"")
 
     async def change(self, name: str, new: Callable[[DesiredState | None], DesiredState | None]) -> DesiredState | None:
-        """Replace what is wanted of a run by what ``new`` makes of it, by compare-and-set; None takes it away.
+        """Replace the desired state of a run by ``new(old)``, by compare-and-set; None deletes it.
 
         Raises:
-            Conflict: others changed it again and again.
+            Conflict: other replicas changed it during every attempt.
         """
         for _ in range(ROUNDS):
-            found = await self._get(WISHES, name)
+            found = await self._get(DESIRED, name)
             old = None if found is None else DesiredState.model_validate_json(found.value or b"")
-            wish = new(old)
-            if wish == old:
+            desired = new(old)
+            if desired == old:
                 return old
             try:
-                if wish is not None:
-                    await self._set(WISHES, name, wish, found)
+                if desired is not None:
+                    await self._set(DESIRED, name, desired, found)
                 elif found is not None:
                     last = found.revision
-                    await self._on(WISHES, lambda bucket, last=last: bucket.delete(name, last=last))
+                    await self._on(DESIRED, lambda bucket, last=last: bucket.delete(name, last=last))
             except _Lost:
                 continue
-            return wish
-        raise Conflict(f"Others change the run {name} at the same time.", hint="Look how it stands and try again.")
+            return desired
+        raise Conflict(f"Other replicas change the run {name} at the same time.", hint="Check its state and try again.")
 
-    # --- who drives ---
+    # --- leases ---
 
     async def driver(self, name: str) -> str:
-        """Who drives a run; empty where nobody does."""
+        """The replica that drives a run; empty if there is none."""
         found = await self._get(LEASES, name)
         return "" if found is None else Lease.model_validate_json(found.value or b"").driver
 
     async def take(self, name: str, driver: str) -> int | None:
-        """Take a run's lease; its revision, None where another has it."""
+        """Acquire the lease on a run; its revision, None if another replica holds it."""
         if await self._get(LEASES, name) is not None:
-            return None  # no write: who listens hears those that are refused as well
+            return None  # no write: subscribers receive refused writes too
         try:
             return await self._on(LEASES, lambda bucket: bucket.create(name, Lease(driver=driver).model_dump_json().encode()))
         except _Lost:
             return None
 
     async def renew(self, name: str, driver: str, revision: int) -> int | None:
-        """Renew a lease; its new revision. One that vanished is taken anew; None where another has it now."""
+        """Renew a lease; its new revision. An expired lease is acquired again; None if another replica holds it now."""
         data = Lease(driver=driver).model_dump_json().encode()
         try:
             return await self._on(LEASES, lambda bucket: bucket.update(name, data, last=revision))
@@ -169,44 +172,44 @@ class Index:
             return await self.take(name, driver)
 
     async def release(self, name: str, revision: int) -> None:
-        """Give a lease back, if it is still ours."""
+        """Release a lease, if it is still at this revision."""
         try:
             await self._on(LEASES, lambda bucket: bucket.delete(name, last=revision))
         except _Lost:
             return
 
-    # --- how far it is ---
+    # --- events ---
 
-    async def tell(self, name: str, section: int, events: list[Event]) -> None:
-        """Publish the latest event of every stage of a section (see `orchestrator.replica.board`), in their order."""
+    async def publish(self, name: str, section: int, events: list[Event]) -> None:
+        """Publish the latest event of every stage of a section (see `orchestrator.replica.board`), in order."""
         data = _EVENTS.dump_json(events, exclude_defaults=True)
         await self._on(EVENTS, lambda bucket: bucket.put(f"{name}.{section}", data))
 
     async def events(self, name: str) -> list[Event]:
-        """The latest event of every stage of every section, in their order; what was lost is missing."""
-        told: list[Event] = []
+        """The latest event of every stage of every section, in order; lost events are missing."""
+        events: list[Event] = []
         section = 1
         while (found := await self._get(EVENTS, f"{name}.{section}")) is not None:
-            told += read_events(found.value or b"")
+            events += read_events(found.value or b"")
             section += 1
-        return told
+        return events
 
-    # --- hearing of changes ---
+    # --- subscriptions ---
 
     @asynccontextmanager
-    async def listening(self, name: str, heard: Callable[[str, bytes], None]) -> AsyncIterator[None]:
-        """Hear of changes to a run (``*``: to any, but not of events) as they happen: the bucket's name, and what was written.
+    async def listening(self, name: str, on_change: Callable[[str, bytes], None]) -> AsyncIterator[None]:
+        """Call ``on_change`` with the bucket's name and the written value for every change to a run (``*``: to any run, without events).
 
-        Wishes and leases are heard even where they were refused because another was first: they only say that it is time to look.
-        A value in a bucket is a message on its subject, which is heard like any other: there is no consumer that could be lost.
-        What happens while the connection is away is not heard; whoever listens looks from time to time.
+        Writes of desired states and leases are received even if the compare-and-set refused them: they only indicate that the state must
+        be read. A value in a bucket is a message on its subject, so a plain subscription suffices and there is no consumer to lose.
+        Changes during a disconnection are missed, so callers must also poll.
         """
 
         async def received(message: Msg) -> None:
             bucket = message.subject.split(".")[1]
-            heard(bucket, message.data)
+            on_change(bucket, message.data)
 
-        subjects = [f"$KV.{WISHES}.{name}", f"$KV.{LEASES}.{name}", f"$KV.{EVENTS}.{name}.>"]
+        subjects = [f"$KV.{DESIRED}.{name}", f"$KV.{LEASES}.{name}", f"$KV.{EVENTS}.{name}.>"]
         subscriptions = [await self._bus.client.subscribe(subject, cb=received) for subject in subjects[: 2 if name == "*" else 3]]
         try:
             yield
@@ -230,7 +233,7 @@ class Index:
         return await self._on(bucket, lambda found: found.update(key, data, last=former.revision))
 
     async def _on(self, name: str, act: Callable[[KeyValue], Awaitable[Result]]) -> Result:
-        """Do something to a bucket, which is made first where it is not known to be there."""
+        """Call ``act`` with a bucket, which is created first if it may be missing."""
         try:
             if name not in self._buckets:
                 self._buckets[name] = await self._answered(self._bucket(name))
@@ -243,21 +246,21 @@ class Index:
         return await self._answered(act(self._buckets[name]))
 
     async def _bucket(self, name: str) -> KeyValue:
-        age = {WISHES: None, LEASES: self._lease, EVENTS: 30 * DAY}[name]
+        age = {DESIRED: None, LEASES: self._lease, EVENTS: 30 * DAY}[name]
         config = api.KeyValueConfig(bucket=name, history=1, ttl=age, replicas=self._bus.settings.replicas, storage=api.StorageType.FILE)
         try:
             return await self._bus.js.create_key_value(config)
         except BadRequestError:
-            return await self._bus.js.key_value(name)  # it is there, set up by another version of this
+            return await self._bus.js.key_value(name)  # it exists with another version's configuration
 
     async def _answered(self, call: Awaitable[Result]) -> Result:
-        """Wait for the bus's answer.
+        """Wait for the answer of the bus.
 
         Raises:
-            _Missing: the bucket is gone.
-            _Lost: another was first.
-            KeyNotFoundError: there is no such key.
-            Unavailable: it does not answer.
+            _Missing: the bucket does not exist.
+            _Lost: another replica wrote first.
+            KeyNotFoundError: the key does not exist.
+            Unavailable: the bus does not answer.
         """
         try:
             return await asyncio.wait_for(call, ANSWERS)
@@ -274,8 +277,8 @@ class Index:
 
 
 class _Missing(Exception):
-    """A bucket that is not there."""
+    """A bucket does not exist."""
 
 
 class _Lost(Exception):
-    """Another changed the same first."""
+    """A compare-and-set failed: another replica wrote first."""

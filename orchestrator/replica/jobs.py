@@ -1,8 +1,8 @@
-"""Starts what a joint training needs several processes for: on a cluster, an Indexed Job for each such task, made from a template.
+"""Starts the processes of joint trainings on a cluster: an Indexed Job for each such task, created from a template.
 
-The queue on the bus is the truth here as well: while its oldest task has no Job that is at it, one is made, by a name that follows
-from the task. So any number of replicas may look, and a Job that failed is made anew. What a Job's pods do is an ordinary worker's work
-(`services.trainer.distributed`): they take the task from the queue, and are as free to be killed as any.
+The queue on the bus is authoritative: if its oldest task has no running Job, one is created under a name that is derived from the task.
+So any number of replicas may watch the queue, and a failed Job is replaced. A Job's pods are ordinary workers
+(`services.trainer.distributed`): they take the task from the queue and may be killed at any time.
 """
 
 from __future__ import annotations
@@ -31,41 +31,41 @@ log = logging.getLogger(__name__)
 
 QUEUE = "joint"
 TASK = "sfumato.io/task"
-"""The annotation of a Job that says for which task it was made."""
+"""The annotation of a Job with the id of its task."""
 AGAIN = timedelta(seconds=60)
-"""After which a Job that has ended is made anew, where its task is in the queue still."""
+"""Time after which an ended Job is replaced if its task is still in the queue."""
 SECONDS = 10.0
-"""That Kubernetes has to answer."""
+"""Timeout of a request to Kubernetes, in seconds."""
 
 
 class Jobs:
-    """Jobs of one namespace, by the account that this process runs under (or the kubeconfig of who runs it)."""
+    """Jobs of one namespace, under the service account of this process (or its user's kubeconfig)."""
 
     def __init__(self, template: Path) -> None:
-        """Read the template: a Job as YAML, whose name the tasks' ids are added to.
+        """Read the template: a Job as YAML; the id of a task is appended to its name.
 
         Raises:
-            InvalidInput: it is no Job, or there is no way to Kubernetes.
+            InvalidInput: the template is not a Job, or Kubernetes is not configured.
         """
         try:
             content = yaml.safe_load(template.read_text(encoding="utf-8"))
             if content["kind"] != "Job":
-                raise TypeError("it is no Job")
+                raise TypeError("it is not a Job")
             self._template = cast(Job, Job.from_dict(content))
             self._name, namespace = content["metadata"]["name"], content["metadata"]["namespace"]
         except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
-            raise InvalidInput("joint_job", f"{template} is no template of a Job: {error!r}.", hint="The chart renders one.") from error
+            raise InvalidInput("joint_job", f"{template} is not a template of a Job: {error!r}.", hint="The chart renders one.") from error
         try:
             self._client = AsyncClient(namespace=namespace, timeout=Timeout(SECONDS))
         except ConfigError as error:
-            hint = "Give the pod's account its token, or name a file with KUBECONFIG."
-            raise InvalidInput("joint_job", f"there is no way to Kubernetes: {error}.", hint=hint) from error
+            hint = "Mount the token of the pod's service account, or set KUBECONFIG."
+            raise InvalidInput("joint_job", f"Kubernetes is not configured: {error}.", hint=hint) from error
 
     async def ensure(self, task_id: str) -> None:
-        """Have a Job at a task, or one that has just ended.
+        """Create the Job of a task, unless there is one that runs or has just ended.
 
         Raises:
-            Unavailable: Kubernetes does not answer, or refuses; its own words.
+            Unavailable: Kubernetes does not answer, or refuses (with its message).
         """
         name = f"{self._name}-{task_id[:16]}"
         try:
@@ -73,7 +73,7 @@ class Jobs:
             if job is None:
                 await self._create(name, task_id)
             elif _ended_before(job, datetime.now(UTC) - AGAIN):
-                log.warning("The Job %s has ended, and its task is not done: it is made anew.", name)
+                log.warning("The Job %s has ended, but its task is not done: the Job is created again.", name)
                 await self._client.delete(Job, name, cascade=CascadeType.BACKGROUND)
         except ApiError as error:
             raise Unavailable(f"Kubernetes refuses ({error.status.code} {error.status.reason}): {error.status.message}") from error
@@ -95,28 +95,28 @@ class Jobs:
         job.metadata.annotations = {**(job.metadata.annotations or {}), TASK: task_id}
         try:
             await self._client.create(job)
-            log.info("A Job for a joint training: %s.", name, extra={"task": task_id})
+            log.info("Created the Job %s for a joint training.", name, extra={"task": task_id})
         except ApiError as error:
-            if error.status.code != 409:  # another replica was faster
+            if error.status.code != 409:  # 409: another replica created it first
                 raise
 
 
 async def watch(bus: Bus, jobs: Jobs) -> None:
-    """Look at the queue now and then, until cancelled."""
+    """Check the queue periodically, until cancelled."""
     while True:
         try:
             task_id = await oldest(bus)
             if task_id:
                 await jobs.ensure(task_id)
         except (NatsError, TimeoutError) as error:
-            log.debug("the queue cannot be looked at now: %s", error)
+            log.debug("the queue cannot be read: %s", error)
         except Unavailable as error:
-            log.warning("No Job can be made for a joint training: %s", error)
+            log.warning("No Job can be created for a joint training: %s", error)
         await asyncio.sleep(LOOK)
 
 
 async def oldest(bus: Bus) -> str:
-    """The task that is in the queue for the longest time, in somebody's hands or not; empty where there is none.
+    """The id of the oldest task in the queue, whether a worker processes it or not; empty if there is none.
 
     Raises:
         NatsError: the bus does not answer.
@@ -124,12 +124,12 @@ async def oldest(bus: Bus) -> str:
     try:
         message = await bus.js.get_msg(stream_of(QUEUE), seq=1, subject=task_subject(QUEUE, "*"), next=True)
     except NotFoundError:
-        return ""  # nobody has needed it yet, or all is done
+        return ""  # the queue does not exist yet, or is empty
     return (message.subject or "").rpartition(".")[2]
 
 
 def _ended_before(job: Job, moment: datetime) -> bool:
-    """Whether it is complete, or failed, and was so at a moment already."""
+    """Whether the Job completed or failed before a moment."""
     conditions = job.status.conditions if job.status else None
     ends = [found for found in conditions or () if found.type in ("Complete", "Failed") and found.status == "True"]
     return bool(ends) and all(found.lastTransitionTime is not None and found.lastTransitionTime < moment for found in ends)

@@ -1,4 +1,4 @@
-"""How full the work queues are, as metrics: what a cluster scales workers by, where it has nothing that reads JetStream itself."""
+"""The lengths of the work queues, as metrics. A cluster scales its workers by them if it has no autoscaler that reads JetStream."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from sfumato.runtime.bus import CONSUMER, Bus, stream_of
 log = logging.getLogger(__name__)
 
 LOOK = 5.0
-"""Seconds between looks."""
+"""Seconds between two measurements."""
 
-lag = Gauge("sfumato_queue_lag", "Tasks on the bus that are not done: those that wait and those in workers' hands.", ["service"])
-stored = Gauge("sfumato_bus_stored_bytes", "Bytes that JetStream's streams take up in files, each counted once.")
+lag = Gauge("sfumato_queue_lag", "Tasks on the bus that are not done: those that wait and those that workers process.", ["service"])
+stored = Gauge("sfumato_bus_stored_bytes", "Bytes that JetStream's streams occupy on disk, each counted once.")
 
 
 async def watch(bus: Bus) -> None:
-    """Look at the queues now and then, until cancelled. Every replica tells the same: take the highest, not the sum."""
+    """Measure the queues periodically, until cancelled. All replicas report the same values: use the maximum, not the sum."""
     known = services()
     while True:
         try:
@@ -30,7 +30,7 @@ async def watch(bus: Bus) -> None:
                 lag.labels(service).set(await _lag(bus, service))
             stored.set((await bus.js.account_info()).storage)
         except (NatsError, TimeoutError) as error:
-            log.debug("the queues cannot be looked at now: %s", error)
+            log.debug("the queues cannot be measured: %s", error)
         await asyncio.sleep(LOOK)
 
 
@@ -38,5 +38,5 @@ async def _lag(bus: Bus, service: str) -> int:
     try:
         consumer = await bus.js.consumer_info(stream_of(service), CONSUMER)
     except NotFoundError:
-        return 0  # nobody has needed it yet
+        return 0  # the queue is created with its first task
     return (consumer.num_pending or 0) + (consumer.num_ack_pending or 0)

@@ -1,1 +1,1 @@
-"""How tasks reach workers: `local` with processes on this machine, `jetstream` over NATS with workers anywhere."""
+"""Transports of tasks to workers: `local` to processes on this machine, `jetstream` over NATS to workers on any machine."""

@@ -1,5 +1,5 @@
-"""Collects dead letters of tasks that end their workers: JetStream only says that a task was given out too often; what it was, and
-why it failed if it ever lived to fail, is kept here. (A task that fails is set aside by the worker that saw it fail once too often.)
+"""Collects dead letters of tasks whose workers ended: JetStream only publishes an advisory that a task reached its maximum of deliveries.
+The collector stores the task and its last known failure. (A task that fails becomes a dead letter at the worker of its last attempt.)
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from sfumato.runtime.tasks import manifest_key
 log = logging.getLogger(__name__)
 
 PAUSE = 0.5
-SILENT = Failure(kind="WorkerLost", message="Its workers ended while they were at it, and none lived to say why.", hint="Out of memory?")
+SILENT = Failure(kind="WorkerLost", message="Its workers ended during the task without reporting an error.", hint="Out of memory?")
 
 
 class DeadLetters:
-    """Takes advisories from their queue; of several collectors, each advisory is one's. Any step may be the last, and is done again."""
+    """Consumes advisories, each delivered to one of the collectors. A collector may end after any step: all steps are idempotent."""
 
     def __init__(self, bus: Bus, artifacts: ArtifactStore) -> None:
         self._bus, self._artifacts = bus, artifacts
@@ -39,31 +39,31 @@ class DeadLetters:
                 for advisory in await puller.take(1):
                     await self._collect(advisory)
             except NatsError as error:
-                log.debug("dead letters cannot be had now: %s", error)
+                log.debug("advisories cannot be read now: %s", error)
                 await asyncio.sleep(PAUSE)
-            except Exception as error:  # whatever a store may raise; the advisory comes again
+            except Exception as error:  # a store may raise anything; the advisory is redelivered
                 log.warning("a dead letter cannot be collected now: %s", error)
                 await asyncio.sleep(PAUSE)
 
     async def _collect(self, advisory: Msg) -> None:
-        told = json.loads(advisory.data)
-        stream, sequence = told["stream"], told["stream_seq"]
+        fields = json.loads(advisory.data)
+        stream, sequence = fields["stream"], fields["stream_seq"]
         try:
             message = await self._bus.js.get_msg(stream, sequence)
         except NotFoundError:
             return await advisory.ack()  # it was collected before
         _, _, service, task_id = (message.subject or "").split(".")
         if await asyncio.to_thread(self._artifacts.read_key, manifest_key(task_id)) is not None:
-            # It was done, and whoever did it had no time to say so.
+            # The task is done, but its worker ended before it announced the result.
             await self._bus.announce([Result(task_id=task_id, service=service)])
         else:
             last = await self._bus.last_attempt(service, task_id)
             if last is not None and last.sequence != sequence:
-                last = None  # it was in the queue before this, and that is another story
+                last = None  # of an earlier message of the same task
             letter = DeadLetter(
                 task_id=task_id,
                 service=service,
-                deliveries=told["deliveries"],
+                deliveries=fields["deliveries"],
                 failures=0 if last is None else last.failures,
                 failure=SILENT if last is None else last.failure,
                 task=(message.data or b"").decode(errors="replace"),

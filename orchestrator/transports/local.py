@@ -1,4 +1,4 @@
-"""Tasks to workers on this machine, each a process (see `orchestrator.engine.transport`)."""
+"""Sends tasks to workers on this machine, each a process (see `orchestrator.engine.transport`)."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from sfumato.runtime.models.versions import libraries
 from sfumato.runtime.tasks import Handler, Manifest, Task, perform
 
 RECENT = 64
-"""Spans of work that another may still touch."""
+"""The latest spans, which a late result may still overlap."""
 
 
 class Companion(Protocol):
-    """Something that must run beside a service's workers, such as the VLM server they ask."""
+    """A process that a service's workers depend on, such as the VLM server that they query."""
 
     def start(self) -> None:
-        """Begin to start it; returns at once."""
+        """Start it; returns without waiting."""
         ...
 
     def check(self) -> None:
-        """Raise what ended it, if anything did."""
+        """Raise the error that ended it, if any."""
         ...
 
     def stop(self) -> None:
-        """End it; returns when it has ended."""
+        """Stop it; returns when it has ended."""
         ...
 
 
@@ -44,7 +44,7 @@ class Companion(Protocol):
 class LocalService:
     """One service on this machine: ``module`` has ``HANDLERS``; ``environment`` is its workers'.
 
-    ``keep``: it stays up when it is not needed for a while (there is memory for all), instead of starting anew each time.
+    ``keep``: the workers keep running while they are not needed (there is memory for all services), instead of restarting each time.
     """
 
     module: str
@@ -56,7 +56,7 @@ class LocalService:
 
 @dataclass(frozen=True, slots=True)
 class _Result:
-    """What a worker sends back, and when it was at it."""
+    """The outcome of a task, and when the worker started and ended it."""
 
     outcome: Manifest | Failure
     started: float
@@ -65,7 +65,7 @@ class _Result:
 
 @dataclass(order=True, frozen=True, slots=True)
 class _Pending:
-    """A task in line: the most urgent first, then the oldest."""
+    """A queued task, ordered by urgency, then by age."""
 
     order: tuple[int, int]
     task: Task = field(compare=False)
@@ -73,14 +73,14 @@ class _Pending:
 
 @dataclass(slots=True, eq=False)
 class _Worker:
-    """A process and the pipe to it; a busy one has a task and owes a result."""
+    """A worker process and the pipe to it; a busy one has a task without a result."""
 
     process: BaseProcess
     pipe: Connection
     busy: bool = False
 
     def lost(self) -> Unavailable:
-        """What to say when the process is gone."""
+        """The error for a process that ended."""
         self.process.join(5)
         return Unavailable(
             f"Worker {self.process.name} ended with code {self.process.exitcode}.",
@@ -89,10 +89,10 @@ class _Worker:
 
 
 class LocalTransport:
-    """Worker processes that start with their first task, or earlier when told to prepare. Use it in a ``with`` block.
+    """Worker processes that start with their first task, or earlier with `prepare`. Use it in a ``with`` block.
 
-    Every worker has a pipe of its own and one task at a time. Nothing is shared between workers, no queue and no lock, so that
-    one may be ended at any moment without holding up the others.
+    Every worker has its own pipe and one task at a time. Workers share no queue and no lock, so that any of them can be terminated
+    without blocking the others.
     """
 
     def __init__(self, services: Mapping[str, LocalService], artifacts_url: str) -> None:
@@ -103,7 +103,7 @@ class LocalTransport:
         self._workers: dict[str, list[_Worker]] = {}
         self._submitted = 0
         self._began = time.monotonic()
-        # When some worker was at work, from and to on this machine's monotonic clock, and how many tasks there were.
+        # Intervals in which any worker was busy, on this machine's monotonic clock, and the number of finished tasks.
         self.spans: list[tuple[float, float]] = []
         self.tasks = 0
         self._interrupted: SfumatoError | None = None
@@ -116,7 +116,7 @@ class LocalTransport:
             self._end(service)
 
     def prepare(self, services: Iterable[str]) -> None:
-        """Start the workers of these services, and what must run beside them."""
+        """Start the workers of these services, and their companions."""
         for name in services:
             if name in self._workers:
                 continue
@@ -139,7 +139,7 @@ class LocalTransport:
         """Wait for any task; a dead worker raises an error.
 
         Raises:
-            SfumatoError: a task failed, a worker was killed, or what runs beside it ended.
+            SfumatoError: a task failed, a worker was killed, or its companion ended.
         """
         while True:
             if self._interrupted is not None:
@@ -158,16 +158,16 @@ class LocalTransport:
         self._interrupted = error
 
     def release(self, service: str) -> None:
-        """End a service's workers, unless they are to be kept."""
+        """Stop a service's workers, unless it has ``keep``."""
         if not self._services[service].keep:
             self._end(service)
 
     def busy_share(self) -> float:
-        """The share of the time since the start in which a worker was at work: what is missing to 1 is this loop's own doing."""
+        """The share of the time since the start in which any worker was busy; the rest is overhead of the engine."""
         return sum(ended - started for started, ended in self.spans) / (time.monotonic() - self._began)
 
     def _worked(self, started: float, ended: float) -> None:
-        """Add a time of work to the spans; they touch so often that they stay few. Workers tell of theirs a little out of order."""
+        """Merge an interval into the spans, which stay few because most overlap. Results arrive slightly out of order."""
         last = sorted([*self.spans[-RECENT:], (started, ended)])
         joined = [last[0]]
         for begin, end in last[1:]:
@@ -178,10 +178,10 @@ class LocalTransport:
         self.spans[-RECENT:] = joined
 
     def _end(self, service: str) -> None:
-        """End a service's workers at once: what they were doing is lost, what they finished is stored."""
+        """Stop a service's workers immediately: running tasks are lost, finished ones are stored."""
         workers = self._workers.pop(service, [])
         for worker in workers:
-            worker.pipe.close()  # an idle worker goes by itself
+            worker.pipe.close()  # an idle worker exits when its pipe is closed
             if worker.busy:
                 worker.process.terminate()
         for worker in workers:
@@ -199,7 +199,7 @@ class LocalTransport:
         arguments = (service.module, dict(service.environment), self._artifacts_url, theirs)
         process = self._context.Process(target=_work, args=arguments, name=f"{name}-{index}", daemon=True)
         process.start()
-        theirs.close()  # so that the end of the process is the end of the pipe
+        theirs.close()  # so that the pipe closes when the process ends
         return _Worker(process, ours)
 
     def _dispatch(self, name: str) -> None:
@@ -226,7 +226,7 @@ class LocalTransport:
 
 
 def _work(module: str, environment: Mapping[str, str], artifacts_url: str, pipe: Connection) -> None:
-    """A worker process: take a task, do it, report it, until the pipe is closed. Ctrl-C is the parent's to handle."""
+    """A worker process: receive a task, execute it, send the outcome, until the pipe is closed. The parent handles Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.update(environment)
     handlers: Mapping[str, Handler] = importlib.import_module(module).HANDLERS
@@ -240,6 +240,6 @@ def _work(module: str, environment: Mapping[str, str], artifacts_url: str, pipe:
         started = time.monotonic()
         try:
             outcome = perform(task, handlers[task.kind], artifacts, versions)
-        except Exception as error:  # the boundary of the process: everything becomes a message to the parent
+        except Exception as error:  # at the process boundary every error becomes a message to the parent
             outcome = Failure.of(error)
         pipe.send(_Result(outcome, started, time.monotonic()))

@@ -126,14 +126,17 @@ def _execute(name: str, record: Record, records: Records, settings: Settings, *,
     records.begin(name, record)
     records.reopen(name, finished=True)
     console.print(f"run [bold]{name}[/bold]")
-    console.print("starting its services; on a CPU the vision-language model takes about a minute", soft_wrap=True)
+    services = local_services(record, folder, settings)
+    slow = any(service.companion is not None for service in services.values())
+    told = f"starting {', '.join(record.recipe.services)}" + ("; the VLM server takes about a minute on a CPU" if slow else "")
+    console.print(told, soft_wrap=True)
     iterations: set[tuple[str, int]] = set()
     try:
         with (
             RunJournal(folder / "metrics.jsonl") as journal,
             JournalWriter(journal) as written,
             RunProgress(console, folder, artifacts.get) as shown,
-            LocalTransport(local_services(record, folder, settings), settings.artifacts_url) as transport,
+            LocalTransport(services, settings.artifacts_url) as transport,
         ):
 
             def tell(event: Event) -> None:

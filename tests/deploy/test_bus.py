@@ -78,9 +78,9 @@ def test_a_worker_and_the_orchestrator_do_their_work_with_what_they_may(server: 
             await second.term()
             assert Result.model_validate_json((await results.next_msg(10)).data).task_id == "1"
             index = Index(bus, lease=5.0)
-            assert await index.change("r-1", lambda _: DesiredState(wish="run")) and await index.wishes()
+            assert await index.change("r-1", lambda _: DesiredState(wanted="run")) and await index.all_desired()
             assert await index.take("r-1", "me")
-            await index.tell("r-1", 1, [])
+            await index.publish("r-1", 1, [])
             assert (await bus.js.consumer_info(stream_of("scoring"), CONSUMER)).num_pending == 0
             await bus.js.purge_stream(stream_of("scoring"), subject=task_subject("scoring", "2"))
 

@@ -1,11 +1,11 @@
-"""ArtAug (paper section 3): the stages stand here in the order in which a sample passes them.
+"""ArtAug (paper section 3): the stages in the order in which a sample passes them.
 
-A prompt is made definite; X is painted from it and a seed; a VLM says what would please, region by region; X' is painted from the
-same prompt and seed under that advice; the pair is kept when X' is better and no reviewer objects. Every kept pair becomes an adapter,
-their mean is fused as strongly as the tuning prompts bear, and the held-out prompts measure the result. Then the same on the fused
-model, until too few pairs survive.
+An ambiguous prompt is refined; X is generated from it and a seed; a VLM suggests improvements by region; X' is generated from the same
+prompt and seed under that advice; the pair is kept if X' is better and no reviewer rejects it. An adapter is trained on every kept pair;
+their mean is fused with the alpha that the tuning prompts select, and the held-out prompts measure the result. The next iteration
+starts from the fused model, until too few pairs are kept.
 
-Other modules of this folder import `state` and what stands above them here, never this file.
+Other modules of this folder import `state` and each other, never this file.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ TUNING: tuple[Barrier, ...] = (
     Barrier(  # phi, section 3.4
         "average", tuning.average, tuning.absorb_averaged, services=("trainer",), tells=tells.AVERAGE, work=Counts.one_task
     ),
-    # theta + alpha * phi, for every alpha that is tried
+    # theta + alpha * phi, for every candidate alpha
     Barrier("stack", tuning.stack, tuning.absorb_stacked, services=("trainer",), work=Counts.stack),
     Barrier("paint_tuning", tuning.repaint, tuning.absorb_repainted, services=("generator",), work=Counts.paint_tuning),
     Barrier("choose_alpha", tuning.rate, tuning.choose_alpha, services=("scoring",), tells=tells.CHOOSE_ALPHA, work=Counts.choose_alpha),

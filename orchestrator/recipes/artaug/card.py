@@ -1,4 +1,4 @@
-"""What a model card says of ArtAug."""
+"""The texts about ArtAug in model cards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files of a finished run: the same bytes whichever way its tasks were done and however often it was interrupted."""
+"""The files of a finished run. Their bytes do not depend on the transport or on interruptions."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from sfumato.runtime.artifacts import ArtifactStore
 
 
 def files(plan: ArtAugPlan, state: State, artifacts: ArtifactStore) -> dict[str, bytes]:
-    """Every file of a finished run by its name, the page last: ``adapter-<i>.safetensors``, a LoRA an iteration that was fused, all of
-    them stacked into ``adapter.safetensors``, ``report.json`` and ``report.html``.
+    """Every file of a finished run by its name, the page last: ``adapter-<i>.safetensors``, a LoRA of each fused iteration, all of
+    them stacked in ``adapter.safetensors``, ``report.json`` and ``report.html``.
 
     Raises:
-        MissingWeights, BrokenWeights: something the run made is not in the store any more.
+        MissingWeights, BrokenWeights: a file of the run is no longer in the store, or is damaged.
     """
     found: dict[str, bytes] = {}
     for iteration in state.fused:
@@ -27,5 +27,5 @@ def files(plan: ArtAugPlan, state: State, artifacts: ArtifactStore) -> dict[str,
 
 
 def headline(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """What a script is told of a finished run, from its ``report.json``."""
+    """The main results of a finished run for scripts, from its ``report.json``."""
     return {"iterations": len(figures["iterations"])} | {key: figures[key] for key in ("stop_reason", "evaluation", "comparison")}

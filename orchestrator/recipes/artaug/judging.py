@@ -1,4 +1,4 @@
-"""For the report only, after everything is decided: where the VLM finds the same things in X', and what the independent judge says."""
+"""Measurements for the report only, after the last decision: the VLM's regions in X', and the judge's scores."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from orchestrator.recipes.tasks import asking, chunks
 from sfumato.runtime.tasks import Manifest, Task
 
 MOST_LOOKED = 512
-"""Pairs in which the VLM looks again, the first ones."""
+"""Maximum number of pairs that are grounded again, the first ones."""
 
 
 def ground_again(plan: ArtAugPlan, state: State) -> list[Task]:
-    """Ask about X' of the first iteration's kept pairs as was asked about X."""
+    """Ground X' of the first iteration's kept pairs, as X was."""
     items = [{"prompt": sample.prompt, "picture": there(sample.after).picture} for sample in _kept_first(state)]
     strategy = plan.spec.ground.strategy
     return [asking(plan, "ground_again", "ground", tuple(rows), strategy=strategy) for rows in chunks(items, plan.spec.batch)]
 
 
-def absorb_look(state: State, done: list[Manifest]) -> State:
-    """Note what the VLM found in X'."""
+def absorb_regrounded(state: State, done: list[Manifest]) -> State:
+    """Store the regions in X'."""
     found = [regions_of(value) for manifest in done for value in manifest.values]
     pairs = zip(_kept_first(state), found, strict=True)
     return replace(state, looked=tuple(replace(sample, regions_after=regions) for sample, regions in pairs))
@@ -35,14 +35,14 @@ def _kept_first(state: State) -> list[Sample]:
     return list(islice((sample for sample in samples if sample.verdict == KEPT), MOST_LOOKED))
 
 
-# --- judge: after everything is decided ---
+# --- judge: after the last decision ---
 
 MOST = 1024
-"""Held-out pictures of a model that are judged, the first ones: all of them go into one message."""
+"""Maximum number of held-out pictures of a model that are judged, the first ones: they are one message."""
 
 
 def judge(plan: ArtAugPlan, state: State) -> list[Task]:
-    """One task over the held-out pictures of every model, and the pairs in which the VLM looked again; none where there is no judge."""
+    """One task over the held-out pictures of every model and the pairs that were grounded again; none without a judge."""
     model = plan.models.get("judge")
     if model is None:
         return []
@@ -55,7 +55,7 @@ def judge(plan: ArtAugPlan, state: State) -> list[Task]:
 
 
 def absorb_judged(_: ArtAugPlan, state: State, done: list[Manifest]) -> State:
-    """Note what it says."""
+    """Store the judge's means."""
     return replace(state, judged=done[0].values) if done else state
 
 

@@ -1,4 +1,4 @@
-"""What an ArtAug run registers: the model of every iteration that was fused, back to its pairs and their prompts."""
+"""The models that an ArtAug run registers: one for every fused iteration, with a lineage back to its pairs and prompts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sfumato.registry.records import Base, Lineage, Node, Version, WeightedAdapt
 
 
 def products(name: str, plan: ArtAugPlan, state: State, libraries: Mapping[str, str]) -> Sequence[Product]:
-    """The models of the iterations that were fused, in their order."""
+    """The models of the fused iterations, in their order."""
     run = _run(name, plan, libraries)
     return [_product(run, name, iteration) for iteration in state.fused]
 
@@ -27,7 +27,7 @@ def _product(run: Node, name: str, iteration: Iteration) -> Product:
 
 
 def _run(name: str, plan: ArtAugPlan, libraries: Mapping[str, str]) -> Node:
-    """The run itself: what it was asked for, and what it was done with."""
+    """The node of the run: its spec, models, seeds and libraries."""
     spec = plan.spec
     places = nested_exclusion((wanted.section, wanted.key) for wanted in INPUTS)
     return Node.about(
@@ -42,7 +42,7 @@ def _run(name: str, plan: ArtAugPlan, libraries: Mapping[str, str]) -> Node:
 
 
 def _lineage(run: Node, name: str, base: Base, adapter: str, parent: Version, iteration: Iteration) -> Lineage:
-    """The graph of one iteration's model; ``parent`` is the one before it."""
+    """The lineage of one iteration's model; ``parent`` is the previous version."""
     attempt, graph = iteration.attempt, LineageGraph({run.id: run})
     assert attempt is not None
     version = Node("version", version_id(base.id, (WeightedAdapter(adapter),)))
@@ -66,12 +66,12 @@ def _lineage(run: Node, name: str, base: Base, adapter: str, parent: Version, it
 
 
 def _pair(graph: LineageGraph, sample: Sample, rank: int, diverged: str) -> Node:
-    """A pair with its advice and scores, and the nodes that it came from."""
+    """The node of a pair with its advice and scores, and its sources."""
     regions = [{"prompt": region.prompt, "box": list(region.box)} for region in sample.regions]
     scores = {"before": dict(sample.scores_before or {}), "after": dict(sample.scores_after or {})}
-    told = {"prompt": sample.prompt, "seed": sample.seed, "gain": sample.gain, "rank": rank, "diverged": diverged}
+    fields = {"prompt": sample.prompt, "seed": sample.seed, "gain": sample.gain, "rank": rank, "diverged": diverged}
     names = {"before": _names(sample.before), "after": _names(sample.after)}
-    pair = Node.about("pair", **told, regions=regions, scores=scores, cosine=sample.cosine, reason=sample.reason, pictures=names)
+    pair = Node.about("pair", **fields, regions=regions, scores=scores, cosine=sample.cosine, reason=sample.reason, pictures=names)
     graph.add(pair, "asked_as", Node.about("prompt", text=sample.asked))
     for relation, painted in (("before", sample.before), ("after", sample.after)):
         if painted is not None:
@@ -81,7 +81,7 @@ def _pair(graph: LineageGraph, sample: Sample, rank: int, diverged: str) -> Node
 
 
 def _metrics(iteration: Iteration) -> dict[str, float]:
-    """What the held-out pictures of an iteration's model score on the mean, and the strength that was chosen."""
+    """The mean scores of the held-out pictures of an iteration's model, and the chosen alpha."""
     assert iteration.attempt is not None
     rows = iteration.attempt.heldout.scores if iteration.attempt.heldout else ()
     means = {f"heldout_{metric}": mean(row[metric] for row in rows) for metric in (rows[0] if rows else ())}

@@ -1,4 +1,4 @@
-"""From prompts to pairs that somebody looked at (sections 3.1 and 3.2): refine, paint, ground, paint again, score, review."""
+"""From prompts to reviewed pairs (sections 3.1 and 3.2): refine, generate, ground, regenerate, score, review."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from sfumato.runs.records import Question
 from sfumato.runtime.tasks import Json, Manifest, Task
 from sfumato.types import Region
 
-# --- refine: ambiguous prompts made definite (section 4.1.1) ---
+# --- refine: ambiguous prompts are made specific (section 4.1.1) ---
 
 
 def refine(plan: ArtAugPlan, _: State, samples: tuple[Sample, ...]) -> Task | None:
-    """Ask the VLM for a definite wording of every prompt."""
+    """Ask the VLM for a specific wording of every prompt."""
     if not plan.spec.ground.refine:
         return None
     return asking(plan, "refine", "refine", tuple({"prompt": sample.asked} for sample in samples))
 
 
 def absorb_refined(samples: tuple[Sample, ...], done: Manifest) -> tuple[Sample, ...]:
-    """From here on, the prompt is the refined one."""
+    """Store the refined prompts."""
     return tuple(replace(sample, prompt=value["prompt"]) for sample, value in zip(samples, done.values, strict=True))
 
 
@@ -34,12 +34,12 @@ def absorb_refined(samples: tuple[Sample, ...], done: Manifest) -> tuple[Sample,
 
 
 def generate(plan: ArtAugPlan, state: State, samples: tuple[Sample, ...]) -> Task:
-    """Paint every sample without advice, with the model so far."""
+    """Generate every sample without advice, with the current model."""
     return paint(plan, "generate", [(sample.prompt, sample.seed, ()) for sample in samples], state.adapter)
 
 
 def absorb_generated(samples: tuple[Sample, ...], done: Manifest) -> tuple[Sample, ...]:
-    """Note X."""
+    """Store X."""
     return tuple(replace(sample, before=picture) for sample, picture in zip(samples, painted(done), strict=True))
 
 
@@ -47,13 +47,13 @@ def absorb_generated(samples: tuple[Sample, ...], done: Manifest) -> tuple[Sampl
 
 
 def ground(plan: ArtAugPlan, _: State, samples: tuple[Sample, ...]) -> Task:
-    """Ask the VLM where which words would help."""
+    """Ask the VLM for improvements by region."""
     items = tuple({"prompt": sample.prompt, "picture": there(sample.before).picture} for sample in samples)
     return asking(plan, "ground", "ground", items, strategy=plan.spec.ground.strategy)
 
 
 def absorb_grounded(samples: tuple[Sample, ...], done: Manifest) -> tuple[Sample, ...]:
-    """Note the regions, or why the answer was of no use."""
+    """Store the regions, or why the answer was rejected."""
     return tuple(
         replace(sample, regions=regions_of(value), rejected=value["rejected"]) for sample, value in zip(samples, done.values, strict=True)
     )
@@ -63,18 +63,18 @@ def absorb_grounded(samples: tuple[Sample, ...], done: Manifest) -> tuple[Sample
 
 
 def regenerate(plan: ArtAugPlan, state: State, samples: tuple[Sample, ...]) -> Task | None:
-    """Paint the samples that have advice again."""
+    """Regenerate the samples that have advice."""
     advised = [(sample.prompt, sample.seed, sample.regions) for sample in samples if sample.regions]
     return paint(plan, "regenerate", advised, state.adapter) if advised else None
 
 
 def absorb_regenerated(samples: tuple[Sample, ...], done: Manifest) -> tuple[Sample, ...]:
-    """Note X'."""
+    """Store X'."""
     pictures = iter(painted(done))
     return tuple(replace(sample, after=next(pictures)) if sample.regions else sample for sample in samples)
 
 
-# --- score: both pictures of a pair, and what the rules say of them (A2) ---
+# --- score: both pictures of a pair, and the filter's rules (A2) ---
 
 
 def score(plan: ArtAugPlan, _: State, samples: tuple[Sample, ...]) -> Task | None:
@@ -84,13 +84,13 @@ def score(plan: ArtAugPlan, _: State, samples: tuple[Sample, ...]) -> Task | Non
 
 
 def absorb_scored(samples: tuple[Sample, ...], done: Manifest) -> tuple[Sample, ...]:
-    """Note both scores."""
+    """Store both scores."""
     scores = iter(done.values)
     return tuple(replace(sample, scores_before=next(scores), scores_after=next(scores)) if sample.after else sample for sample in samples)
 
 
 def verdict(sample: Sample, rules: Filter) -> str:
-    """The first rule that speaks against a pair, or ``kept``.
+    """The first rule that rejects a pair, or ``kept``.
 
     aesthetic(X') > aesthetic(X), by ``min_gain`` at least; CLIP(P, X') >= CLIP(P, X); the safety check passes on both.
     """
@@ -106,7 +106,7 @@ def verdict(sample: Sample, rules: Filter) -> str:
     return KEPT
 
 
-# --- similarity: how like X the new picture is (Figure 4) ---
+# --- similarity: the cosine of X and X' (Figure 4) ---
 
 
 def similarity(plan: ArtAugPlan, _: State, samples: tuple[Sample, ...]) -> Task | None:
@@ -116,12 +116,12 @@ def similarity(plan: ArtAugPlan, _: State, samples: tuple[Sample, ...]) -> Task 
 
 
 def absorb_similarity(samples: tuple[Sample, ...], done: Manifest) -> tuple[Sample, ...]:
-    """Note the cosine."""
+    """Store the cosine."""
     values = iter(done.values)
     return tuple(replace(sample, cosine=next(values)) if sample.after else sample for sample in samples)
 
 
-# --- vlm_review, human_review: another look at what the rules let through (A2) ---
+# --- vlm_review, human_review: reviews of the pairs that pass the rules (A2) ---
 
 
 def vlm_review(plan: ArtAugPlan, _: State, samples: tuple[Sample, ...]) -> Task | None:
@@ -133,11 +133,11 @@ def vlm_review(plan: ArtAugPlan, _: State, samples: tuple[Sample, ...]) -> Task 
 
 
 def absorb_vlm_review(samples: tuple[Sample, ...], done: Manifest) -> tuple[Sample, ...]:
-    """A pair whose X' is not clearly the more beautiful one goes."""
-    said = {(item["a"], item["b"]): value for item, value in zip(done.items, done.values, strict=True)}
+    """Reject the pairs whose X' is not preferred in both orders."""
+    answers = {(item["a"], item["b"]): value for item, value in zip(done.items, done.values, strict=True)}
     reviewed = []
     for sample in samples:
-        value = said.get(_names(sample))
+        value = answers.get(_names(sample))
         if value is not None and value["choice"] != "B":
             sample = replace(sample, verdict="vlm_review", reason=value["reason"] or value["choice"])
         reviewed.append(sample)
@@ -145,7 +145,7 @@ def absorb_vlm_review(samples: tuple[Sample, ...], done: Manifest) -> tuple[Samp
 
 
 def human_review(plan: ArtAugPlan, state: State) -> list[Task]:
-    """A task for every pair that a person has to look at; the person's answer is its manifest."""
+    """A task for every pair that a person must review; its manifest is the answer."""
     if "human" not in plan.spec.filter.review:
         return []
     waiting = [sample for sample in state.samples if not sample.verdict and verdict(sample, plan.spec.filter) == KEPT]
@@ -153,20 +153,20 @@ def human_review(plan: ArtAugPlan, state: State) -> list[Task]:
 
 
 def absorb_human_review(_: ArtAugPlan, state: State, done: list[Manifest]) -> State:
-    """What a person refused goes."""
-    said = {(item["a"], item["b"]): value for m in done for item, value in zip(m.items, m.values, strict=True)}
+    """Reject the pairs that a person rejected."""
+    answers = {(item["a"], item["b"]): value for m in done for item, value in zip(m.items, m.values, strict=True)}
 
-    def heard(sample: Sample) -> Sample:
-        value = said.get(_names(sample))
+    def reviewed(sample: Sample) -> Sample:
+        value = answers.get(_names(sample))
         if value is None or value["accepted"]:
             return sample
         return replace(sample, verdict="human_review", reason=value["reason"])
 
-    return state.with_samples(to_row_file(heard(sample) for sample in state.samples)) if said else state
+    return state.with_samples(to_row_file(reviewed(sample) for sample in state.samples)) if answers else state
 
 
 def questions(state: State, tasks: Sequence[Task]) -> list[Question]:
-    """What a person is asked for each of these tasks."""
+    """The questions of these tasks to a person."""
     asked = {_names(sample): sample for sample in state.samples if sample.before and sample.after}
     found = [asked[task.items[0]["a"], task.items[0]["b"]] for task in tasks]
     return [
@@ -174,11 +174,11 @@ def questions(state: State, tasks: Sequence[Task]) -> list[Question]:
     ]
 
 
-# --- filter: the verdict on every pair; the best of the kept ones are trained ---
+# --- filter: the verdict on every pair; the best kept ones are trained ---
 
 
 def select(plan: ArtAugPlan, state: State, _: list[Manifest]) -> State:
-    """The rules' verdicts beside the reviewers'; too few pairs end the run."""
+    """Combine the verdicts of the rules and of the reviews; too few kept pairs end the run."""
     rules = plan.spec.filter
     samples = to_row_file(sample if sample.verdict else replace(sample, verdict=verdict(sample, rules)) for sample in state.samples)
     state = state.with_samples(samples)
@@ -194,7 +194,7 @@ def select(plan: ArtAugPlan, state: State, _: list[Manifest]) -> State:
 
 
 def on_dead_letter(samples: tuple[Sample, ...], reason: str) -> tuple[Sample, ...]:
-    """Its samples are no pairs, for this reason."""
+    """A manifest that rejects the samples of the task, with the reason."""
     return tuple(replace(sample, verdict=SET_ASIDE, reason=reason) for sample in samples)
 
 
@@ -218,6 +218,6 @@ def regions_of(value: Json) -> tuple[Region, ...]:
 
 
 def there(picture: Painted | None) -> Painted:
-    """A picture that an earlier stage painted."""
+    """The picture of an earlier stage, which must exist."""
     assert picture is not None, "a stage ran before the one it needs"
     return picture

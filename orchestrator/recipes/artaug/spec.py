@@ -15,15 +15,15 @@ INPUTS = (
     Input("train", "prompts"),  # those that pairs are made from
     Input("tune", "tune", apart_from=("train",)),  # those that alpha is chosen on
     Input("heldout", "evaluate", apart_from=("train", "tune")),  # those held out for the evaluation
-    Input("ceiling", "evaluate", key="ceiling"),  # the held-out scenes in words that ask outright for beauty
+    Input("ceiling", "evaluate", key="ceiling"),  # the held-out scenes, worded to ask explicitly for the learned style
 )
 
 
 class HeldOut(Prompts):
     """Prompts that are never used for pairs: every fused model paints them from the same seeds.
 
-    ``ceiling`` is a file with the same scenes, line by line, in words that ask outright for what the loop is to teach: the base
-    model's answer to it is what the tuned model's answer to the plain prompt could come to.
+    ``ceiling`` is a file with the same scenes, line by line, worded to ask explicitly for what the loop teaches: the base model's
+    pictures of them are an upper bound for the tuned model's pictures of the plain prompts.
     """
 
     count: int = Field(ge=1, le=100_000)
@@ -41,9 +41,9 @@ class PairScore(Score):
 
 
 class Filter(Section):
-    """ArtAug section 3.2: which pairs are kept, and who looks at them before they are trained."""
+    """ArtAug section 3.2: which pairs are kept, and how they are reviewed before training."""
 
-    # How much the aesthetic score must rise at least ("clear improvement"); at 0 any rise will do.
+    # The minimum increase of the aesthetic score ("clear improvement"); at 0 any increase suffices.
     min_gain: float = Field(default=0.0, ge=0, le=9)
     # vlm: an A/B judge, asked in both orders. human: the run waits for `sfumato review`. vlm+human: one, then the other.
     review: Literal["none", "vlm", "human", "vlm+human"] = "none"
@@ -52,7 +52,7 @@ class Filter(Section):
 class Train(Section):
     """ArtAug section 3.3 for every kept pair; ``together`` pairs share the forwards of one task."""
 
-    # Of more pairs, those whose aesthetic score rose most.
+    # The maximum number of pairs; those with the highest increase of the aesthetic score are taken.
     pairs: int = Field(default=12, ge=1, le=10_000)
     # "auto": the smallest of 4, 8 and 16 that converges on the training picture.
     rank: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = 8
@@ -64,10 +64,10 @@ class Train(Section):
 
 
 class Joint(Section):
-    """One adapter for all kept pairs, naively trained on X' (ArtAug section 4.3.2): Table 2's other side where ``compare`` is ``joint``.
+    """One adapter for all kept pairs, naively trained on X' (ArtAug section 4.3.2): the baseline of Table 2 if ``compare`` is ``joint``.
 
-    Rank and learning rate are those of ``train``. A step's ``pictures`` go through the model ``together`` by together, in one process
-    or in as many at the same time as a power of two divides a step into; the adapter's bytes do not depend on how many there are.
+    Rank and learning rate are those of ``train``. A step's ``pictures`` pass the model in forwards of ``together`` pictures, in one process
+    or in a power of two of processes that divides a step; the adapter's bytes do not depend on their number.
     """
 
     steps: int = Field(default=240, ge=1, le=100_000)
@@ -117,11 +117,11 @@ class ArtAugSpec(RunSpec):
     train: Train = Train()
     fuse: Fuse = Fuse()
     stop: Stop = Stop()
-    # Prompts on which alpha is chosen: neither used for pairs nor reported. Needed where there is a choice.
+    # Prompts on which alpha is chosen: neither used for pairs nor reported. Required if there is more than one alpha.
     tune: Prompts | None = None
     evaluate: HeldOut
-    # Train the first iteration's pairs naively as well, on X' alone, and compare (the paper's Table 2): each pair by itself (true), or one
-    # adapter on all of them (joint).
+    # Also train the first iteration's pairs naively, on X' alone, and compare (the paper's Table 2): one adapter per pair (true), or one
+    # adapter on all pairs (joint).
     compare: bool | Literal["joint"] = False
     joint: Joint = Joint()
 
@@ -141,7 +141,7 @@ class ArtAugSpec(RunSpec):
 
 
 def needed_models(spec: ArtAugSpec) -> tuple[Needed, ...]:
-    """The generator, the understanding module, the scorers and, of Vista's world, the judge."""
+    """The generator, the understanding module, the scorers and, for Vista, the judge."""
     named = tuple(sorted((str(metric), reference) for metric, reference in spec.score.models.items()))
     needed: tuple[Needed, ...] = (
         GeneratorModel(spec.model),
@@ -152,7 +152,7 @@ def needed_models(spec: ArtAugSpec) -> tuple[Needed, ...]:
 
 
 def review(spec: ArtAugSpec) -> str:
-    """Why runs of this spec ask no person; empty where they do."""
+    """Why runs of this spec have no human review; empty if they have one."""
     if "human" in spec.filter.review:
         return ""
     return f"its review is {spec.filter.review!r} (filter.review: human, or vlm+human, asks one)"

@@ -1,4 +1,4 @@
-"""What an ArtAug run knows: carriers of data, all immutable, and when it goes on."""
+"""The state of an ArtAug run: immutable dataclasses, and the condition for another iteration."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from sfumato.runtime.tasks import Json, Manifest
 from sfumato.types import Region
 
 Scores = Mapping[str, float]
-# What the judge says of each set of pictures, by the set's name; None where there was nothing to take a mean of.
+# The judge's means of each set of pictures, by the set's name; None for a mean of no values.
 Marks = Mapping[str, Mapping[str, float | None]]
 
 # The phases of a run.
 ITERATION, COMPARISON = "iteration", "comparison"
 
 KEPT = "kept"
-# The filter's rules in the order in which they are asked (section 3.2), by the name under which they are counted.
+# The filter's rules in the order in which they are applied (section 3.2), by the name under which they are counted.
 RULES = ("no_advice", "aesthetic", "clip", "nudenet", "vlm_review", "human_review", "set_aside")
-# No rule: a task of the sample became a dead letter, and the run continued without the sample.
+# Not a rule: a task of the sample became a dead letter, and the run continued without the sample.
 SET_ASIDE = "set_aside"
 
 TOO_FEW = "too few pairs survive"
@@ -39,10 +39,10 @@ ArtAugPlan: TypeAlias = Plan[ArtAugSpec]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One prompt on its way: what each stage added, None or empty where it has not been or had nothing to do.
+    """One prompt with the results of the stages that it has passed; None or empty for the others.
 
-    ``asked`` is the prompt as it was given, ``prompt`` as it is painted. ``verdict`` is the first rule that spoke against the
-    pair, or ``kept``; ``reason`` is what a reviewer said.
+    ``asked`` is the prompt as submitted, ``prompt`` as refined. ``verdict`` is the first rule that rejects the pair, or ``kept``;
+    ``reason`` is the reviewer's.
     """
 
     asked: str
@@ -61,7 +61,7 @@ class Sample:
 
     @property
     def gain(self) -> float:
-        """How much the aesthetic score rose; nothing without both pictures."""
+        """The increase of the aesthetic score from X to X'; 0 if a picture is missing."""
         if self.scores_before is None or self.scores_after is None:
             return 0.0
         return self.scores_after["aesthetic"] - self.scores_before["aesthetic"]
@@ -77,7 +77,7 @@ class HeldOutResult:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """How one pair's training went: the loss of every step, or why it was given up; ``dead_letter`` if its task failed at every try."""
+    """The training of one pair: the loss of every step, or why it diverged; ``dead_letter`` if its task failed at every try."""
 
     losses: tuple[float, ...]
     rank: int
@@ -88,7 +88,7 @@ class Training:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One strength that is tried: the model so far and ``alpha`` times the new mean, as one LoRA file."""
+    """A candidate alpha: the current model plus ``alpha`` times the new mean, as one LoRA file."""
 
     alpha: float
     stacked: str
@@ -99,10 +99,10 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class TuningAttempt:
-    """One training on chosen pairs, from adapters to a tuned model and what it paints.
+    """One training on selected pairs, from the adapters to the tuned model and its held-out pictures.
 
-    ``base`` is the LoRA of the model it stands on (empty: the base model), made of ``earlier``, the means and strengths of former
-    iterations. ``alpha`` is 0 until one is chosen, and stays so if none is any good.
+    ``base`` is the LoRA of the model that it starts from (empty: the base model), made of ``earlier``, the means and alphas of previous
+    iterations. ``alpha`` is 0 until one is chosen, and stays 0 if none is an improvement.
     """
 
     objective: str
@@ -122,13 +122,13 @@ class TuningAttempt:
 
     @property
     def compared(self) -> bool:
-        """Whether it is only there to be compared with: it goes on, however bad it is."""
+        """Whether it only serves the comparison; it then continues without an improvement."""
         return self.objective != "differential"
 
 
 @dataclass(frozen=True, slots=True)
 class Iteration:
-    """One time round: every sample with its verdict, and the training, if there was one."""
+    """A finished iteration: every sample with its verdict, and the training, if there was one."""
 
     index: int
     samples: Sequence[Sample]
@@ -136,7 +136,7 @@ class Iteration:
 
     @property
     def verdicts(self) -> dict[str, int]:
-        """How many samples were kept, and how many each rule took, in the order of the rules."""
+        """The number of samples that were kept, and that each rule rejected, in the order of the rules."""
         counts = Counter(sample.verdict for sample in self.samples)
         return {verdict: counts[verdict] for verdict in (KEPT, *RULES)}
 
@@ -145,10 +145,9 @@ class Iteration:
 class State:
     """The run so far. Files are named by their SHA-256 in the artifact store.
 
-    ``samples`` and ``attempt`` belong to the iteration in work; ``base`` and ``ceiling`` are the base model's held-out pictures, of
-    plain prompts and of those that ask for beauty outright; ``naive`` is the comparison's attempt, ``looked`` the pairs in which the VLM
-    looked again after the last iteration, ``judged`` what the independent judge says, and ``versions`` with which libraries it was
-    painted, scored and trained.
+    ``samples`` and ``attempt`` belong to the current iteration; ``base`` and ``ceiling`` are the base model's held-out pictures, of the
+    plain prompts and of those that explicitly ask for the learned style; ``naive`` is the comparison's attempt, ``looked`` the pairs that
+    were grounded again after the last iteration, ``judged`` the judge's means, and ``versions`` the libraries' versions of the workers.
     """
 
     samples: Sequence[Sample]
@@ -169,7 +168,7 @@ class State:
 
     @property
     def adapter(self) -> str:
-        """The LoRA of the model so far, all iterations in one file; empty for the base model."""
+        """The LoRA of the current model, all iterations in one file; empty for the base model."""
         fused = self.fused
         return fused[-1].attempt.stacked if fused and fused[-1].attempt else ""
 
@@ -178,8 +177,8 @@ class State:
         return replace(self, samples=samples)
 
     def made_with(self, done: Iterable[Manifest]) -> State:
-        """A copy that knows the libraries of these tasks' workers as well."""
-        versions = {library: set(known) for library, known in self.versions.items()}
+        """A copy that includes the library versions of these tasks' workers."""
+        versions = {library: set(seen) for library, seen in self.versions.items()}
         for manifest in done:
             for library, version in manifest.versions.items():
                 versions.setdefault(library, set()).add(version)
@@ -188,7 +187,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Fresh(Sequence[Sample]):
-    """Samples to which nothing has happened yet, made as they are looked at."""
+    """Samples before the first stage, created lazily."""
 
     prompts: Sequence[str]
     seed: int
@@ -213,17 +212,17 @@ class Fresh(Sequence[Sample]):
 
 
 def fresh(plan: ArtAugPlan) -> Fresh:
-    """Every sample with its prompt and its seed: the same in every iteration, so that iterations can be compared."""
+    """Every sample with its prompt and its seed: the same in every iteration, so that iterations are comparable."""
     return Fresh(plan.inputs["train"], plan.spec.prompts.seed)
 
 
 def start(plan: ArtAugPlan) -> State:
-    """A run at its beginning."""
+    """The initial state of a run."""
     return State(fresh(plan))
 
 
 def dead_lettered(state: State) -> list[DeadLettered]:
-    """Everything that the run continued without, in the order of the iterations and the reasons."""
+    """The samples and trainings that were lost to dead letters, by iteration and reason."""
     counted: dict[tuple[int, str], Counter[str]] = {}
     for iteration in state.iterations:
         for sample in iteration.samples:
@@ -240,7 +239,7 @@ def dead_lettered(state: State) -> list[DeadLettered]:
 
 
 def shown(sample: Sample) -> tuple[Picture, ...]:
-    """X with the advice, and X', where a sample has both."""
+    """X with the advice, and X', if a sample has both."""
     if sample.before is None or sample.after is None:
         return ()
     before = Picture(
@@ -255,5 +254,5 @@ def again(_: ArtAugPlan, state: State) -> bool:
 
 
 def conclude(state: State) -> Conclusion:
-    """How the run came to its end."""
+    """The conclusion of a finished run."""
     return Conclusion(state.stop_reason, len(state.iterations), tuple(dead_lettered(state)))

@@ -1,7 +1,7 @@
-"""The numbers of a finished ArtAug run: plain functions from its state to what report.json holds.
+"""The numbers of a finished ArtAug run: pure functions from its state to the content of report.json.
 
-Every number is finite or None. They depend on the plan and on the manifests alone: two runs of one spec have the same, whoever did
-them and however often they were broken off.
+Every number is finite or None. They only depend on the plan and on the manifests: two runs of one spec have the same numbers,
+regardless of workers and interruptions.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FINISH = ("finish", "finish_objects", "finish_sky")
 
 
 def summarise(plan: ArtAugPlan, state: State) -> dict[str, Any]:
-    """Everything the report says in numbers: of a plan and its finished run."""
+    """All numbers of the report of a plan and its finished run."""
     spec = plan.spec
     marks = {name: {key: finite(value) for key, value in row.items()} for name, row in (state.judged or {}).items()}
     return {
@@ -49,7 +49,7 @@ def summarise(plan: ArtAugPlan, state: State) -> dict[str, Any]:
         "comparison": _comparison(spec, state, marks),
         "judge": None if state.judged is None else marks,
         "versions": {
-            "libraries": {library: " and ".join(known) for library, known in state.versions.items()},
+            "libraries": {library: " and ".join(versions) for library, versions in state.versions.items()},
             "models": {name: model.version for name, model in plan.models.items()},
         },
         "seeds": {"prompts": spec.prompts.seed, "tune": spec.tune.seed if spec.tune else None, "evaluate": spec.evaluate.seed},
@@ -58,13 +58,13 @@ def summarise(plan: ArtAugPlan, state: State) -> dict[str, Any]:
 
 
 def _lost(lost: DeadLettered) -> dict[str, Any]:
-    """What an iteration (0: the comparison) continued without, and why."""
+    """The losses of an iteration (0: the comparison) to dead letters, with the reason."""
     counts = {"samples": lost.lost.get("samples", 0), "pairs": lost.lost.get("trainings", 0)}
     return {"iteration": lost.iteration, "reason": lost.reason} | counts
 
 
 def _portable(spec: ArtAugSpec) -> dict[str, Any]:
-    """The spec without the folders its prompts lie in: the same run from another place has the same report."""
+    """The spec without the folders of its prompts, so that the report does not depend on them."""
     content = spec.model_dump(mode="json")
     for part in ("prompts", "tune", "evaluate"):
         for key in ("file", "ceiling"):
@@ -73,7 +73,7 @@ def _portable(spec: ArtAugSpec) -> dict[str, Any]:
     return content
 
 
-# --- one iteration: the pairs (Figure 4), their training, what it brought on held-out prompts ---
+# --- one iteration: the pairs (Figure 4), their training, the held-out results ---
 
 
 def _iteration(iteration: Iteration, spec: ArtAugSpec, base: HeldOutResult | None) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def _pair_means(samples: Sequence[Sample], verdicts: Container[str]) -> dict[str
 
 
 def _training(attempt: TuningAttempt | None, spec: ArtAugSpec) -> dict[str, Any]:
-    """How many pairs were trained and how; ``alphas`` are the strengths tried, 0 the model the iteration began with."""
+    """The numbers of the training; ``alphas`` are the candidates, 0 the model that the iteration starts from."""
     if attempt is None:
         return {"trained": 0, "diverged": [], "ranks": [], "losses": [], "compression": None, "alphas": [], "alpha": None}
     good = [training for training in attempt.trainings if not training.diverged]
@@ -166,7 +166,7 @@ def _evaluation(spec: ArtAugSpec, state: State, marks: Mapping[str, Mapping[str,
 
 
 def _column(spec: ArtAugSpec, heldout: HeldOutResult | None, marks: Mapping[str, Number] | None) -> dict[str, Number]:
-    """One model's means: scores as they are, NudeNet as a share in %, and what the independent judge says."""
+    """One model's means: scores as they are, NudeNet as a share in %, and the judge's means."""
     scores = {metric: _mean_of(heldout, metric) for metric in dict.fromkeys(("aesthetic", "clip", "nudenet", *spec.score.metrics))}
     scores = {metric: value for metric, value in scores.items() if metric not in PREFERENCES}
     if scores["nudenet"] is not None:
@@ -175,7 +175,7 @@ def _column(spec: ArtAugSpec, heldout: HeldOutResult | None, marks: Mapping[str,
 
 
 def _against_base(heldout: HeldOutResult | None, base: HeldOutResult | None) -> dict[str, Number] | None:
-    """What an iteration's model paints on held-out prompts: means, and how probably it is preferred to the base model."""
+    """The held-out results of an iteration's model: means, and the probability that it is preferred to the base model."""
     if heldout is None:
         return None
     nudenet = _mean_of(heldout, "nudenet")
@@ -201,7 +201,7 @@ def _comparison(spec: ArtAugSpec, state: State, marks: Mapping[str, Mapping[str,
     ):
         columns[name] = _column(spec, attempt.heldout, row) | {"alpha": attempt.alpha or None, "trained": len(attempt.adapters)}
         columns[name] |= {metric: _share(attempt.heldout, other.heldout, metric) for metric in PREFERENCES}
-    for metric in PREFERENCES:  # to the last bit what is missing to 100
+    for metric in PREFERENCES:  # exactly the complement to 100
         share = columns["differential"][metric]
         columns["naive"][metric] = None if share is None else 100 - share
     return columns
@@ -211,13 +211,13 @@ def _comparison(spec: ArtAugSpec, state: State, marks: Mapping[str, Mapping[str,
 
 
 def mean(values: Iterable[float]) -> Number:
-    """The mean, None of nothing or of what is not finite."""
+    """The mean; None for no values or a value that is not finite."""
     values = array("d", values)
     return finite(math.fsum(values) / len(values)) if values and all(map(math.isfinite, values)) else None
 
 
 def finite(value: float | None) -> Number:
-    """The value, None where it is not finite: JSON has no other numbers."""
+    """The value; None if it is not finite, which JSON cannot represent."""
     return value if value is not None and math.isfinite(value) else None
 
 
@@ -247,7 +247,7 @@ def _both(heldout: HeldOutResult | None, other: HeldOutResult | None, metric: st
 def _part(
     base: Mapping[str, Number] | None, tuned: Mapping[str, Number] | None, ceiling: Mapping[str, Number] | None, name: str
 ) -> Number:
-    """How much of the way from base to ceiling the tuned model has gone: 0 none of it, 1 all."""
+    """The tuned model's position between base (0) and ceiling (1)."""
     low, value, high = ((row or {}).get(name) for row in (base, tuned, ceiling))
     if low is None or value is None or high is None or high <= low:
         return None

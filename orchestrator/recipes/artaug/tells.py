@@ -1,4 +1,4 @@
-"""What the stages report while a run is under way."""
+"""The metrics and notes that the stages report during a run."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _concluded(state: State) -> dict[str, Any]:
 
 
 def _outcome(state: State) -> str:
-    """An iteration in one line, when it is over."""
+    """A finished iteration in one line."""
     return ", ".join(_outcome_words(state)) + (f"; {state.stop_reason}" if state.stop_reason else "")
 
 
@@ -109,7 +109,7 @@ CONCLUDE: Tells[State, Sample] = Tells(metrics=_concluded, outcome=_outcome)
 
 
 def compared(tells: Tells[State, Sample]) -> Tells[State, Sample]:
-    """What a stage reports in the comparison: nothing where no comparison is asked for."""
+    """The report of a stage in the comparison; empty if the spec has no comparison."""
     metrics = tells.metrics
     if metrics is None:
         return tells

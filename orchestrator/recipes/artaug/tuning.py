@@ -1,4 +1,4 @@
-"""From kept pairs to a better model (sections 3.3 and 3.4): train each, average, fuse as strongly as it does good."""
+"""From kept pairs to a better model (sections 3.3 and 3.4): train on each pair, average the adapters, fuse with the best alpha."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from orchestrator.engine.stages import Barrier
 from orchestrator.recipes.artaug import tells
-from orchestrator.recipes.artaug.judging import absorb_look
+from orchestrator.recipes.artaug.judging import absorb_regrounded
 from orchestrator.recipes.artaug.state import (
     DIVERGED,
     ENOUGH,
@@ -28,7 +28,7 @@ from sfumato.runtime.tasks import Manifest, Task
 
 
 def nothing(_: ArtAugPlan, __: State) -> list[Task]:
-    """A barrier that only decides."""
+    """No tasks: the barrier only decides."""
     return []
 
 
@@ -36,7 +36,7 @@ def nothing(_: ArtAugPlan, __: State) -> list[Task]:
 
 
 def train(plan: ArtAugPlan, state: State) -> list[Task]:
-    """A task for every few pairs, each pair trained as if it were alone; or one for all of them, where one adapter is to learn them."""
+    """A task for each group of pairs, in which every pair has its own adapter; or one task that trains one adapter on all pairs."""
     attempt = state.attempt
     if attempt is None:
         return []
@@ -52,7 +52,7 @@ def train(plan: ArtAugPlan, state: State) -> list[Task]:
 
 
 def _joint(plan: ArtAugPlan, attempt: TuningAttempt) -> Task:
-    """All X' together, for one adapter."""
+    """One adapter on all X'."""
     spec = plan.spec
     params = spec.joint.model_dump() | spec.train.model_dump(include={"rank", "learning_rate"})
     params |= spec.paint.model_dump(include={"guidance", "width", "height"}) | {"adapter": attempt.base, "seed": spec.prompts.seed}
@@ -61,7 +61,7 @@ def _joint(plan: ArtAugPlan, attempt: TuningAttempt) -> Task:
 
 
 def absorb_trained(_: ArtAugPlan, state: State, done: list[Manifest]) -> State:
-    """Note the adapters of the pairs that did not diverge."""
+    """Store the adapters of the pairs that did not diverge."""
     if state.attempt is None:
         return state
     adapters, trainings = [], []
@@ -78,7 +78,7 @@ def absorb_trained(_: ArtAugPlan, state: State, done: list[Manifest]) -> State:
 
 
 def on_dead_letter(task: Task, reason: str) -> Manifest:
-    """Pairs whose training is a dead letter count as diverged."""
+    """A manifest in which the pairs of the task count as diverged."""
     value = {"losses": [], "rank": 0, "diverged": reason, "set_aside": True}
     return stand_in(task, [value] * (1 if task.service == "joint" else len(task.items)))
 
@@ -94,13 +94,13 @@ def average(plan: ArtAugPlan, state: State) -> list[Task]:
 
 
 def absorb_averaged(_: ArtAugPlan, state: State, done: list[Manifest]) -> State:
-    """Note the mean, its rank, and what compressing it lost."""
+    """Store the mean, its rank, and the error of its compression."""
     if state.attempt is None or not done:
         return state
     return replace(state, attempt=replace(state.attempt, average=done[0].files["adapter.safetensors"], compression=done[0].values))
 
 
-# --- stack: theta + alpha * phi (A4), once for every alpha that is tried ---
+# --- stack: theta + alpha * phi (A4), once for every candidate alpha ---
 
 
 def stack(plan: ArtAugPlan, state: State) -> list[Task]:
@@ -113,7 +113,7 @@ def stack(plan: ArtAugPlan, state: State) -> list[Task]:
 
 
 def absorb_stacked(plan: ArtAugPlan, state: State, done: list[Manifest]) -> State:
-    """Note the candidates."""
+    """Store the candidates."""
     if state.attempt is None or not done:
         return state
     alphas = plan.spec.fuse.alpha
@@ -121,17 +121,17 @@ def absorb_stacked(plan: ArtAugPlan, state: State, done: list[Manifest]) -> Stat
     return replace(state, attempt=replace(state.attempt, candidates=candidates))
 
 
-# --- paint_tuning, choose_alpha: which alpha, on prompts that are neither trained on nor reported ---
+# --- paint_tuning, choose_alpha: alpha is chosen on prompts that are neither trained on nor reported ---
 
 
 def _tried(state: State) -> tuple[Candidate, ...]:
-    """The base model, the model the attempt stands on, and the candidates."""
+    """The base model, the model that the attempt starts from, and the candidates."""
     attempt = state.attempt
     return () if attempt is None or not attempt.candidates else (Candidate(0.0, ""), Candidate(0.0, attempt.base), *attempt.candidates)
 
 
 def repaint(plan: ArtAugPlan, state: State) -> list[Task]:
-    """Paint the tuning prompts with each of them."""
+    """Paint the tuning prompts with each of these models."""
     if plan.spec.tune is None:
         return []
     rows = [(prompt, plan.spec.tune.seed + index, ()) for index, prompt in enumerate(plan.inputs["tune"])]
@@ -139,7 +139,7 @@ def repaint(plan: ArtAugPlan, state: State) -> list[Task]:
 
 
 def absorb_repainted(plan: ArtAugPlan, state: State, done: list[Manifest]) -> State:
-    """Note the pictures; those of the base model and of the standing one ride along with the candidates."""
+    """Store the pictures; the base model and the current one are temporarily stored as candidates."""
     if state.attempt is None or not done:
         return state
     pictures = [picture.picture for manifest in done for picture in painted(manifest)]
@@ -149,7 +149,7 @@ def absorb_repainted(plan: ArtAugPlan, state: State, done: list[Manifest]) -> St
 
 
 def rate(plan: ArtAugPlan, state: State) -> list[Task]:
-    """Aesthetic and CLIP score of all of them."""
+    """Compute the aesthetic and CLIP scores of all pictures."""
     if plan.spec.tune is None or state.attempt is None:
         return []
     return [
@@ -160,9 +160,9 @@ def rate(plan: ArtAugPlan, state: State) -> list[Task]:
 
 
 def choose_alpha(plan: ArtAugPlan, state: State, done: list[Manifest]) -> State:
-    """The most beautiful of those that lose no more than ``clip_loss`` of the base model's agreement with the prompts.
+    """Choose the candidate with the highest aesthetic score among those that lose at most ``clip_loss`` of the base model's CLIP score.
 
-    The comparison needs some alpha even where none is good: then it is the one that agrees best.
+    The comparison needs an alpha even if none qualifies: then it is the one with the highest CLIP score.
     """
     attempt = state.attempt
     if attempt is None or not attempt.candidates:
@@ -188,11 +188,11 @@ def _chosen(attempt: TuningAttempt, candidate: Candidate) -> TuningAttempt:
     return replace(attempt, alpha=candidate.alpha, stacked=candidate.stacked)
 
 
-# --- conclude: this iteration's own LoRA, and on to the next ---
+# --- conclude: the iteration's own LoRA, and the next iteration ---
 
 
 def product(plan: ArtAugPlan, state: State) -> list[Task]:
-    """The iteration alone as a LoRA file, alpha in it."""
+    """The iteration alone as a LoRA file that includes alpha."""
     attempt = state.attempt
     if attempt is None or not attempt.alpha:
         return []
@@ -200,7 +200,7 @@ def product(plan: ArtAugPlan, state: State) -> list[Task]:
 
 
 def conclude(plan: ArtAugPlan, state: State, done: list[Manifest]) -> State:
-    """Put the iteration away; begin the next with the same prompts and seeds, unless this was the last."""
+    """Append the iteration to the state; start the next with the same prompts and seeds, unless it was the last."""
     attempt = state.attempt
     if attempt is not None and done:
         attempt = replace(attempt, lora=done[0].files["adapter.safetensors"])
@@ -209,7 +209,7 @@ def conclude(plan: ArtAugPlan, state: State, done: list[Manifest]) -> State:
     return replace(state, samples=fresh(plan), attempt=None, iterations=iterations, stop_reason=reason)
 
 
-# --- naive: the same pairs of the first iteration, trained on X' alone, each by itself or all together (section 4.3.2) ---
+# --- naive: the same pairs of the first iteration, trained on X' alone, one adapter per pair or one for all (section 4.3.2) ---
 
 
 def begin_naive(plan: ArtAugPlan, state: State, _: list[Manifest]) -> State:
@@ -221,7 +221,7 @@ def begin_naive(plan: ArtAugPlan, state: State, _: list[Manifest]) -> State:
 
 
 def compared(stages: Sequence[Barrier]) -> tuple[Barrier, ...]:
-    """The stages of an iteration's tuning as the comparison passes them: the same tasks, at other costs."""
+    """The tuning stages of an iteration for the comparison: the same tasks with different costs."""
 
     def cost(stage: Barrier) -> Callable[[Counts], Cost | None]:
         if stage.name == "train":
@@ -232,8 +232,8 @@ def compared(stages: Sequence[Barrier]) -> tuple[Barrier, ...]:
 
 
 def conclude_naive(_: ArtAugPlan, state: State, done: list[Manifest]) -> State:
-    """Put the comparison away."""
-    return replace(absorb_look(state, done), naive=state.attempt, attempt=None)
+    """Store the comparison."""
+    return replace(absorb_regrounded(state, done), naive=state.attempt, attempt=None)
 
 
 def _latents(picture: Painted | None) -> str:

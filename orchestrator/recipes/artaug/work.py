@@ -1,4 +1,4 @@
-"""What an ArtAug run costs before it begins, stage by stage (see `orchestrator.recipes.work`)."""
+"""The estimated cost of an ArtAug run, by stage (see `orchestrator.recipes.work`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from orchestrator.recipes.work import STEP, Cost, Memory, Work, generator_memory
 from sfumato.runtime.models.sizes import Blocks, ModelSize
 
 RANKS = (4, 8, 16)
-"""The ranks that "auto" chooses among."""
+"""The candidate ranks of "auto"."""
 # Numbers of a LoRA's rank for a channel of a block, over all its linears: 50 and 21 in FLUX's double and single blocks.
 LORA = 30
 # Bytes of a number that is trained: itself, its gradient and AdamW's two moments, in single precision.
@@ -59,7 +59,7 @@ def _training(spec: ArtAugSpec, blocks: tuple[Blocks, ...], precision: int) -> i
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """The numbers of a spec, and what follows from them for each stage.
+    """The counts of a spec, and the cost of each stage that follows from them.
 
     ``rows`` are those of a plain forward for each picture, ``regions`` those in each picture's advice.
     """
@@ -79,7 +79,7 @@ class Counts:
         return Cost(each=self._painted(self.spec.prompts.count))
 
     def ground(self) -> Cost | None:
-        """A conversation about every picture."""
+        """A conversation with the VLM about every picture."""
         return Cost(each=Work(self._samples, questions=self._asked(self.spec.prompts.count)))
 
     def regenerate(self) -> Cost | None:
@@ -113,7 +113,7 @@ class Counts:
         return Cost(each=Work(tasks=1))
 
     def stack(self) -> Cost | None:
-        """A LoRA file for every strength."""
+        """A LoRA file for every alpha."""
         return Cost(each=Work(tasks=len(self.spec.fuse.alpha)))
 
     def paint_tuning(self) -> Cost | None:
@@ -124,7 +124,7 @@ class Counts:
         return Cost(painted, painted.times(len(self.spec.fuse.alpha)))
 
     def choose_alpha(self) -> Cost | None:
-        """The scores of all candidates, of the base model and of the model so far."""
+        """The scores of all candidates, of the base model and of the current model."""
         return None if self.spec.tune is None else Cost(each=self._rated((len(self.spec.fuse.alpha) + 2) * self.spec.tune.count))
 
     def paint_heldout(self) -> Cost | None:
@@ -140,11 +140,11 @@ class Counts:
     # --- comparison, after the loop ---
 
     def compared(self, cost: Cost | None) -> Cost | None:
-        """A stage of the naive attempt: what it costs in an iteration, once, where a comparison is asked for."""
+        """The cost of a stage of the naive attempt: that of one iteration; None without a comparison."""
         return Cost(once=cost.each) if cost is not None and self.spec.compare else None
 
     def naive_train(self) -> Cost | None:
-        """X' alone: each pair by itself, or one adapter on all of them."""
+        """Training on X' alone: one adapter per pair, or one on all pairs."""
         if not self.spec.compare:
             return None
         if self.spec.compare == "joint":
@@ -153,7 +153,7 @@ class Counts:
         return Cost(once=self._trained(self.spec.train.steps_after))
 
     def ground_again(self) -> Cost | None:
-        """Another look at the first iteration's pairs."""
+        """A conversation about X' of the first iteration's kept pairs."""
         looked = min(self.spec.prompts.count, MOST_LOOKED)
         return Cost(once=Work(self._tasks(looked), questions=self._asked(looked)))
 

@@ -1,4 +1,4 @@
-"""The page a run ends in: one self-contained HTML file, and report.json with the same numbers."""
+"""The report of a run: one self-contained HTML file, and report.json with the same numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["report_files"]
 
 
 def report_files(plan: ArtAugPlan, state: State, artifacts: ArtifactStore) -> dict[str, bytes]:
-    """``report.json`` and ``report.html`` of a finished run, its pictures taken from the store: the same bytes for the same run."""
+    """``report.json`` and ``report.html`` of a finished run, with pictures from the store. The bytes are reproducible."""
     figures = summarise(plan, state)
     numbers = json.dumps(figures, indent=1, sort_keys=True, allow_nan=False) + "\n"
     return {"report.json": numbers.encode(), "report.html": render(plan, state, artifacts, figures).encode()}

@@ -1,4 +1,4 @@
-"""The page's charts: small SVG pictures by matplotlib, the same bytes for the same numbers."""
+"""The page's charts: small SVG pictures by matplotlib, with reproducible bytes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 INK, SOFT, LINE, ACCENT, COOL = "#25221f", "#8a847c", "#e4dfd8", "#c8553d", "#3f6f78"
-# The page's own font takes the place of matplotlib's in the SVG's text, so nothing is embedded.
+# The page's font replaces matplotlib's in the SVG's text, so no font is embedded.
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "sfumato",
@@ -31,11 +31,11 @@ _STYLE: dict[Any, Any] = {
     "legend.fontsize": 9.0,
 }
 SMOOTHED = 10
-"""Steps over which a loss is averaged before it is drawn."""
+"""Window of the running mean of a loss, in steps."""
 
 
 def figure4(iterations: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """The paper's Figure 4: means over every iteration's pairs before and after advice, their likeness, and the share kept."""
+    """The paper's Figure 4: means over every iteration's pairs before and after advice, their cosine, and the kept share."""
     steps = [row["index"] for row in iterations]
 
     def series(key: str, scale: float = 1.0) -> list[float | None]:
@@ -53,7 +53,7 @@ def figure4(iterations: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 
 
 def heldout_curves(figures: Mapping[str, Any]) -> list[dict[str, str]]:
-    """What every fused iteration made of the held-out prompts; 0 is the base model."""
+    """The held-out results of every fused iteration; 0 is the base model."""
     fused = [row for row in figures["iterations"] if row["heldout"] is not None]
     if not fused:
         return []
@@ -69,7 +69,7 @@ def heldout_curves(figures: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def curves(steps: Sequence[int], rows: Mapping[str, Sequence[float | None]], *, from_zero: bool = False) -> str:
-    """Lines over iterations, named where there are several; what was not measured is left out."""
+    """Lines over iterations, labelled if there are several; missing values are left out."""
 
     def draw(axes: Any) -> None:
         colours = [COOL, ACCENT] if len(rows) > 1 else [ACCENT]
@@ -90,7 +90,7 @@ def curves(steps: Sequence[int], rows: Mapping[str, Sequence[float | None]], *, 
 
 
 def finish_ladder(judge: Mapping[str, Mapping[str, float | None]], names: Mapping[str, str]) -> str:
-    """The way from the base model's finish to its ceiling, and how far every iteration came on it; empty without a judge."""
+    """The finish of every iteration between the base model's and the ceiling's; empty without a judge."""
     steps = sorted((name for name in judge if name.startswith("iteration ")), key=lambda name: int(name.split()[1]))
 
     def draw(axes: Any) -> None:
@@ -130,7 +130,7 @@ def losses(histories: Sequence[Sequence[float]], first: int) -> str:
 
 
 def gains(pairs: Sequence[tuple[float, float, bool]]) -> str:
-    """Every scored pair: what advice did to the aesthetic score and to the agreement with the prompt; the kept ones in colour."""
+    """The changes of the aesthetic and the CLIP score of every scored pair under advice; the kept ones in colour."""
 
     def draw(axes: Any) -> None:
         for kept, colour, name in ((False, "#b9b3ab", "removed"), (True, ACCENT, "kept")):
@@ -146,7 +146,7 @@ def gains(pairs: Sequence[tuple[float, float, bool]]) -> str:
 
 
 def _smooth(values: Sequence[float], first: int) -> list[float]:
-    """The running mean, begun anew where φ₂ begins."""
+    """The running mean, restarted at the first step of φ₂."""
     smooth = []
     for index in range(len(values)):
         start = max(first if first <= index else 0, index - SMOOTHED + 1)

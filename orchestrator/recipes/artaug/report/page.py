@@ -1,4 +1,4 @@
-"""The page: what stands on it, in its order. The numbers come from `orchestrator.recipes.artaug.summary`, the form from ``templates``."""
+"""The HTML page: its content in order. The numbers are those of `orchestrator.recipes.artaug.summary`, the layout is in ``templates``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TABLE_2 = (("differential", (6.35, 52.85, 50.19, 29.71)), ("naive", (6.25, 47.15
 COLUMNS = ("aesthetic", "pickscore", "mps", "clip", "nudenet")
 NAIVE = {"naive": "naive", "joint": "naive, one adapter for all pairs"}
 
-# Of more samples than this, every so manieth is drawn.
+# Charts of more samples are thinned to about this number.
 MOST_POINTS = 5000
 
 METRICS = {"aesthetic": "Aesthetic", "pickscore": "PickScore", "mps": "MPS", "clip": "CLIP", "nudenet": "NudeNet", "hpsv2": "HPS v2"}
@@ -78,11 +78,11 @@ def render(plan: ArtAugPlan, state: State, artifacts: ArtifactStore, figures: Ma
     )
 
 
-# --- the head: what came of it, in a few numbers ---
+# --- the head: the main results ---
 
 
 def _tiles(evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Headline numbers of tuned against base; none when nothing was fused."""
+    """Headline numbers of the tuned against the base model; empty if no iteration was fused."""
     base, tuned = evaluation["base"], evaluation["tuned"]
     if tuned is None:
         return []
@@ -110,7 +110,7 @@ def _tile(name: str, value: str, more: str, paper: str) -> dict[str, str]:
     return {"name": name, "value": value, "more": more, "paper": paper}
 
 
-# --- the paper's tables, filled with this run ---
+# --- the paper's tables with this run's numbers ---
 
 
 def _table_1(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -124,12 +124,12 @@ def _table_2(comparison: Mapping[str, Any] | None, naive: TuningAttempt | None) 
     if comparison is None or naive is None:
         return rows
     names = {"differential": "differential", "naive": NAIVE[naive.objective]}
-    here = [(f"this run: {said}", [comparison[name][key] for key in COLUMNS[:4]]) for name, said in names.items()]
+    here = [(f"this run: {label}", [comparison[name][key] for key in COLUMNS[:4]]) for name, label in names.items()]
     return [*rows, *_compared(here, lower=(), paper=False)]
 
 
 def _compared(rows: Any, lower: tuple[str, ...], *, paper: bool) -> list[dict[str, Any]]:
-    """Two rows of a table, the better of the two values in each column marked."""
+    """Two rows of a table, with the better of the two values in each column marked."""
     (name_a, a), (name_b, b) = rows
     marked: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
     for column, left, right in zip(COLUMNS, a, b, strict=False):
@@ -139,7 +139,7 @@ def _compared(rows: Any, lower: tuple[str, ...], *, paper: bool) -> list[dict[st
     return [{"name": name_a, "cells": marked[0], "paper": paper}, {"name": name_b, "cells": marked[1], "paper": paper}]
 
 
-# --- how it went: charts and tables of training ---
+# --- charts and tables of training ---
 
 
 def _gains(state: State) -> list[tuple[int, str]]:
@@ -168,7 +168,7 @@ def _losses(plan: ArtAugPlan, state: State) -> list[tuple[str, str]]:
 
 
 def _tried(state: State, figures: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Per iteration the strengths tried on the tuning prompts, and which was chosen."""
+    """The candidate alphas of each iteration on the tuning prompts, and the chosen one."""
     rows = []
     for row in figures["iterations"]:
         if row["alphas"]:

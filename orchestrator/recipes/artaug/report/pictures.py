@@ -14,14 +14,14 @@ from orchestrator.recipes.artaug.state import KEPT, SET_ASIDE, ArtAugPlan, Itera
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.images import decode_image
 
-# A page for the eye: more than this is in the artifact store, not on it.
+# The maximum numbers of pictures on the page; all of them are in the artifact store.
 MOST_PAIRS, MOST_REFUSED, MOST_PROMPTS = 12, 4, 8
-# Pictures with a longer side are shown smaller, as JPEG.
+# Pictures with a longer side are scaled down to it, as JPEG.
 LONGEST = 384
 
 
 def pairs(iteration: Iteration, artifacts: ArtifactStore) -> list[dict[str, Any]]:
-    """The pairs of an iteration that are shown: trained ones first, then other kept ones, then refused ones of every kind."""
+    """The pairs of an iteration that are shown: trained ones first, then other kept ones, then rejected ones of every verdict."""
     trained = iteration.attempt.pairs if iteration.attempt else ()
     seeds = {sample.seed for sample in trained}
     others = islice((sample for sample in iteration.samples if sample.verdict == KEPT and sample.seed not in seeds), MOST_PAIRS)
@@ -34,7 +34,7 @@ def pairs(iteration: Iteration, artifacts: ArtifactStore) -> list[dict[str, Any]
 
 
 def _one_of_each(samples: Iterable[Sample]) -> list[Sample]:
-    """The first few samples of every verdict there is, one of each before the second of any."""
+    """The first samples of every verdict, taken in turn."""
     seen: dict[str, int] = {}
     ranked = []
     for index, sample in enumerate(samples):
