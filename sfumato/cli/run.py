@@ -12,6 +12,8 @@ from sfumato.cli.runs import Server
 
 if TYPE_CHECKING:
     from orchestrator.runs.records import Record, Records
+    from sfumato.runs.records import Outcome
+    from sfumato.runtime.artifacts import ArtifactStore
     from sfumato.runtime.settings import Settings
 
 
@@ -118,7 +120,6 @@ def _execute(name: str, record: Record, records: Records, settings: Settings, *,
     from sfumato.errors import SfumatoError
     from sfumato.runs.records import Event, Outcome
     from sfumato.runtime.artifacts import ArtifactStore
-    from sfumato.runtime.files import write_whole
     from sfumato.runtime.journal import RunJournal
 
     console, folder, artifacts = Console(stderr=True), settings.runs / name, ArtifactStore(settings.artifacts_url)
@@ -156,11 +157,18 @@ def _execute(name: str, record: Record, records: Records, settings: Settings, *,
     except SfumatoError as error:
         records.end(name, Outcome(state="failed", error=error.message, hint=error.hint))
         raise
-    for file, digest in sorted(outcome.files.items(), key=lambda row: row[0] == "report.html"):
-        write_whole(folder / file, artifacts.get(digest))
+    _write_files(outcome, folder, artifacts)
     records.end(name, outcome)
     took = clock(sum(journal.seconds().values()))
     told = f"{outcome.stop_reason} after {len(iterations)} iterations and {took}; {busy:.1%} of the time was in the services"
     console.print(told, soft_wrap=True)
     for lost in outcome.dead_lettered:
         console.print(str(lost), soft_wrap=True, markup=False, highlight=False)
+
+
+def _write_files(outcome: Outcome, folder: Path, artifacts: ArtifactStore) -> None:
+    """Write the files of a finished run, the report last."""
+    from sfumato.runtime.files import write_whole
+
+    for file, digest in sorted(outcome.files.items(), key=lambda row: row[0] == "report.html"):
+        write_whole(folder / file, artifacts.get(digest))
