@@ -1,7 +1,7 @@
-"""The methods by name. This is the one place that imports them: a method of sfumato is a folder beside this file and a line below.
+"""The methods by name. Only this module imports them: a method of sfumato is a folder beside this file and a line below.
 
-Other packages can bring methods as well, by an entry point of the group ``sfumato.recipes`` whose object is a `Recipe` and whose name
-is the recipe's.
+Other packages can provide methods with an entry point of the group ``sfumato.recipes``, whose object is a `Recipe` and whose name is
+the recipe's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sfumato.export.card import MethodCard
 METHODS = {
     "artaug": "orchestrator.recipes.artaug",
 }
-"""Name -> the module whose ``RECIPE`` it is. The first one is meant where a spec names none."""
+"""Name -> the module whose ``RECIPE`` it is. The first one is the default."""
 DEFAULT = next(iter(METHODS))
 GROUP = "sfumato.recipes"
 
@@ -28,7 +28,7 @@ def recipe_named(name: str) -> Recipe[Any, Any, Any]:
     """The method of this name.
 
     Raises:
-        InvalidInput: there is none.
+        InvalidInput: there is no such method.
     """
     if name in METHODS:
         return import_module(METHODS[name]).RECIPE
@@ -43,7 +43,7 @@ def names() -> list[str]:
 
 
 def cards() -> dict[str, MethodCard]:
-    """What model cards say about each method, by its name."""
+    """The texts about each method in model cards, by its name."""
     found = {name: recipe_named(name).card for name in names()}
     return {name: card for name, card in found.items() if card is not None}
 

@@ -21,7 +21,7 @@ class Section(BaseModel):
 class ModelReference:
     """Marks a field that names weights: "vista", a folder (relative to the spec), or a name on the hub.
 
-    ``part`` is what the weights are for; empty: the field is a mapping, whose keys are the parts.
+    ``part`` is the role of the weights; empty: the field is a mapping whose keys are the parts.
     """
 
     part: str = ""
@@ -43,20 +43,20 @@ class Paint(Section):
     guidance: float = Field(default=1.0, ge=0, le=30)
     width: int = Field(default=64, ge=16, le=4096)
     height: int = Field(default=64, ge=16, le=4096)
-    # The share of the steps, from the first on, in which advice acts. 1.0 is ArtAug's.
+    # The share of the steps, from the first on, in which advice acts; ArtAug uses 1.0.
     regional_steps: float = Field(default=1.0, gt=0, le=1)
-    # Pixels over which a region fades out at its edges. 0 is ArtAug's: in the box or not.
+    # Pixels over which a region fades out at its edges; ArtAug uses 0: binary masks.
     soft_edges: float = Field(default=0.0, ge=0, le=512)
 
 
 class Ground(Section):
-    """Which VLM looks at the pictures: one served by vLLM, or (for Vista's) the same model inside the worker."""
+    """The VLM: served by vLLM or, for Vista's, inside the worker."""
 
     backend: Literal["vllm", "transformers"] = "vllm"
     profile: Literal["vista", "qwen2-vl", "qwen2.5-vl", "qwen3-vl"] = "vista"
     model: Annotated[str, ModelReference("understanding")] = "vista"
     strategy: Literal["single-turn", "three-turn"] = "single-turn"
-    # Let the VLM make ambiguous prompts definite first (ArtAug, section 4.1.1).
+    # Refine ambiguous prompts with the VLM first (ArtAug, section 4.1.1).
     refine: bool = True
 
 
@@ -65,7 +65,7 @@ Metric = Literal["clip", "aesthetic", "pickscore", "mps", "hpsv2", "nudenet"]
 
 
 class Score(Section):
-    """What is measured on every picture. ``models`` names weights by metric; Vista's are used for a metric that is not named."""
+    """The metrics of every picture. ``models`` names weights by metric; Vista's are used for the others."""
 
     metrics: tuple[Metric, ...] = ("clip", "aesthetic", "pickscore", "mps", "nudenet")
     models: Annotated[dict[Metric, str], ModelReference()] = {}
@@ -78,22 +78,22 @@ class Score(Section):
 
 
 class RunSpec(Section):
-    """What the spec of every method has."""
+    """The sections and fields of every method's spec."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")
     recipe: str
     # The generator: "vista", the folder of a diffusers pipeline (relative to the spec), or its name on the hub.
     model: Annotated[str, ModelReference("generator")] = "vista"
-    # The generator's weights while they paint and are trained on; a LoRA is always trained in float32.
+    # The precision of the generator's weights for painting and training; a LoRA is always trained in float32.
     precision: Literal["float32", "bfloat16"] = "float32"
-    # GiB that a forward may take beside the weights, for painting and training; it decides how much goes through the model at once,
-    # and so the last bits of the result. null: as much as the task holds.
+    # Memory in GiB for a forward beside the weights, in painting and training. It determines the batch size of a forward,
+    # and so the last bits of the result. null: the whole task in one forward.
     memory_gb: Annotated[float, Field(gt=0, le=4096)] | None = None
-    # Samples in one task: fixed here, so that the bytes of a result do not depend on which worker did what when.
+    # Samples in one task: fixed by the spec, so that the bytes of a result do not depend on the workers.
     batch: int = Field(default=8, ge=1, le=256)
 
     def unused(self) -> set[str]:
-        """Sections that have no effect on the result of this spec, and so none on the run's id."""
+        """Sections without effect on the result of this spec, which are excluded from the run's id."""
         return set()
 
 

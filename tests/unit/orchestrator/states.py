@@ -51,7 +51,7 @@ def picture(store: ArtifactStore | None, shade: int, side: int = 16) -> str:
 
 
 def sample(index: int, verdict: str, gain: float = 1.0, store: ArtifactStore | None = None) -> Sample:
-    """A prompt with both pictures, or without X' where nobody had advice."""
+    """A prompt with both pictures, or without X' if it has no advice."""
     before = Painted(picture(store, 10 * index), "")
     made = Sample(PROMPTS[index], PROMPTS[index] + ", refined", 10 + index, before, verdict=verdict)
     if verdict == "no_advice":
