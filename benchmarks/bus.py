@@ -2,11 +2,11 @@
 
     python -m benchmarks.bus [--tasks 5000] [--workers 1] [--sync 10s]
 
-For micro-batches of 1, 8 and 64 samples: tasks and samples a second, and what the processes burned. `raw` is the baseline of the same
-run: the same messages by nats-py alone (published, pulled, answered, acknowledged), without tasks, results, manifests or a store;
-`to_raw` is our rate over its. `engine` is a whole run of one stage, one sample a task. Others' load on the machine slows everything;
-the seconds of the processor that a task costs are its own, and `two_cores` is the rate they allow on two cores that do nothing else:
-a Python process has one of them at most.
+For micro-batches of 1, 8 and 64 samples: tasks and samples a second, and the processor seconds of all processes. `raw` is the baseline of
+the same run: the same messages by nats-py alone (published, pulled, answered, acknowledged), without tasks, results, manifests or a
+store; `to_raw` is our rate over its. `engine` is a whole run of one stage, one sample a task. Other load on the machine reduces the
+rates; the processor seconds per task do not depend on it, and `two_cores` is the rate that they allow on two idle cores, of which a
+Python process uses at most one.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ WINDOW, HANDFUL = BusSettings().window, 64
 
 @dataclass(frozen=True)
 class Numbers:
-    """A state without meaning."""
+    """A minimal state."""
 
     samples: Sequence[int]
 
@@ -59,7 +59,7 @@ class Numbers:
 
 
 def task(run: str, items: tuple[int, ...]) -> Task:
-    """A task of its own for every run, so that none is found done."""
+    """A distinct task for every run, so that none is done already."""
     return Task(stage=run, kind="bench.nothing", items=items, params={"run": run}, model="none", model_reference="")
 
 
@@ -69,7 +69,7 @@ def tasks(count: int, batch: int, run: str) -> list[Task]:
 
 
 class Clock:
-    """What the processes of the system burn: this one, the server, and the workers."""
+    """The processor seconds of the system's processes: this one, the server, and the workers."""
 
     def __init__(self, server: NatsServer, workers: list[subprocess.Popen[bytes]]) -> None:
         assert server.process is not None

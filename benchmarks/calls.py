@@ -1,10 +1,10 @@
-"""What one gRPC call costs: seconds added to a picture by asking the generator's service for it instead of calling its engine.
+"""The cost of one gRPC call: seconds added to a picture by calling the generator's service instead of its engine.
 
     python benchmarks/calls.py [--pairs N] [--json]
 
 The smallest picture Vista's generator paints, one step, its bytes in the answer. The service runs in a process of its own, as in a
-system, with the boundary, the lane and all that is told of a call. Calls over gRPC and calls of an engine here, which encode
-the same PNG, take turns, so that whatever else the machine does meets both; what is added is the median of the pairs' differences. The
+system, with the boundary, the engine's queue and the telemetry of a call. Calls over gRPC and calls of an engine here, which encode
+the same PNG, alternate, so that other load on the machine affects both; the added time is the median of the pairs' differences. The
 baseline is the engine's own time.
 """
 

@@ -1,4 +1,4 @@
-"""What compression by QR and a small SVD costs, against forming the update and ``torch.linalg.svd``; one run, so ratios compare.
+"""The cost of compression by QR and a small SVD, against forming the update and ``torch.linalg.svd``; one run, so ratios compare.
 
 Run ``python benchmarks/compress.py``. The mean of 50 adapters of rank 16 has rank 800; it is compressed to ``--rank``, at FLUX.1-dev's
 layer shapes, one layer of a shape. The dense way is taken at the attention's shape (3072 x 3072) only, unless ``--dense-all``; of the
@@ -47,7 +47,7 @@ def adapters(shape: tuple[int, int], count: int, rank: int) -> list[Adapter]:
 
 
 def dense(whole: Adapter, rank: int) -> tuple[Tensor, Tensor]:
-    """The way it is usually done: the update in float32, its full SVD, truncated."""
+    """The usual way: the update in float32, its full SVD, truncated."""
     a, b = whole.factors["layer"]
     u, s, vh = torch.linalg.svd(b @ a, full_matrices=False)
     root = s[:rank].sqrt()
@@ -55,7 +55,7 @@ def dense(whole: Adapter, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def error(whole: Adapter, a: Tensor, b: Tensor) -> float:
-    """Relative error of the truncated update, dense and in float64: judged alike for both ways."""
+    """Relative error of the truncated update, dense and in float64: the same measure for both ways."""
     full_a, full_b = whole.factors["layer"]
     update = full_b.double() @ full_a.double()
     return float((update - b.double() @ a.double()).norm() / update.norm())

@@ -3,8 +3,8 @@
     python benchmarks/differential.py [--seeds 1000 2000 3000] [--spec configs/artaug-vista.yaml] [--runs runs]
 
 For every seed one iteration of the spec is run (other pictures, so other pairs and other adapters), both trainings take the same
-pairs, steps and learning rate, and each is fused with the alpha that is best for it on the tuning prompts. What is told is measured
-on the held-out prompts. Ends in a table of means and spreads, and says by how much differential leads.
+pairs, steps and learning rate, and each is fused with the alpha that is best for it on the tuning prompts. The results are those
+on the held-out prompts. Prints a table of means and standard deviations, and the lead of differential training.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What the inference service makes of one network: throughput, added latency, what the fused model and a swap cost.
+"""Throughput and added latency of the inference service, and the cost of a fused model and of a swap.
 
     python benchmarks/inference.py [--rounds N] [--threads N] [--engine-only]
 
 On the shipped model at its own steps, everything in one run, every way once in each round and in turn; ratios are medians of each
-round's (each picture's) own ratio, so that whatever else a machine does strikes both sides, differences those of medians. Baselines:
+round's (each picture's) own ratio, so that other load affects both sides; differences are those of medians. Baselines:
 the bare diffusers pipeline in a loop, and a Bento service as in BentoML's own diffusion example (`benchmarks/naive_diffusion.py`: one
 request, one pipeline call). Over HTTP both services run as processes of their own, and are idle while the other one is asked.
 """
@@ -194,7 +194,7 @@ class Engine:
         return 1e6 * (statistics.median(alone) - statistics.median(bare))
 
     def close(self) -> None:
-        """End its threads."""
+        """Stop its threads."""
         self.loop.run_until_complete(self.engine.close())
         self.loop.close()
 
@@ -210,7 +210,7 @@ def in_process(rounds: int, rank: int) -> dict[str, Any]:
         ways: list[tuple[str, Callable[[], Any]]] = [("bare", lambda seed=seed: engine.paint_bare(seed))]
         for name, scale in (("base", 0.0), ("fused", 1.0), ("half", 0.5)):
             ways.append((name, lambda seed=seed, scale=scale: engine.paint(range(seed, seed + 1), 1, scale)))
-        for name, work in ways[seed % 4 :] + ways[: seed % 4]:  # nobody always comes first
+        for name, work in ways[seed % 4 :] + ways[: seed % 4]:  # the order rotates
             single.time(name, work)
     for _ in range(rounds):
         many.time("bare", lambda: [engine.paint_bare(seed) for seed in range(PICTURES)])

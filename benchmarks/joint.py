@@ -1,7 +1,7 @@
-"""What more processes bring to a joint training, and what it costs that their number does not change its bytes, as ratios in one run.
+"""The speed-up of a joint training by more processes, and the cost of bytes that do not depend on their number, as ratios in one run.
 
 Run ``python benchmarks/joint.py [--processes 2]``: the shipped Vista generator, 16 pictures a step in forwards of 4, one thread a
-process, gloo between them. The baseline of the second ratio is the ordinary way, all-reduce of the summed gradient, whose order of
+process, gloo between them. The baseline of the second ratio is the usual way, all-reduce of the summed gradient, whose order of
 addition is the library's. Medians of ``--steps`` steps after three, the ways taking turns.
 """
 
@@ -33,7 +33,7 @@ from sfumato.vista.weights import ROOT, locate
 WARM = 3
 PROMPTS = ("a full moon over mountains and a lake at night", "a yellow house by day", "two birds over a lake")
 TURNS = 4
-"""Times that the ways take turns."""
+"""Rounds in which the ways alternate."""
 
 
 def seconds_a_step(training: JointTraining, group: Group) -> list[float]:

@@ -2,8 +2,8 @@
 
     python benchmarks/memory.py [--full] [--json]
 
-The engine is the run's own and so are tasks, manifests, the artifact store and what is told of the run; the workers are a function
-that returns at once, so that nothing but the orchestrator is measured. Every size has a process of its own. 1 thousand, 10 thousand
+The engine is the run's own and so are tasks, manifests, the artifact store and the run's events; the workers are a function
+that returns at once, so that only the orchestrator is measured. Every size has a separate process. 1 thousand, 10 thousand
 and 100 thousand samples; with ``--full`` 1 million.
 """
 
@@ -43,7 +43,7 @@ BATCH = 8
 
 
 class AtOnce:
-    """A transport whose workers need no time, and a store that has nothing yet and keeps nothing."""
+    """A transport whose workers need no time, and an empty store that keeps nothing."""
 
     def __init__(self) -> None:
         self._waiting: deque[Task] = deque()
@@ -68,7 +68,7 @@ class AtOnce:
 
 
 class Empty(ArtifactStore):
-    """A store in which nothing is found: its folder would be the whole of the time."""
+    """A store without content: a folder would take most of the time."""
 
     def read_key(self, key: str) -> bytes | None:
         """None."""
@@ -85,7 +85,7 @@ def _before(samples: tuple[Sample, ...], done: Manifest) -> tuple[Sample, ...]:
 
 
 def _after(samples: tuple[Sample, ...], done: Manifest) -> tuple[Sample, ...]:
-    """A pair that is better now and then."""
+    """Scores of a pair; some pairs improve."""
 
     def scored(sample: Sample, picture: Painted) -> Sample:
         rise = 1.0 if sample.seed % 50 == 0 else -1.0

@@ -1,4 +1,4 @@
-"""What `benchmarks/inference.py` compares with: a model served as in BentoML's own diffusion example, one pipeline call a request."""
+"""The baseline of `benchmarks/inference.py`: a model served as in BentoML's own diffusion example, one pipeline call a request."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sfumato.runtime.device import pick_device
 from sfumato.vista.weights import locate
 
 TOKENS = 32
-"""What the shipped model reads; the pipeline's default of 512 would be most of the work."""
+"""The token limit of the shipped model; the pipeline's default of 512 would be most of the work."""
 
 
 @bentoml.service(name="naive", workers=1, traffic={"timeout": 3600})

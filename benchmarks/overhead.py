@@ -1,10 +1,10 @@
-"""What the loop itself costs: the share of a run's time in which no engine is at work (orchestrator, transport, store, journal).
+"""The overhead of the loop: the share of a run's time in which no engine is busy (orchestrator, transport, store, journal).
 
     python benchmarks/overhead.py [--json]
 
-A small run of two iterations on the built-in world, the VLM inside the worker. Beside the share over the whole run, which has the
-start of the worker processes in it, stands the share from the first result on, and what a second run of the same spec costs, which
-finds every task done: that is all bookkeeping. The baseline is the engines' own time in the same run.
+A small run of two iterations on the built-in world, the VLM inside the worker. Prints the share over the whole run, which includes the
+start of the worker processes, the share from the first result on, and the cost of a second run of the same spec, which
+finds every task done and so is only overhead. The baseline is the engines' own time in the same run.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def measure() -> dict[str, float]:
 
 
 def covered(spans: list[tuple[float, float]], start: float, end: float) -> float:
-    """Seconds between ``start`` and ``end`` in which at least one worker was at work."""
+    """Seconds between ``start`` and ``end`` in which at least one worker was busy."""
     covered, until = 0.0, start
     for began, ended in spans:
         covered += max(0.0, min(ended, end) - max(began, until))

@@ -1,4 +1,4 @@
-"""What packed training brings: pairs per hour at K = 1, 4 and 8 against a plain sequential loop with PEFT, as ratios in one run.
+"""The speed-up of packed training: pairs per hour at K = 1, 4 and 8 against a plain sequential loop with PEFT, as ratios in one run.
 
 Run ``python benchmarks/packed.py [MODEL_FOLDER]`` (the shipped Vista generator without one). Both ways train the same modules at the
 same rank, batch and learning rate with AdamW, from cached texts and latents. A pair costs a fixed part (set-up, probes) and its
@@ -29,7 +29,7 @@ SHORT, LONG = 2, 8
 
 
 def pairs(pipeline: Any, count: int) -> list[TrainingPair]:
-    """Random latents: their values cost nothing and save nothing."""
+    """Random latents: their values do not affect the time."""
     family = family_of(pipeline)
     size = family.limits.default_size
     shape = family.mask((0, 0, size, size), size, size).shape
@@ -71,7 +71,7 @@ def train_with_peft(pipeline: Any, pair: TrainingPair, settings: TrainSettings) 
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """One call: on one thread in processor seconds, which a busy machine does not change, else wall-clock."""
+    """One call: on one thread in processor seconds, which do not depend on other load, else wall-clock."""
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     start = clock()
     work()

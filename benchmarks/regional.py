@@ -1,8 +1,8 @@
-"""What regional generation costs: against a plain picture, and against the paper's n + 1 sequential forwards.
+"""The cost of regional generation: against a plain picture, and against the paper's n + 1 sequential forwards.
 
 Run ``python benchmarks/regional.py [MODEL_FOLDER]`` (the shipped Vista generator without one). Pictures are painted in ``--repeats``
-rounds, every way once in each; seconds are medians over rounds, ratios are medians of each round's own ratio, so that whatever else
-a machine does strikes both sides. The sequential way is measured, not computed: the same engine with one row a forward.
+rounds, every way once in each; seconds are medians over rounds, ratios are medians of each round's own ratio, so that other load
+affects both sides. The sequential way is measured, not computed: the same engine with one row a forward.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def request(engine: GeneratorEngine, count: int) -> GenerateRequest:
 
 
 def seconds(engine: GeneratorEngine, wanted: GenerateRequest) -> float:
-    """One picture: on one thread of a CPU in processor seconds, which a busy machine does not change, else wall-clock."""
+    """One picture: on one thread of a CPU in processor seconds, which do not depend on other load, else wall-clock."""
     on_cpu = torch.get_num_threads() == 1 and engine.pipeline.device.type == "cpu"
     clock = time.process_time if on_cpu else time.perf_counter
     start = clock()

@@ -1,9 +1,9 @@
-"""What the system costs beside its engines: the share of a run's time in which no engine of any service is at work.
+"""The overhead of the system: the share of a run's time in which no engine of any service is busy.
 
     python benchmarks/system.py [--json]
 
 Starts every service as a process of its own with nats-server between them, submits a small ArtAug run on the built-in world (the VLM
-inside the grounding service), and reads from the bus when which task was at work. The baseline is the engines' own time in the same run.
+inside the grounding service), and reads the intervals of all tasks from the bus. The baseline is the engines' own time in the same run.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def measure() -> dict[str, float]:
 
 
 async def _worked(settings: BusSettings) -> list[tuple[float, float]]:
-    """From when to when each task was at work, in seconds since 1970."""
+    """The start and the end of each task, in seconds since 1970."""
     spans = []
     async with Bus(settings, "benchmark") as bus:
         results = await bus.js.subscribe(result_subject("*"), stream=EVENTS, ordered_consumer=True)

@@ -1,8 +1,8 @@
-"""The one tree of errors. Each carries the words a user needs to act; a boundary (CLI, gRPC, HTTP) translates it once."""
+"""All error classes. Each carries the message that a user needs to act; a boundary (CLI, gRPC, HTTP) translates it once."""
 
 
 class SfumatoError(Exception):
-    """Base of every error raised on purpose. ``hint`` says what to do next."""
+    """Base of all deliberate errors. ``hint`` states what to do next."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -22,7 +22,7 @@ class InvalidInput(SfumatoError):
 
 
 class Faults(InvalidInput):
-    """Several values are unusable, all told at once: ``faults`` is each one's field and words."""
+    """Several values are unusable; all are reported together: ``faults`` has the field and the message of each."""
 
     def __init__(self, faults: list[tuple[str, str]]) -> None:
         super().__init__(*faults[0])
@@ -32,19 +32,19 @@ class Faults(InvalidInput):
 
 
 class NotFound(SfumatoError):
-    """What a user or a client names is not there: a run, a model, an alias (CLI exit 1, NOT_FOUND, HTTP 404)."""
+    """Something that a user or a client names does not exist: a run, a model, an alias (CLI exit 1, NOT_FOUND, HTTP 404)."""
 
 
 class Conflict(SfumatoError):
-    """Something moved since the caller looked at it; look again and decide anew (CLI exit 1, ABORTED, HTTP 409)."""
+    """A resource changed since the caller read it; read it again and retry (CLI exit 1, ABORTED, HTTP 409)."""
 
 
 class WrongState(SfumatoError):
-    """What is asked of something cannot be done as it stands, such as pausing a run that has ended (CLI exit 1, FAILED_PRECONDITION)."""
+    """The operation is not possible in the current state, such as pausing a run that has ended (CLI exit 1, FAILED_PRECONDITION)."""
 
 
 class MissingWeights(SfumatoError):
-    """A model's files are not where they should be (CLI exit 2, FAILED_PRECONDITION)."""
+    """A model's files are missing (CLI exit 2, FAILED_PRECONDITION)."""
 
 
 class BrokenWeights(SfumatoError):
@@ -52,13 +52,13 @@ class BrokenWeights(SfumatoError):
 
 
 class Unavailable(SfumatoError):
-    """Something this needs is not running or does not answer (CLI exit 1, UNAVAILABLE)."""
+    """A required service is not running or does not answer (CLI exit 1, UNAVAILABLE)."""
 
 
 class Busy(SfumatoError):
-    """As much work as is taken is waiting already; try again later (CLI exit 1, RESOURCE_EXHAUSTED, HTTP 429).
+    """The queue is full; try again later (CLI exit 1, RESOURCE_EXHAUSTED, HTTP 429).
 
-    ``retry_after`` is in how many seconds, where that is known, else 0.
+    ``retry_after`` is the delay in seconds, 0 if it is not known.
     """
 
     def __init__(self, message: str, *, hint: str = "", retry_after: float = 0.0) -> None:
@@ -67,7 +67,7 @@ class Busy(SfumatoError):
 
 
 class AnswerRejected(SfumatoError):
-    """A vision-language model's answer failed validation. ``raw`` keeps what it said."""
+    """A vision-language model's answer failed validation. ``raw`` is the answer."""
 
     def __init__(self, message: str, raw: str, *, hint: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -75,11 +75,11 @@ class AnswerRejected(SfumatoError):
 
 
 class Diverged(SfumatoError):
-    """A training left the range of finite numbers; it stops with this reason, the run goes on."""
+    """A training produced numbers that are not finite; it stops with this reason, and the run continues."""
 
 
 class PoisonTask(SfumatoError):
-    """A task failed each time it was tried and was set aside as a dead letter. ``task_id`` names it: a run may go on without it."""
+    """A task failed at every try and became a dead letter. ``task_id`` names it: a run may continue without it."""
 
     def __init__(self, task_id: str, message: str, *, hint: str = "") -> None:
         super().__init__(message, hint=hint)

@@ -1,7 +1,7 @@
-"""The methods by name. This is the one place that imports them: a method of sfumato is a folder beside this file and a line below.
+"""The methods by name. Only this module imports them: a method of sfumato is a folder beside this file and a line below.
 
-Other packages can bring methods as well, by an entry point of the group ``sfumato.recipes`` whose object is a `Recipe` and whose name
-is the recipe's.
+Other packages can provide methods with an entry point of the group ``sfumato.recipes``, whose object is a `Recipe` and whose name is
+the recipe's.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 METHODS = {
     "artaug": "orchestrator.recipes.artaug",
 }
-"""Name -> the module whose ``RECIPE`` it is. The first one is meant where a spec names none."""
+"""Name -> the module whose ``RECIPE`` it is. The first one is the default."""
 DEFAULT = next(iter(METHODS))
 GROUP = "sfumato.recipes"
 

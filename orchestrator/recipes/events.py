@@ -1,4 +1,4 @@
-"""Turns an engine's progress into events, with what the stages themselves report."""
+"""Builds events from the engine's progress and the metrics of the stages."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from orchestrator.engine.stages import Barrier, PerBatch, Progress
-from sfumato.runs.records import Event, Picture
+from sfumato.runs.records import Event, ShownPicture
 from sfumato.runtime.tasks import Json
 
 
 class EventBuilder:
-    """Makes an event of each progress report of one run. It adds up the samples of an iteration, so it must be given all reports."""
+    """Builds an event from each progress report of one run. It accumulates over an iteration, so it must receive all reports."""
 
-    def __init__(self, shown: Callable[[Any], tuple[Picture, ...]]) -> None:
+    def __init__(self, shown: Callable[[Any], tuple[ShownPicture, ...]]) -> None:
         """``shown`` gives the pictures that a sample can show; see `orchestrator.recipes.recipe.Recipe`."""
         self._shown_by = shown
         self._number = 0
         self._section: tuple[str, int] | None = None
         self._tallies: dict[str, _Tally] = {}
-        self._shown: tuple[Picture, ...] = ()
+        self._shown: tuple[ShownPicture, ...] = ()
 
     def event(self, progress: Progress) -> Event:
         """The next event."""
@@ -71,12 +71,12 @@ class _Tally:
                     self._means[name] = total + value, count + 1
 
     def metrics(self) -> dict[str, Json]:
-        """The sums, and the means; None where no sample counts."""
+        """The sums, and the means; the mean of no samples is None."""
         return {**self._sums, **{name: round(total / count, 6) if count else None for name, (total, count) in self._means.items()}}
 
 
 def _note(progress: Progress, metrics: Mapping[str, Json]) -> str:
-    """What to say beside the stage's progress."""
+    """The note beside the stage's progress."""
     notes = [f"{progress.reused} reused"] if progress.reused else []
     notes += [f"{progress.dead_lettered} dead letters"] if progress.dead_lettered else []
     if metrics and progress.stage.tells.note is not None:
@@ -85,6 +85,6 @@ def _note(progress: Progress, metrics: Mapping[str, Json]) -> str:
 
 
 def mean_of(values: Iterable[float]) -> float | None:
-    """The mean to six digits; None of nothing."""
+    """The mean, rounded to six digits; None for no values."""
     values = list(values)
     return round(math.fsum(values) / len(values), 6) if values else None

@@ -1,4 +1,4 @@
-"""Sets of prompts that a run is given: which ones a method reads, and how they are read from text files."""
+"""The sets of prompts of a run: their definitions, and reading them from text files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestrator.engine.rows import to_row_file
 from sfumato.errors import InvalidInput
 
 MANY = 10_000
-"""Prompts that are held in memory; more are read from a file as they are needed."""
+"""Maximum number of prompts that are held in memory; larger sets are read from a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,33 +30,33 @@ class Input:
 
     @property
     def optional(self) -> bool:
-        """Whether a section may go without the set."""
+        """Whether the set may be missing from its section."""
         return self.key != "file"
 
     @property
     def field(self) -> str:
-        """The section, or the section and the key where it is not ``file``."""
+        """The section; followed by the key unless it is ``file``."""
         return f"{self.section}.{self.key}" if self.optional else self.section
 
     @property
     def file_name(self) -> str:
-        """The name of its file in a report where the spec gives none."""
+        """The name of its file in a report if the spec has none."""
         return f"{self.name}.txt"
 
     def count(self, content: Mapping[str, Any]) -> int | None:
-        """How many prompts a spec's content asks for; None where it does not say so."""
+        """The number of prompts in a spec's content; None if it is missing."""
         count = value_at(content, self.section, "count")
         return count if isinstance(count, int) and not isinstance(count, bool) and count >= 0 else None
 
 
 def value_at(content: Mapping[str, Any], section: str, key: str) -> Any:
-    """A value of a section of a spec's content, None where there is none."""
+    """A value of a section of a spec's content; None if it is missing."""
     part = content.get(section)
     return part.get(key) if isinstance(part, Mapping) else None
 
 
 def prompts_in(file: Path, count: int | None, field: str) -> Iterator[str]:
-    """The first ``count`` prompts of a file, or as many as it has; empty lines and lines that begin with # do not count.
+    """The first ``count`` prompts of a file, fewer if it has fewer; empty lines and lines that begin with # are skipped.
 
     Raises:
         InvalidInput: named after ``field``: no such file, or not text.
@@ -71,5 +71,5 @@ def prompts_in(file: Path, count: int | None, field: str) -> Iterator[str]:
 
 
 def held(prompts: Iterable[str], count: int) -> Sequence[str]:
-    """About ``count`` prompts, in memory if they are not very many."""
+    """About ``count`` prompts, in memory if they are few."""
     return tuple(prompts) if count <= MANY else to_row_file(prompts)

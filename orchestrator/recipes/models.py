@@ -23,19 +23,19 @@ class Model:
 
 
 class Needed(Protocol):
-    """Weights that a run needs; ``part`` is what the run calls them. Hashable."""
+    """Weights that a run needs; ``part`` is their role in the run. Hashable."""
 
     @property
     def part(self) -> str:
-        """The part of the run that they are."""
+        """Their role in the run."""
         ...
 
     def find(self, settings: Settings) -> Model:
         """Their version on this machine, and their reference.
 
         Raises:
-            InvalidInput: the reference names nothing, or a folder where the settings allow none.
-            MissingWeights, BrokenWeights: they are not here and cannot be fetched, or their files are damaged.
+            InvalidInput: the reference does not exist, or is a folder and the settings do not allow folders.
+            MissingWeights, BrokenWeights: they are not on this machine and cannot be fetched, or their files are damaged.
         """
         ...
 
@@ -54,7 +54,7 @@ class GeneratorModel:
 
 @dataclass(frozen=True, slots=True)
 class UnderstandingModel:
-    """The vision-language model, and how it is asked: the backend and the profile (`services.grounding.profiles`)."""
+    """The vision-language model, with its backend and profile (`services.grounding.profiles`)."""
 
     reference: str
     backend: str
@@ -69,7 +69,7 @@ class UnderstandingModel:
 
 @dataclass(frozen=True, slots=True)
 class ScorerModels:
-    """The scorers of some metrics, which have one version together; ``named`` are weights by metric, in their order."""
+    """The scorers of some metrics, which share one version; ``named`` are weights by metric, in their order."""
 
     metrics: tuple[str, ...]
     named: tuple[tuple[str, str], ...] = ()
@@ -93,7 +93,7 @@ class JudgeModels:
 
 
 def find_models(needed: Iterable[Needed], settings: Settings) -> dict[str, Model]:
-    """The models of a run by their part. The reference of a folder is its path, which has a meaning on this machine only.
+    """The models of a run by their part. The reference of a folder is its path, which is only valid on this machine.
 
     Raises:
         InvalidInput, MissingWeights, BrokenWeights: see `Needed.find`.
@@ -102,7 +102,7 @@ def find_models(needed: Iterable[Needed], settings: Settings) -> dict[str, Model
 
 
 def stamp(settings: Settings) -> tuple[int, ...]:
-    """Changes whenever Vista's weights are sealed again, so that what was read once need not be read for every request."""
+    """A cache key that changes when Vista's weights are sealed again."""
     manifests = [vista_root(settings) / part / weights.MANIFEST for part in weights.PARTS]
     return tuple(manifest.stat().st_mtime_ns if manifest.is_file() else 0 for manifest in manifests)
 

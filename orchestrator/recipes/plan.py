@@ -1,4 +1,4 @@
-"""What a run was asked for, ready for the engine."""
+"""The plan of a run: the input of the engine."""
 
 from __future__ import annotations
 

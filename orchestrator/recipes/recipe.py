@@ -1,4 +1,4 @@
-"""What a method is. A recipe holds data and pure functions; the engine, the transports and the callers know no more of a method."""
+"""The definition of a method. A recipe holds data and pure functions; the engine, the transports and the callers only use these."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from orchestrator.recipes.plan import Plan
 from orchestrator.recipes.spec import RunSpec
 from orchestrator.recipes.work import Costs
 from sfumato.export.card import MethodCard
-from sfumato.runs.records import DeadLettered, Picture
+from sfumato.runs.records import DeadLettered, ShownPicture
 from sfumato.runtime.artifacts import ArtifactStore
 
 SpecT = TypeVar("SpecT", bound=RunSpec)
@@ -24,20 +24,20 @@ SampleT = TypeVar("SampleT")
 
 @dataclass(frozen=True, slots=True)
 class Conclusion:
-    """How a finished run came to its end: why it stopped, after how many iterations, and what it continued without."""
+    """The end of a finished run: why it stopped, after how many iterations, and its losses to dead letters."""
 
     stop_reason: str
     iterations: int
     dead_lettered: tuple[DeadLettered, ...] = ()
 
 
-def no_pictures(_: Any) -> tuple[Picture, ...]:
-    """For methods whose samples have nothing to show."""
+def no_pictures(_: Any) -> tuple[ShownPicture, ...]:
+    """For methods whose samples have no pictures to show."""
     return ()
 
 
 def no_review(_: Any) -> str:
-    """For methods that never ask a person."""
+    """For methods without a human review."""
     return "its method asks no person"
 
 
@@ -55,12 +55,12 @@ class Recipe(Generic[SpecT, StateT, SampleT]):
         conclude: how a run ended, from its last state.
         files: the files of a finished run by name, the same bytes for the same results. ``report.html`` and ``report.json`` are among
             them; ``report.json`` is an object that names the recipe.
-        headline: of ``report.json``, what a script is told of a finished run.
-        costs: what a run of a spec costs, before it begins.
+        headline: the main results of a finished run for scripts, from its ``report.json``.
+        costs: the estimated cost of a run of a spec.
         products: the models of a finished run, each with its lineage, the last one last. Empty: nothing to register.
-        shown: the pictures that a sample can show while a run is under way; empty where it has none yet.
-        review: why runs of a spec ask no person; empty where they do.
-        card: what the model card of an exported model says about the method.
+        shown: the pictures that a sample can show while a run is under way; empty if it has none yet.
+        review: why runs of a spec have no human review; empty if they have one.
+        card: the texts about the method in the model card of an exported model.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Recipe(Generic[SpecT, StateT, SampleT]):
     costs: Callable[[SpecT], Costs]
     headline: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
     products: Callable[[str, Plan[SpecT], StateT, Mapping[str, str]], Sequence[Product]] = field(default=lambda *_: ())
-    shown: Callable[[SampleT], tuple[Picture, ...]] = no_pictures
+    shown: Callable[[SampleT], tuple[ShownPicture, ...]] = no_pictures
     review: Callable[[SpecT], str] = no_review
     card: MethodCard | None = None
 

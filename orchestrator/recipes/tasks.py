@@ -12,7 +12,7 @@ from sfumato.types import Region
 
 RowT = TypeVar("RowT")
 QUESTION = "review.pair"
-"""The kind of the tasks that a person does."""
+"""The kind of the tasks that a person answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +66,13 @@ def training(plan: Plan[Any], stage: str, verb: str, items: tuple[Any, ...], par
 
 
 def joint_training(plan: Plan[Any], stage: str, items: tuple[Any, ...], params: dict[str, Any]) -> Task:
-    """A task for the trainer, or for several of them at once; how its forwards are cut is in ``params``."""
+    """A task for one trainer or a group of trainers; ``params`` determine how a step is cut into forwards."""
     model, params = plan.models["generator"], params | {"precision": plan.spec.precision}
     return Task(stage=stage, kind="joint.train", items=items, params=params, model=model.version, model_reference=model.reference)
 
 
 def question(plan: Plan[Any], stage: str, item: Json) -> Task:
-    """A task for a person, whose answer is its manifest (`orchestrator.runs.reviewing`): is picture ``b`` clearly better than ``a``?"""
+    """A question to a person, whose answer is the manifest (`orchestrator.runs.reviewing`): is picture ``b`` clearly better than ``a``?"""
     model = plan.models["generator"]
     return Task(stage=stage, kind=QUESTION, items=(item,), params={}, model=model.version, model_reference=model.reference)
 
@@ -84,11 +84,11 @@ def stand_in(task: Task, values: Json) -> Manifest:
 
 
 def _machine(plan: Plan[Any]) -> dict[str, Any]:
-    """How the generator's weights are held and forwards are cut: it changes the last bits of what comes out."""
+    """The precision of the generator's weights and the size of its forwards: they affect the last bits of the result."""
     gigabytes = plan.spec.memory_gb
     return {"precision": plan.spec.precision} | ({} if gigabytes is None else {"memory": int(gigabytes * 2**30)})
 
 
 def chunks(rows: Sequence[RowT], size: int) -> list[Sequence[RowT]]:
-    """Rows in groups of ``size``, the last one perhaps smaller."""
+    """Rows in groups of ``size``, the last may be smaller."""
     return [rows[start : start + size] for start in range(0, len(rows), size)]

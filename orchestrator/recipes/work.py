@@ -1,8 +1,8 @@
-"""What a run costs before it begins: tasks, denoiser forwards, questions and memory, by arithmetic on its spec.
+"""The estimated cost of a run: tasks, denoiser forwards, questions and memory, computed from its spec.
 
-A forward is one row through the denoiser once: a picture, an unconditional branch or a region's. Rows that go through together
-take less time than one by one, but are counted each. A step of training is three: the forward, and a backward of twice as much.
-Everything is an upper bound: no sample is refused, no training stops early, a loop runs to its last iteration.
+A forward is one pass of one row through the denoiser: a picture, an unconditional branch or a region. Batched rows take less time
+than single ones, but are counted individually. A training step counts as three: a forward, and a backward of twice the cost.
+Everything is an upper bound: no sample is rejected, no training stops early, a loop runs to its last iteration.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from orchestrator.engine.stages import Barrier, Loop, PerBatch, Phase, Stage
 from sfumato.runtime.models.sizes import Blocks, ModelSize
 
 TYPICAL_REGIONS = 5
-"""Regions a VLM names in a picture: the number at which ArtAug's cost is usually counted."""
+"""Typical number of regions in a VLM's advice, used for ArtAug's costs."""
 STEP = 3
-"""Forwards that a step of training counts as, for each of its rows."""
+"""Forwards per row of a training step."""
 FORWARD = 16
-"""Rows that the generator sends through the denoiser together at most."""
+"""Maximum number of rows in one forward of the generator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class StageWork:
-    """The cost of a stage of a phase. ``service`` does it, "you" where a person does."""
+    """The cost of a stage of a phase. ``service`` is "you" if a person does it."""
 
     phase: str
     stage: str
@@ -61,13 +61,13 @@ class StageWork:
     each: Work
 
     def total(self, iterations: int) -> Work:
-        """The work of a run of so many iterations."""
+        """The work of a run of ``iterations`` iterations."""
         return self.once + self.each.times(iterations)
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes of one service's worker: weights, and what its work needs beside them; ``None`` where a model's size is not known."""
+    """The memory of one service's worker in bytes: weights and working memory; ``None`` if a model's size is not known."""
 
     service: str
     weights: int | None
@@ -80,14 +80,14 @@ class Memory:
 
 
 class Costs(Protocol):
-    """What a method knows of the cost of a spec. Its stages' ``work`` functions are given the `counts`."""
+    """A method's cost model of a spec. The stages' ``work`` functions are called with the `counts`."""
 
     def rows(self, painter: ModelSize | None) -> int:
         """Rows of a plain forward for each picture: 2 with classifier-free guidance."""
         ...
 
     def counts(self, rows: int, regions: int) -> Any:
-        """What the stages' ``work`` functions are given, for so many rows a picture and regions in its advice."""
+        """The argument of the stages' ``work`` functions, for ``rows`` per picture and ``regions`` in its advice."""
         ...
 
     def memory(
@@ -96,17 +96,17 @@ class Costs(Protocol):
         """Bytes of every service's worker.
 
         Args:
-            models: sizes by part; None where one is not known.
-            precision: bytes of a number in the generator and the VLM.
-            rows: that go through the denoiser together.
+            models: sizes by part; None if not known.
+            precision: bytes per parameter of the generator and the VLM.
+            rows: batch size of a denoiser forward.
             context: tokens of a conversation with the VLM.
-            together: conversations held at once.
+            together: concurrent conversations.
         """
         ...
 
 
 def count_work(stages: Sequence[Stage], counts: Any, phase: str = "") -> list[StageWork]:
-    """Every stage that has any work to do, in the order of the recipe."""
+    """The cost of every stage that has work, in the order of the recipe."""
     counted: list[StageWork] = []
     for stage in stages:
         if isinstance(stage, Loop | Phase):

@@ -1,4 +1,4 @@
-"""Executes one run, from its plan to its outcome: the engine over any transport, and what is reported meanwhile."""
+"""Executes one run, from its plan to its outcome: the engine over any transport, with events."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OpenRegistry = Callable[[], AbstractContextManager[Models]]
 
 
 class Stopped(SfumatoError):
-    """A run was told to stop where it is."""
+    """A run was stopped before its end."""
 
 
 class RunExecution:
@@ -38,27 +38,27 @@ class RunExecution:
     def __init__(
         self, name: str, record: Record, artifacts: ArtifactStore, connect: Connect, registry: OpenRegistry | None = None
     ) -> None:
-        """``connect`` opens the transport; ``registry`` opens the registry that the run's models are registered in at the end, if any."""
+        """``connect`` opens the transport; ``registry`` opens the registry for the run's models, if any."""
         self._name, self._artifacts, self._connect, self._open_registry = name, artifacts, connect, registry
         self._recipe, self._plan, self._trace = record.recipe, record.plan(), record.trace
         self._lock = threading.Lock()
         self._transport: InterruptibleTransport | None = None
         self._stopped = False
-        # Tasks that were sent and have not come back.
+        # The number of submitted tasks without a result.
         self.in_flight = 0
 
     def stop(self) -> None:
-        """Have `drive` end with `Stopped` as soon as it can; tasks that are under way are finished by their workers, and kept."""
+        """Make `drive` raise `Stopped` as soon as possible; workers finish their current tasks, whose results are kept."""
         with self._lock:
             self._stopped = True
             if self._transport is not None:
                 self._transport.interrupt(self._stop())
 
     def drive(self, tell: Callable[[Event], None]) -> Outcome:
-        """Pass the stages of the recipe; the outcome, with the run's files in the artifact store.
+        """Execute the stages of the recipe and store the run's files in the artifact store; the outcome.
 
         Raises:
-            Waiting: a person has to decide something first.
+            Waiting: the run waits for a person.
             Stopped: see `stop`.
             Unavailable: the bus or the store cannot be reached.
             SfumatoError: a task failed.
@@ -91,7 +91,7 @@ class RunExecution:
             )
 
     def _register(self, plan: Plan[Any], state: Any) -> None:
-        """Register the run's models, if there is a registry. Without an answer the run finishes all the same: it can be done later."""
+        """Register the run's models, if there is a registry. A failure does not fail the run: the models can be registered later."""
         if self._open_registry is None:
             return
         try:
@@ -100,10 +100,10 @@ class RunExecution:
         except InvalidInput as error:
             log.info("%s", error)
         except SfumatoError as error:
-            log.warning("The models of %s are not registered: %s Do it later: sfumato models register %s", self._name, error, self._name)
+            log.warning("The models of %s are not registered: %s Register them: sfumato models register %s", self._name, error, self._name)
 
     def _stop(self) -> Stopped:
-        return Stopped(f"The run {self._name} was told to stop.")
+        return Stopped(f"The run {self._name} was stopped.")
 
     def _check(self) -> None:
         if self._stopped:
@@ -115,7 +115,7 @@ class RunExecution:
 
 
 class TracedTransport:
-    """A transport whose tasks carry a trace and the words that the log lines of this run are bound to, and are counted."""
+    """A transport that adds traces and the run's log context to tasks, and counts them."""
 
     def __init__(self, transport: InterruptibleTransport, execution: RunExecution, iteration: Callable[[], int]) -> None:
         self._transport, self._execution, self._iteration = transport, execution, iteration
@@ -125,7 +125,7 @@ class TracedTransport:
         self._transport.prepare(services)
 
     def submit(self, task: Task, urgency: int = 0) -> None:
-        """See `Transport`; under a span of its own."""
+        """See `Transport`; in a separate span."""
         with bound(iteration=self._iteration(), stage=task.stage), tracer.start_as_current_span(f"orchestrator.{task.stage}"):
             self._transport.submit(task, urgency)
         self._execution.in_flight += 1

@@ -1,4 +1,4 @@
-"""Writes the finished stages of a run into its journal, and where it was interrupted."""
+"""Writes the finished stages of a run and its interruption to its journal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sfumato.runtime.journal import RunJournal
 
 
 class JournalWriter:
-    """Writes events into a journal. Use it in a ``with`` block."""
+    """Writes events to a journal. Use it in a ``with`` block."""
 
     def __init__(self, journal: RunJournal) -> None:
         self._journal = journal
@@ -19,11 +19,11 @@ class JournalWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is not None and self._section is not None:  # so that the time since the last finished stage is not lost
+        if kind is not None and self._section is not None:  # records the time since the last finished stage
             self._journal.write(*self._section, "stopped", reason=kind.__name__)
 
     def write(self, event: Event) -> None:
-        """Write the event down if its stage is finished and had anything to do or to report."""
+        """Write the event if its stage is finished and had tasks or metrics."""
         self._section = event.section
         if event.whole and (event.total or event.metrics):
             counts = {"done": event.done, "total": event.total, "reused": event.reused}

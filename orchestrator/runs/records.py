@@ -1,8 +1,8 @@
-"""The runs on record in an artifact store: what each was asked for and how it ended, under ``runs/<id>/``. This is the truth; what the
-bus knows of runs is about the present moment only (see `orchestrator.replica.index`), and may be lost.
+"""The records of runs in an artifact store under ``runs/<id>/``: the submission and the outcome. They are authoritative; the state of
+runs on the bus (see `orchestrator.replica.index`) is transient and may be lost.
 
-    runs/<id>/record.json      spec, prompts, versions of the weights; written once, when the run is submitted first
-    runs/<id>/outcome.json     how it ended; deleted when a run that failed or was cancelled continues
+    runs/<id>/record.json      spec, prompts, versions of the weights; written once, at the first submission
+    runs/<id>/outcome.json     the outcome; deleted when a failed or cancelled run continues
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ RECORD, OUTCOME = "record.json", "outcome.json"
 LOCAL_RECORD = "run.json"
 """The record of a local run of sfumato 0.1, in the run's own folder."""
 _ID = re.compile(r"[a-z0-9-]+")
-"""What the id of a run consists of; other names are no runs, and never a path."""
+"""The characters of a run's id; other names are not runs, and are never used as a path."""
 
 
 class _Strict(BaseModel):
@@ -63,31 +63,31 @@ class Record(_Strict):
 
     @property
     def recipe(self) -> Recipe[Any, Any, Any]:
-        """The method of the run. Raises `InvalidInput` where this installation does not have it."""
+        """The method of the run. Raises `InvalidInput` if it is not installed."""
         return recipe_named(self.spec.get("recipe", DEFAULT))
 
     def plan(self) -> Plan[Any]:
-        """What the engine runs by."""
+        """The plan for the engine."""
         models = {part: Model(weights.version, weights.reference) for part, weights in self.models.items()}
         inputs = {name: held(prompts, len(prompts)) for name, prompts in self.inputs.items()}
         return Plan(self.recipe.spec.model_validate(self.spec), inputs, models)
 
 
 class Records:
-    """The runs in an artifact store. Synchronous: each call is a round trip or a few.
+    """The runs in an artifact store. Synchronous: each call takes one or a few round trips.
 
-    ``folder`` is where local runs of sfumato 0.1 have theirs, if there are any: they are read there, and continue in the store.
+    ``folder`` holds the records of local runs of sfumato 0.1, if there are any: they are read there; new records go to the store.
     """
 
     def __init__(self, artifacts: ArtifactStore, folder: Path | None = None) -> None:
         self._artifacts, self._folder = artifacts, folder
 
     def begin(self, name: str, record: Record) -> bool:
-        """Put a run on record unless it is on record already; whether this call did, of several at the same time."""
+        """Create the record of a run if there is none; whether this call created it (exactly one of concurrent calls does)."""
         return self._artifacts.create_key(_key(name, RECORD), record.model_dump_json().encode())
 
     def record(self, name: str) -> tuple[Record, datetime]:
-        """What a run was asked for, and when it was submitted first.
+        """The record of a run, and the time of its first submission.
 
         Raises:
             NotFound: there is no such run.
@@ -98,7 +98,7 @@ class Records:
         return Record.model_validate_json(found[0]), found[1]
 
     def outcome(self, name: str) -> Ended | None:
-        """How a run ended; None if it has not."""
+        """The outcome of a run; None if it has not ended."""
         found = self._artifacts.read_stamped(_key(name, OUTCOME))
         if found is None:
             local = self._local(name)
@@ -107,12 +107,12 @@ class Records:
         return Ended(Outcome.model_validate_json(found[0]), found[1])
 
     def end(self, name: str, outcome: Outcome) -> Outcome:
-        """Write how a run ended; the outcome that stands. The first does, except that what is finished has not failed."""
+        """Write the outcome of a run, and return the valid one: the first, except that "finished" replaces "failed"."""
         data = outcome.model_dump_json().encode()
         while not self._artifacts.create_key(_key(name, OUTCOME), data):
             stands = self.outcome(name)
             if stands is None:
-                continue  # deleted this moment
+                continue  # it was deleted in between
             if outcome.state == "finished" and stands.outcome.state == "failed":
                 self._artifacts.write_key(_key(name, OUTCOME), data)
                 return outcome
@@ -139,8 +139,8 @@ class Records:
             for key, written in self._artifacts.stamped(FOLDER)
             if key.endswith(f"/{RECORD}") and key.count("/") == 2
         ]
-        known = {name for _, name in stamped}
-        stamped += [run for run in self._local_runs() if run[1] not in known]
+        stored = {name for _, name in stamped}
+        stamped += [run for run in self._local_runs() if run[1] not in stored]
         if token:
             moment, _, name = token.partition(".")
             stamped = [run for run in stamped if run < (int(moment), name)]

@@ -1,4 +1,4 @@
-"""Registers the models of a finished run, with everything they came from. Nothing is computed.
+"""Registers the models of a finished run with their lineage. Nothing is computed.
 
     with RegistryClient(address) as registry:                           # or the engine, on the same machine
         register_run(name, recipe, plan, artifacts, registry, state)    # to do it again has no effect
@@ -33,21 +33,21 @@ def register_run(
     *,
     note: str = "",
 ) -> list[Version]:
-    """Register the base model and every model that the run made, the last one last.
+    """Register the base model and all models of the run, in order.
 
     Args:
         name: the run's id.
         recipe: its method.
-        plan: what it was asked for.
+        plan: its plan.
         artifacts: the store that holds all its results.
-        registry: where to; adapters that it does not have yet are sent.
-        state: its last one, from the execution: tasks that became dead letters may be missing then. None: replayed from the store, where
-            nothing may be missing.
-        note: a few words, in place of the run's id and the iteration.
+        registry: the registry; adapters that it lacks are uploaded.
+        state: its last state, from the execution: tasks that became dead letters may be missing then. None: it is replayed from the
+            store, where no result may be missing.
+        note: replaces the run's id and the iteration as the versions' note.
 
     Raises:
         InvalidInput: the run made no model.
-        MissingWeights: the run is not finished, or something it made is no longer in the store.
+        MissingWeights: the run is not finished, or a result is no longer in the store.
         Unavailable: the registry does not answer.
     """
     found, libraries = replay_finished(name, recipe, plan, artifacts, complete=state is None)
@@ -72,7 +72,7 @@ def register_run(
 
 
 def _base(plan: Plan[Any]) -> Base:
-    """The base model, with its linears if it is still where the run had it."""
+    """The base model, with its linear layers if its folder still exists."""
     model = plan.models["generator"]
     folder = present_folder(model.reference, "generator", Settings())
     return Base(model.version, plan.spec.model, base_modules(folder) if folder else None)

@@ -1,4 +1,4 @@
-"""Passes a run once more over what it has stored. Nothing is computed, and no service is needed."""
+"""Executes a run on its stored results only. Nothing is computed, and no service is needed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sfumato.runtime.tasks import Manifest, Task
 
 
 class NotDone(SfumatoError):
-    """The run has work to do at the point where the replay stopped; ``task`` is the first task without a result."""
+    """The replay reached a task without a result: ``task``."""
 
     def __init__(self, task: Task) -> None:
         super().__init__(f"A task of the stage {task.stage} is not done.")
@@ -23,11 +23,11 @@ class NotDone(SfumatoError):
 
 
 def replay(recipe: Recipe[Any, Any, Any], plan: Plan[Any], artifacts: ArtifactStore, notify: Notify = lambda _: None) -> Any:
-    """The last state of a run of which every result is in the store.
+    """The last state of a run whose results are all in the store.
 
     Raises:
         NotDone: a result is missing.
-        Waiting: a person has to decide something first.
+        Waiting: the run waits for a person.
     """
     return Engine(plan, plan.spec.batch, _StoredOnly(), artifacts, notify).run(recipe.stages, recipe.start(plan))
 
@@ -35,12 +35,12 @@ def replay(recipe: Recipe[Any, Any, Any], plan: Plan[Any], artifacts: ArtifactSt
 def replay_finished(
     name: str, recipe: Recipe[Any, Any, Any], plan: Plan[Any], artifacts: ArtifactStore, *, complete: bool = True
 ) -> tuple[Any, dict[str, str]]:
-    """The last state of a finished run, and the versions of the libraries that its tasks were done with.
+    """The last state of a finished run, and the versions of the libraries of its workers.
 
-    ``complete``: no result may be missing. Otherwise tasks without a result count as dead letters, which have none.
+    ``complete``: no result may be missing. Otherwise tasks without a result count as dead letters.
 
     Raises:
-        MissingWeights: a result is not in the store any more.
+        MissingWeights: a result is no longer in the store.
     """
     store = _RecordingStore(artifacts)
     transport = _StoredOnly() if complete else _DeadLetters()
@@ -55,21 +55,21 @@ def replay_finished(
 
 
 class _StoredOnly:
-    """A transport that takes no task: the replay ends where a result is missing."""
+    """A transport that refuses tasks: the replay ends at the first missing result."""
 
     def prepare(self, services: Iterable[str]) -> None:
-        """Nothing is started."""
+        """Without effect."""
 
     def submit(self, task: Task, urgency: int = 0) -> None:
         """Refuse the task."""
         raise NotDone(task)
 
     def next(self) -> Manifest:
-        """Never called: no task was taken."""
+        """Never called: `submit` always raises."""
         raise AssertionError("no task was submitted")
 
     def release(self, service: str) -> None:
-        """Nothing was started."""
+        """Without effect."""
 
 
 class _DeadLetters(_StoredOnly):
@@ -88,7 +88,7 @@ class _DeadLetters(_StoredOnly):
 
 
 class _RecordingStore(ArtifactStore):
-    """A store that records which libraries the manifests that are read were made with."""
+    """A store that collects the library versions of the manifests that are read."""
 
     def __init__(self, artifacts: ArtifactStore) -> None:
         super().__init__(artifacts.url)

@@ -1,4 +1,4 @@
-"""The questions of a run that wait for a person, and the answers. It needs the run's plan and its artifacts, and no service."""
+"""The questions of a run that wait for a person, and the answers. Needs the run's plan and artifacts, but no service."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from sfumato.runtime.tasks import Output, Task, perform
 def waiting_questions(
     recipe: Recipe[Any, Any, Any], plan: Plan[Any], name: str, artifacts: ArtifactStore
 ) -> list[tuple[Task, Question]]:
-    """The questions that wait for a person, each with its task, in the order of the samples; none where all of them are answered.
+    """The questions that wait for a person, each with its task, in the order of the samples; none if all are answered.
 
     Raises:
-        InvalidInput: runs of this spec ask no person.
-        WrongState: the run has not come to its review yet.
+        InvalidInput: runs of this spec have no human review.
+        WrongState: the run has not reached its review yet.
     """
     reason = recipe.review(plan.spec)
     if reason:
@@ -53,7 +53,7 @@ def waiting_questions(
 
 
 def store_answer(task: Task, artifacts: ArtifactStore, accepted: bool, reason: str = "") -> Answer:
-    """Store the answer to a question; the answer that stands, which is another one's where that came first."""
+    """Store the answer to a question, and return the valid one: the first that was stored."""
     answer = Output([{"accepted": accepted, "reason": "" if accepted else reason}])
     manifest = perform(task, lambda _, __: answer, artifacts, libraries())
     return Answer(task.id, **manifest.values[0])

@@ -1,4 +1,4 @@
-"""Reads run specs: YAML or JSON text to a checked spec, and the prompts in the files that it names."""
+"""Reads run specs: parses and validates YAML or JSON text, and reads the prompts from the files that it names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sfumato.errors import Faults, InvalidInput
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 DEEPEST = 16
-"""Levels of a spec; it has three."""
+"""Maximum nesting of a spec; valid ones have three levels."""
 _NAMED = re.compile(r"(?:Value error, )?([a-z_.]+): (.*)", re.DOTALL)
 
 AnyRecipe = Recipe[Any, Any, Any]
@@ -28,10 +28,10 @@ Fault = tuple[str, str]
 
 
 def parsed(text: str) -> Content:
-    """A spec's text as a mapping. What would grow when it is read, or is nested too deeply, is refused first.
+    """A spec's text as a mapping. Aliases, which can expand, and too deep nesting are refused first.
 
     Raises:
-        Faults: it is no such text.
+        Faults: the text is not a mapping in YAML.
     """
     try:
         depth = 0
@@ -63,7 +63,7 @@ def recipe_of(content: Mapping[str, Any]) -> AnyRecipe:
 
 
 def validated(content: Mapping[str, Any], recipe: AnyRecipe) -> tuple[RunSpec | None, list[Fault]]:
-    """The spec, or what is wrong with it, field by field."""
+    """The validated spec; raises `Faults` with every invalid field."""
     try:
         return recipe.spec.model_validate(content), []
     except ValidationError as error:
@@ -91,7 +91,7 @@ def load_spec(path: Path) -> tuple[AnyRecipe, RunSpec]:
 
 
 def with_prompts(path: Path, *, anchor: bool) -> tuple[Content, dict[str, Sequence[str]]]:
-    """The content of a spec's file, and the prompts in the files it names, of which only the names stay in the content.
+    """The content of a spec's file, with the names of the files of prompts instead of their paths, and the prompts.
 
     ``anchor``: references to models that are folders are made relative to the spec's folder. All that is wrong otherwise is for
     `orchestrator.runs.submission` to find.
@@ -113,7 +113,7 @@ def with_prompts(path: Path, *, anchor: bool) -> tuple[Content, dict[str, Sequen
 
 
 def submittable(path: Path) -> tuple[str, dict[str, list[str]]]:
-    """What a client submits of a spec's file: its text, which names no path, and its prompts by the name of their set.
+    """The submission of a spec's file by a client: its text without paths, and its prompts by the name of their set.
 
     Raises:
         InvalidInput: see `with_prompts`.

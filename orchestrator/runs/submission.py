@@ -1,4 +1,4 @@
-"""A spec with its prompts, as a run: checked, with an id and what is put on record. Every fault is reported at once, field by field."""
+"""Validates a spec with its prompts, and builds the run's id and record. All faults are reported together, by field."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from sfumato.vista import weights
 BUILT_IN = tuple(metric for metric in METRICS if metric in weights.PARTS)
 """Metrics that Vista has weights for."""
 OWN_WEIGHTS = ("nudenet",)
-"""Metrics whose package brings its weights along."""
+"""Metrics whose package includes its weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A run that can work: its id, and what is put on record of it."""
+    """A valid run: its id and its record."""
 
     id: str
     record: Record
@@ -40,7 +40,7 @@ def submission_of_file(path: Path, settings: Settings) -> Submission:
 
     Raises:
         InvalidInput: the spec or its prompts cannot be used.
-        MissingWeights, BrokenWeights: a model is not here and cannot be fetched, or its files are damaged.
+        MissingWeights, BrokenWeights: a model is not on this machine and cannot be fetched, or its files are damaged.
     """
     content, inputs = with_prompts(path, anchor=True)
     return _submission(content, inputs, settings.model_copy(update={"model_folders": True}), fetch=True)
@@ -49,19 +49,19 @@ def submission_of_file(path: Path, settings: Settings) -> Submission:
 def submission(text: str, inputs: Mapping[str, Sequence[str]], settings: Settings) -> Submission:
     """The run of a spec (YAML or JSON) and its sets of prompts by name, as a client submits it.
 
-    The names of files in the spec are names for the report, and no paths. Models must be on this machine: nothing is fetched here.
+    File names in the spec are labels for the report, not paths. Models must be on this machine: none are fetched.
 
     Raises:
-        Faults: everything that is wrong with it; fields of the spec begin with ``spec.``, those of the prompts with ``inputs.``.
+        Faults: all invalid fields; those of the spec begin with ``spec.``, those of the prompts with ``inputs.``.
     """
     return _submission(parsed(text), inputs, settings, fetch=False)
 
 
 def check_prompts(content: Content, inputs: Mapping[str, Sequence[str]], recipe: AnyRecipe) -> None:
-    """Check that the sets of prompts are large enough, and that those which are apart share none.
+    """Check that the sets of prompts are large enough, and that disjoint sets share no prompt.
 
     Raises:
-        Faults: every one that is not.
+        Faults: all sets that are not.
     """
     sets = {wanted.name: inputs.get(wanted.name, ()) for wanted in recipe.inputs}
     faults = list(_prompt_faults(content, sets, recipe))
@@ -70,11 +70,11 @@ def check_prompts(content: Content, inputs: Mapping[str, Sequence[str]], recipe:
 
 
 def check_weights(record: Record, settings: Settings) -> None:
-    """Check that the weights on this machine, where a model may be a folder, are those that a run began with.
+    """Check that the weights on this machine, where a model may be a folder, are the ones that a run began with.
 
     Raises:
         InvalidInput: they changed.
-        MissingWeights, BrokenWeights: a model is not here and cannot be fetched, or its files are damaged.
+        MissingWeights, BrokenWeights: a model is not on this machine and cannot be fetched, or its files are damaged.
     """
     models = find_models(record.recipe.models(record.plan().spec), settings.model_copy(update={"model_folders": True}))
     changed = [part for part, model in models.items() if part not in record.models or model.version != record.models[part].version]
@@ -83,7 +83,7 @@ def check_weights(record: Record, settings: Settings) -> None:
 
 
 def run_id(recipe: AnyRecipe, spec: RunSpec, inputs: Mapping[str, Sequence[str]], models: Mapping[str, Model]) -> str:
-    """The spec's name and a hash of everything that the result depends on: the same run again continues where it stopped."""
+    """The spec's name and a hash of everything that the result depends on: submitting the same run again continues it."""
     places = [path for path, _ in references(recipe.spec)]
     places += [(wanted.section, wanted.key) for wanted in recipe.inputs]
     places += [(section,) for section in spec.unused()]
@@ -110,7 +110,7 @@ def _submission(content: Content, given: Mapping[str, Sequence[str]], settings: 
     except SfumatoError as error:
         if fetch:
             raise
-        raise Faults([("spec.model", str(error))]) from error  # it was here a moment ago
+        raise Faults([("spec.model", str(error))]) from error  # it was deleted in between
     sets = {name: tuple(held(prompts, len(prompts))) for name, prompts in chosen.items()}
     record = Record(
         spec=known,
@@ -146,7 +146,7 @@ def _paths(content: Content, recipe: AnyRecipe) -> Iterator[Fault]:
 
 
 def _prompt_faults(content: Content, inputs: Mapping[str, Sequence[str]], recipe: AnyRecipe) -> Iterator[Fault]:
-    """Sets that are too short, have blanks, or share prompts."""
+    """Faults of sets that are too short, have blanks, or share prompts."""
     for wanted in recipe.inputs:
         count, prompts = wanted.count(content), inputs[wanted.name]
         used = isinstance(value_at(content, wanted.section, wanted.key), str) or bool(prompts) if wanted.optional else True
@@ -167,7 +167,7 @@ def _prompt_faults(content: Content, inputs: Mapping[str, Sequence[str]], recipe
 
 
 def _references(content: Content, recipe: AnyRecipe, settings: Settings) -> Iterator[Fault]:
-    """Models that are not known here, are folders, or are missing."""
+    """Faults of models that are unknown, are folders, or are missing."""
     for path, mark in references(recipe.spec):
         value: Any = content
         for key in path:
@@ -183,14 +183,14 @@ def _references(content: Content, recipe: AnyRecipe, settings: Settings) -> Iter
 
 
 def _without_weights(content: Content, spec: RunSpec | None, recipe: AnyRecipe) -> Iterator[Fault]:
-    """Metrics that need weights, and have none."""
+    """Faults of metrics without weights."""
     for metric, named in _metrics(content, spec, recipe):
         if metric in METRICS and metric not in (*BUILT_IN, *OWN_WEIGHTS, *named):
             yield f"spec.score.models.{metric}", "this metric has no weights of its own: name some, as OWNER/NAME."
 
 
 def _metrics(content: Content, spec: RunSpec | None, recipe: AnyRecipe) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The metrics of a run, each with the weights that are named by metric; of an invalid spec, those that its content names."""
+    """The metrics of a run and their named weights; for an invalid spec, as far as its content names them."""
     if spec is not None:
         for needed in recipe.models(spec):
             if isinstance(needed, ScorerModels):
@@ -203,9 +203,9 @@ def _metrics(content: Content, spec: RunSpec | None, recipe: AnyRecipe) -> Itera
 
 
 def _missing(reference: str, part: str, settings: Settings) -> str:
-    """What is wrong with a reference to a model; empty where it is here."""
+    """The fault of a reference to a model; empty if the model is on this machine."""
     if reference != VISTA and not is_hub_name(reference) and not settings.model_folders:
-        return f"{reference[:200]!r} is neither \"vista\" nor a name on the hub (OWNER/NAME), and folders of a client mean nothing here."
+        return f"{reference[:200]!r} is neither \"vista\" nor a name on the hub (OWNER/NAME), and folders of a client are not accepted."
     if reference == VISTA and part not in ("generator", "understanding", *BUILT_IN):
         return "Vista has no weights for it: name some, as OWNER/NAME."
     if reference == VISTA:

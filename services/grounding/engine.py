@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from services.grounding import questions
 from services.grounding.answers import CONTROL, KEPT_RAW, clean
 from services.grounding.profiles import Form, Profile, Strategy
-from services.grounding.questions import Preference, Question
+from services.grounding.questions import Preference, VlmQuestion
 from sfumato.errors import AnswerRejected, InvalidInput
 from sfumato.runtime.images import resize
 from sfumato.types import Image, Region
@@ -158,12 +158,12 @@ class GroundingEngine:
         with ThreadPoolExecutor(max(1, min(self.backend.concurrency, self.profile.together))) as pool:
             return list(pool.map(call, items))
 
-    def _preferred(self, first: Image, second: Image, question: Question[Preference]) -> Preference:
+    def _preferred(self, first: Image, second: Image, question: VlmQuestion[Preference]) -> Preference:
         for image in (first, second):
             self._checked_size(image)
         return self._asked((first, second), question)[0]
 
-    def _asked(self, images: Sequence[Image], question: Question[Answer]) -> tuple[Answer, str]:
+    def _asked(self, images: Sequence[Image], question: VlmQuestion[Answer]) -> tuple[Answer, str]:
         """The first valid answer of two attempts (greedy, then repair), and the model's text."""
         query = self._opened(tuple(map(self._shown, images)), question)
         raw = self._said(query)
@@ -177,7 +177,7 @@ class GroundingEngine:
             # With the whole text, also if the error was in one value of it.
             raise AnswerRejected(rejected.message, raw[:KEPT_RAW]) from None
 
-    def _opened(self, images: tuple[Image, ...], question: Question[Any]) -> Query:
+    def _opened(self, images: tuple[Image, ...], question: VlmQuestion[Any]) -> Query:
         """The query of a question, after its ``before`` questions were asked; images go with the first of them."""
         before: tuple[Turn, ...] = ()
         for text in question.before:

@@ -46,7 +46,7 @@ REPAIR = """This answer cannot be used. {fault} Give the answer again, complete 
 
 
 @dataclass(frozen=True, slots=True)
-class Question(Generic[Answer]):
+class VlmQuestion(Generic[Answer]):
     """One question about images.
 
     Attributes:
@@ -74,9 +74,9 @@ class Preference:
     reason: str = ""
 
 
-def advice(profile: Profile, strategy: Strategy, prompt: str, width: int, height: int) -> Question[tuple[Region, ...]]:
+def advice(profile: Profile, strategy: Strategy, prompt: str, width: int, height: int) -> VlmQuestion[tuple[Region, ...]]:
     """Regions of a ``width`` x ``height`` image that could be more beautiful; the prompt of the paper's Appendix B."""
-    return Question(
+    return VlmQuestion(
         instruction(prompt, profile.coordinates),
         lambda raw: parse_regions(raw, profile, width, height),
         profile.answer_tokens,
@@ -85,12 +85,12 @@ def advice(profile: Profile, strategy: Strategy, prompt: str, width: int, height
     )
 
 
-def refinement(profile: Profile, prompt: str) -> Question[str]:
+def refinement(profile: Profile, prompt: str) -> VlmQuestion[str]:
     """The prompt without ambiguities (section 4.1.1)."""
     limit = profile.max_prompt
     if profile.form is Form.bare:
-        return Question(REFINE + prompt, lambda raw: parse_prompt(raw, limit), profile.answer_tokens)
-    return Question(
+        return VlmQuestion(REFINE + prompt, lambda raw: parse_prompt(raw, limit), profile.answer_tokens)
+    return VlmQuestion(
         REFINED.format(prompt=prompt),
         lambda raw: _inner(raw, "prompt", limit, lambda text: parse_prompt(text, limit)),
         profile.answer_tokens,
@@ -98,11 +98,11 @@ def refinement(profile: Profile, prompt: str) -> Question[str]:
     )
 
 
-def yes_or_no(profile: Profile, question: str) -> Question[bool]:
+def yes_or_no(profile: Profile, question: str) -> VlmQuestion[bool]:
     """A yes/no question about an image."""
     if profile.form is Form.bare:
-        return Question(question, lambda raw: parse_choice(raw, YES_NO) == "yes", WORD, choices=YES_NO)
-    return Question(
+        return VlmQuestion(question, lambda raw: parse_choice(raw, YES_NO) == "yes", WORD, choices=YES_NO)
+    return VlmQuestion(
         ANSWERED.format(question=question),
         lambda raw: _inner(raw, "answer", 3, lambda text: parse_choice(text, YES_NO)) == "yes",
         4 * WORD,
@@ -110,12 +110,12 @@ def yes_or_no(profile: Profile, question: str) -> Question[bool]:
     )
 
 
-def preference(profile: Profile, prompt: str) -> Question[Preference]:
+def preference(profile: Profile, prompt: str) -> VlmQuestion[Preference]:
     """Which of two images of ``prompt`` is better."""
     if profile.form is Form.bare:
-        return Question(CHOICE, lambda raw: Preference(SIDES.index(parse_choice(raw, SIDES))), WORD, choices=SIDES)
+        return VlmQuestion(CHOICE, lambda raw: Preference(SIDES.index(parse_choice(raw, SIDES))), WORD, choices=SIDES)
     # The reason comes first, so that the choice follows from the reason.
-    return Question(
+    return VlmQuestion(
         PREFERRED.format(prompt=prompt),
         lambda raw: _preference(raw, profile.max_description),
         FREE,

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from sfumato.drawing import side_by_side
-from sfumato.runs.records import Event, Picture, section_name
+from sfumato.runs.records import Event, ShownPicture, section_name
 from sfumato.runtime.images import decode_image, write_png
 
 
@@ -40,7 +40,7 @@ class RunProgress:
         self._bars = Progress(*columns, console=console, disable=not console.is_terminal)
         self._lines: dict[str, TaskID] = {}
         self._section: tuple[str, int] | None = None
-        self._shown: tuple[Picture, ...] = ()
+        self._shown: tuple[ShownPicture, ...] = ()
         self._drawn_at = -math.inf
         self._began = self._section_began = self._said_at = time.monotonic()
         self._now = "waiting for the first stage"
@@ -87,7 +87,7 @@ class RunProgress:
         self._lines.clear()
         self._say(section_name(*event.section) + (f", about {clock(took)} if it takes as long as the last" if took > 1 else ""))
 
-    def _show_pictures(self, pictures: tuple[Picture, ...]) -> None:
+    def _show_pictures(self, pictures: tuple[ShownPicture, ...]) -> None:
         """Draw the pictures unless they are the last ones that were drawn; at most once a second."""
         if pictures == self._shown or time.monotonic() - self._drawn_at < 1:
             return  # the next event has them, or newer ones

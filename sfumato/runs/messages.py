@@ -11,7 +11,7 @@ from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from sfumato.errors import InvalidInput, SfumatoError
-from sfumato.runs.records import Answer, DeadLettered, Ended, Event, Outcome, Picture, Question, RunState, RunStatus
+from sfumato.runs.records import Answer, DeadLettered, Ended, Event, Outcome, Question, RunState, RunStatus, ShownPicture
 from sfumato.types import Region
 from sfumato.v1 import common_pb2
 from sfumato.v1 import orchestrator_pb2 as pb
@@ -180,7 +180,7 @@ def answer_from(message: pb.Answer) -> Answer:
     return Answer(message.question_id, message.accepted, message.reason)
 
 
-def _picture_to(picture: Picture) -> pb.ShownPicture:
+def _picture_to(picture: ShownPicture) -> pb.ShownPicture:
     """Without the strengths of the regions, which belong to painting."""
     return pb.ShownPicture(
         caption=picture.caption,
@@ -190,9 +190,9 @@ def _picture_to(picture: Picture) -> pb.ShownPicture:
     )
 
 
-def _picture_from(message: pb.ShownPicture) -> Picture:
+def _picture_from(message: pb.ShownPicture) -> ShownPicture:
     regions = tuple(map(_region_from, message.regions))
-    return Picture(caption=message.caption, digest=message.digest, regions=regions, scores=dict(sorted(message.scores.items())))
+    return ShownPicture(caption=message.caption, digest=message.digest, regions=regions, scores=dict(sorted(message.scores.items())))
 
 
 def _region_to(region: Region) -> common_pb2.Region:

@@ -22,7 +22,7 @@ class StrictRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Picture(StrictRecord):
+class ShownPicture(StrictRecord):
     """A picture to show: its SHA-256 in the artifact store, the text it was painted from, the advice about it and its scores."""
 
     caption: str
@@ -52,7 +52,7 @@ class Event(StrictRecord):
     dead_lettered: int = 0
     note: str = ""
     metrics: dict[str, Any] = {}
-    shown: tuple[Picture, ...] = ()
+    shown: tuple[ShownPicture, ...] = ()
     outcome: str = ""
 
     @property
@@ -176,7 +176,7 @@ class Question:
     prompt: str
     asked: str
     seed: int
-    pictures: tuple[Picture, ...] = field(default=())
+    pictures: tuple[ShownPicture, ...] = field(default=())
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from sfumato.runtime.bus.nats_server import HOST, Cluster, NatsServer
 
-NOBODY = (1, 2)
-"""Ports where nobody listens. (Each server wants to be told of two others, and calls those it was told of only.)"""
+UNUSED = (1, 2)
+"""Ports without a listener. (Each server needs the addresses of two others, and only connects to these.)"""
 
 
 class Link:
@@ -51,7 +51,7 @@ class Link:
             try:
                 far = socket.create_connection((HOST, self._target))
             except OSError:
-                near.close()  # nobody there
+                near.close()  # no listener
                 continue
             self._sockets += [near, far]
             for one, other in ((near, far), (far, near)):
@@ -96,9 +96,9 @@ def three(folder: Path) -> Iterator[Three]:
         links = (stack.enter_context(closing(Link(last))), stack.enter_context(closing(Link(last))))
         # The links are the only way to the last, or from it.
         places = [
-            Cluster("first", first, [NOBODY[0], links[0].port], advertised=NOBODY[0]),
-            Cluster("second", second, [first, links[1].port], advertised=NOBODY[0]),
-            Cluster("last", last, NOBODY, advertised=NOBODY[0]),
+            Cluster("first", first, [UNUSED[0], links[0].port], advertised=UNUSED[0]),
+            Cluster("second", second, [first, links[1].port], advertised=UNUSED[0]),
+            Cluster("last", last, UNUSED, advertised=UNUSED[0]),
         ]
         servers = [stack.enter_context(NatsServer(folder / place.server, cluster=place)) for place in places]
         yield Three((servers[0], servers[1], servers[2]), links)

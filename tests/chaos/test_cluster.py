@@ -1,4 +1,4 @@
-"""Of three servers that keep every stream one is killed, then one is cut off: the run goes on, and its work is done once."""
+"""Of three servers that keep every stream one is killed, then one is cut off: the run continues, and its work is done once."""
 
 import asyncio
 from pathlib import Path

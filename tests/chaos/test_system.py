@@ -1,4 +1,4 @@
-"""An ArtAug run on Vista among processes that die, hang and lose each other ends in the same bytes as one that nobody disturbed.
+"""An ArtAug run on Vista among processes that die, hang and lose each other ends in the same bytes as an undisturbed one.
 
 `--faults 60` is the long variant (`make chaos`).
 """
@@ -36,7 +36,7 @@ stop: {{max_iterations: {iterations}, min_pairs: 1}}
 tune: {{file: {root}/configs/prompts/vista-tune.txt, count: 8, seed: 500000}}
 evaluate: {{file: {root}/configs/prompts/vista-held-out.txt, count: 8, seed: 900000}}
 """
-# The handler finds numbers where it wants pictures, and raises what nobody foresaw, every time.
+# The handler finds numbers where it wants pictures, and raises an unexpected error every time.
 POISON = [Task(stage="planted", kind="scoring.score", items=(number,), params={}, model="", model_reference="vista") for number in range(2)]
 SEED = 20
 

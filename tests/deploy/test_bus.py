@@ -60,7 +60,7 @@ def test_a_worker_and_the_orchestrator_do_their_work_with_what_they_may(server: 
         async with Bus(_settings(server, "orchestrator"), "o") as bus, Bus(_settings(server, "scoring"), "w") as worker:
             await asyncio.sleep(0)
             await bus.ensure("scoring")
-            await worker.ensure("scoring")  # finds all of it, or makes it: whoever is first
+            await worker.ensure("scoring")  # finds all of it, or creates it if it is first
             results = await bus.client.subscribe("sfumato.results.*")
             for task in ("1", "2"):
                 await (await bus.send(task_subject("scoring", task), b"a task"))
@@ -95,7 +95,7 @@ FORBIDDEN: dict[str, Callable[[Bus], Awaitable[object]]] = {
     "another's task": lambda bus: bus.js.get_msg(stream_of("trainer"), 1),
     "a task": lambda bus: bus.js.publish(task_subject("scoring", "3"), b"of its own making"),
     "another's result": lambda bus: bus.js.publish("sfumato.results.trainer", b"{}"),
-    "a wish": lambda bus: bus.js.publish("$KV.sfumato-wishes.r-1", b"{}"),
+    "a desired state": lambda bus: bus.js.publish("$KV.sfumato-wishes.r-1", b"{}"),
 }
 
 

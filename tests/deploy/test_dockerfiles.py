@@ -1,4 +1,4 @@
-"""The images' sources: one for each deployable, which starts what the chart starts, as nobody in particular, with its own extra only."""
+"""The images' sources: one for each deployable, which starts what the chart starts, without a fixed user, with its own extra only."""
 
 from __future__ import annotations
 

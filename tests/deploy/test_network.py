@@ -1,4 +1,4 @@
-"""Who may speak to whom: nobody but those of this list, and both ends of every flow say so."""
+"""The allowed network flows: only those of this list, and the policies of both ends allow each."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from orchestrator.recipes.inputs import Input
 from orchestrator.recipes.models import GeneratorModel, JudgeModels, Needed, ScorerModels, UnderstandingModel
-from orchestrator.recipes.spec import Ground, Paint, Prompts, RunSpec, Score, Section
+from orchestrator.recipes.spec import Ground, Paint, Prompts, RunSpec, Score, SpecSection
 
 INPUTS = (
     Input("train", "prompts"),  # those that pairs are made from
@@ -19,7 +19,7 @@ INPUTS = (
 )
 
 
-class HeldOut(Prompts):
+class HeldOutPrompts(Prompts):
     """Prompts that are never used for pairs: every fused model paints them from the same seeds.
 
     ``ceiling`` is a file with the same scenes, line by line, worded to ask explicitly for what the loop teaches: the base model's
@@ -40,7 +40,7 @@ class PairScore(Score):
         return self
 
 
-class Filter(Section):
+class Filter(SpecSection):
     """ArtAug section 3.2: which pairs are kept, and how they are reviewed before training."""
 
     # The minimum increase of the aesthetic score ("clear improvement"); at 0 any increase suffices.
@@ -49,7 +49,7 @@ class Filter(Section):
     review: Literal["none", "vlm", "human", "vlm+human"] = "none"
 
 
-class Train(Section):
+class Train(SpecSection):
     """ArtAug section 3.3 for every kept pair; ``together`` pairs share the forwards of one task."""
 
     # The maximum number of pairs; those with the highest increase of the aesthetic score are taken.
@@ -63,7 +63,7 @@ class Train(Section):
     together: int = Field(default=4, ge=1, le=64)
 
 
-class Joint(Section):
+class Joint(SpecSection):
     """One adapter for all kept pairs, naively trained on X' (ArtAug section 4.3.2): the baseline of Table 2 if ``compare`` is ``joint``.
 
     Rank and learning rate are those of ``train``. A step's ``pictures`` pass the model in forwards of ``together`` pictures, in one process
@@ -81,7 +81,7 @@ class Joint(Section):
         return self
 
 
-class Fuse(Section):
+class Fuse(SpecSection):
     """ArtAug section 3.4: theta + alpha * mean; ``rank`` compresses the exact mean, ``null`` keeps all of it.
 
     With several values for ``alpha``, the ``tune`` prompts decide: of those that lose no more than ``clip_loss`` of the base
@@ -98,7 +98,7 @@ class Fuse(Section):
         return (value,) if isinstance(value, int | float) else value
 
 
-class Stop(Section):
+class Stop(SpecSection):
     """When the loop ends: fewer pairs survive filter and review than ``min_pairs``, or ``max_iterations`` are done."""
 
     max_iterations: int = Field(default=8, ge=1, le=64)
@@ -119,7 +119,7 @@ class ArtAugSpec(RunSpec):
     stop: Stop = Stop()
     # Prompts on which alpha is chosen: neither used for pairs nor reported. Required if there is more than one alpha.
     tune: Prompts | None = None
-    evaluate: HeldOut
+    evaluate: HeldOutPrompts
     # Also train the first iteration's pairs naively, on X' alone, and compare (the paper's Table 2): one adapter per pair (true), or one
     # adapter on all pairs (joint).
     compare: bool | Literal["joint"] = False

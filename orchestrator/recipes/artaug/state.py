@@ -11,7 +11,7 @@ from orchestrator.recipes.artaug.spec import ArtAugSpec
 from orchestrator.recipes.plan import Plan
 from orchestrator.recipes.recipe import Conclusion
 from orchestrator.recipes.tasks import Painted
-from sfumato.runs.records import DeadLettered, Picture
+from sfumato.runs.records import DeadLettered, ShownPicture
 from sfumato.runtime.tasks import Json, Manifest
 from sfumato.types import Region
 
@@ -238,14 +238,14 @@ def dead_lettered(state: State) -> list[DeadLettered]:
     ]
 
 
-def shown(sample: Sample) -> tuple[Picture, ...]:
+def shown(sample: Sample) -> tuple[ShownPicture, ...]:
     """X with the advice, and X', if a sample has both."""
     if sample.before is None or sample.after is None:
         return ()
-    before = Picture(
+    before = ShownPicture(
         caption=sample.prompt, digest=sample.before.picture, regions=sample.regions, scores=dict(sample.scores_before or {})
     )
-    return before, Picture(caption=sample.prompt, digest=sample.after.picture, scores=dict(sample.scores_after or {}))
+    return before, ShownPicture(caption=sample.prompt, digest=sample.after.picture, scores=dict(sample.scores_after or {}))
 
 
 def again(_: ArtAugPlan, state: State) -> bool:

@@ -1,4 +1,4 @@
-"""How much boxes cover each other. (Apart from the generator's figures: whoever only judges pictures needs no diffusion.)"""
+"""Overlap of boxes. A separate module, so that judging pictures does not import the diffusion libraries."""
 
 from __future__ import annotations
 

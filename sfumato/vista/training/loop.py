@@ -34,7 +34,7 @@ class Step:
     python: random.Random
 
 
-class Task(Protocol):
+class TrainingTask(Protocol):
     """One model to train. ``model`` holds everything that learns; its average over the steps is what is exported."""
 
     name: str
@@ -87,7 +87,7 @@ def parse_budget(text: str) -> float:
 
 
 def fit(
-    task: Task,
+    task: TrainingTask,
     folder: Path,
     *,
     steps: int | None = None,

@@ -12,7 +12,7 @@ from torch import nn
 
 from sfumato.errors import InvalidInput, MissingWeights
 from sfumato.vista import weights
-from sfumato.vista.training.loop import Task, fit
+from sfumato.vista.training.loop import TrainingTask, fit
 
 SHARES = {
     "vae": 0.06,
@@ -62,7 +62,7 @@ def train(
     return figures
 
 
-def build(part: str, folder: Path, device: str) -> Task:
+def build(part: str, folder: Path, device: str) -> TrainingTask:
     """The task of one part."""
     if part == "vae":
         from sfumato.vista.training.autoencoder import AutoencoderTask

@@ -15,7 +15,7 @@ from transformers import CLIPModel
 from sfumato.errors import InvalidInput, MissingWeights
 from sfumato.scoring.networks import AESTHETIC_HIGH, AESTHETIC_LOW, AestheticPredictor, unit, width_of
 from sfumato.vista.training.clip import GROUPS, ClipTask, PairTask, eager
-from sfumato.vista.training.loop import Step, Task
+from sfumato.vista.training.loop import Step, TrainingTask
 from sfumato.vista.training.pairs import PairPool
 from sfumato.vista.training.preferences import MpsTask, PickScoreTask
 
@@ -23,7 +23,7 @@ STARTS = {"aesthetic": "clip", "pickscore": "clip", "mps": "pickscore"}
 """What each part starts from. MPS goes on from the preferences that PickScore has learnt: a third of the training."""
 
 
-def build(part: str, folder: Path, device: str = "cpu", groups: int = GROUPS, **sizes: int) -> Task:
+def build(part: str, folder: Path, device: str = "cpu", groups: int = GROUPS, **sizes: int) -> TrainingTask:
     """The task of ``clip``, ``aesthetic``, ``pickscore`` or ``mps``, which start from an export in ``folder``: see ``STARTS``.
 
     Args:

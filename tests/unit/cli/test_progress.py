@@ -19,7 +19,7 @@ from orchestrator.recipes.artaug.state import Sample, State
 from orchestrator.recipes.events import EventBuilder
 from orchestrator.runs.journal import JournalWriter
 from sfumato.cli.progress import RunProgress
-from sfumato.runs.records import Event, Picture
+from sfumato.runs.records import Event, ShownPicture
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.images import encode_png, read_image
 from sfumato.runtime.journal import RunJournal
@@ -177,7 +177,7 @@ def test_a_run_without_any_pair_shows_none(tmp_path: Path) -> None:
 
 def test_events_of_any_method_are_shown_by_their_phase_and_iteration(tmp_path: Path) -> None:
     store = ArtifactStore(str(tmp_path / "artifacts"))
-    pictures = [Picture(caption=f"sketch {n}", digest=store.put(encode_png(np.full((64, 32, 3), n, np.uint8)))) for n in range(3)]
+    pictures = [ShownPicture(caption=f"sketch {n}", digest=store.put(encode_png(np.full((64, 32, 3), n, np.uint8)))) for n in range(3)]
     told = [("setup", 0, "probe", ()), ("round", 1, "sketch", pictures), ("round", 2, "sketch", pictures[:1]), ("closing", 0, "none", ())]
     out = io.StringIO()
     with RunProgress(Console(file=out, width=200), tmp_path, store.get) as progress:

@@ -173,7 +173,7 @@ def test_a_system_that_is_up_here_is_asked_and_says_the_same_as_the_database(run
         System(pid=pid, started=process_started(pid), bus="", members={"registry": member}).write(Path("runs"))
         assert [models(*words).stdout for words in asked] == alone
         assert [models(*words, "--local").stdout for words in asked] == alone
-    with pytest.raises(Unavailable, match="sfumato up"):  # the system's file says that it is up: nobody opens the database instead
+    with pytest.raises(Unavailable, match="sfumato up"):  # the system's file says that it is up: the database is not opened instead
         models("ls")
     Path("runs/registry.sqlite").rename("runs/gone.sqlite")
     assert "production" not in models("ls", "--local").stdout

@@ -45,7 +45,7 @@ def test_a_run_elsewhere_is_submitted_watched_and_fetched_as_if_it_were_here(tmp
         line = [sys.executable, "-m", "sfumato.cli.main", "run", spec, *both, *runs]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "dumb", "COLUMNS": "200"}
 
-        # Ctrl-C ends the watching, and the run goes on: here without workers, so that it certainly does.
+        # Ctrl-C ends the watching, and the run continues: here without workers, so that it cannot finish.
         watching = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True, preexec_fn=_listening)
         system.until(lambda: _states(both) == ["running"], "the run is not driven")
         (name,) = [run["id"] for run in json.loads(sfumato("runs", "ls", "--json", *both))]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from orchestrator.recipes.artaug.spec import ArtAugSpec, Fuse, HeldOut, Train
+from orchestrator.recipes.artaug.spec import ArtAugSpec, Fuse, HeldOutPrompts, Train
 from orchestrator.recipes.artaug.state import KEPT, ArtAugPlan, Candidate, HeldOutResult, Iteration, Sample, State, Training, TuningAttempt
 from orchestrator.recipes.models import Model
 from orchestrator.recipes.plan import Plan
@@ -34,7 +34,7 @@ def plan(**changed: object) -> ArtAugPlan:
         name="small",
         prompts=Prompts(file=Path("p.txt"), count=4, seed=10),
         tune=Prompts(file=Path("t.txt"), count=1, seed=70),
-        evaluate=HeldOut(file=Path("somewhere/held.txt"), count=2, seed=90),
+        evaluate=HeldOutPrompts(file=Path("somewhere/held.txt"), count=2, seed=90),
         fuse=Fuse(alpha=(1.0, 2.0)),
         train=Train(steps_before=2, steps_after=2),
     )
@@ -51,7 +51,7 @@ def picture(store: ArtifactStore | None, shade: int, side: int = 16) -> str:
 
 
 def sample(index: int, verdict: str, gain: float = 1.0, store: ArtifactStore | None = None) -> Sample:
-    """A prompt with both pictures, or without X' where nobody had advice."""
+    """A prompt with both pictures, or without X' if it has no advice."""
     before = Painted(picture(store, 10 * index), "")
     made = Sample(PROMPTS[index], PROMPTS[index] + ", refined", 10 + index, before, verdict=verdict)
     if verdict == "no_advice":

@@ -15,7 +15,7 @@ from sfumato.v1 import orchestrator_pb2 as contract
 from tests.unit.orchestrator.replicas import HANDLERS, SERVICES, Orchestration, Replica, orchestration, request, state
 from tests.unit.services.serving import told
 
-NOBODY = "nobody-0123456789"
+UNKNOWN = "nobody-0123456789"
 
 
 def submitted(replica: Replica, name: str = "rehearsal", **sections: str) -> str:
@@ -40,7 +40,7 @@ def refused(call: Callable[[], object]) -> grpc.StatusCode:
 
 
 def finished_undisturbed(folder: Path, **sections: str) -> dict[str, str]:
-    """The files of a run that nobody disturbs."""
+    """The files of an undisturbed run."""
     with orchestration(folder) as system:
         replica = system.replica()
         system.work()
@@ -49,7 +49,7 @@ def finished_undisturbed(folder: Path, **sections: str) -> dict[str, str]:
 
 def test_a_run_is_submitted_once_watched_by_anybody_and_ends_with_its_files(tmp_path: Path) -> None:
     with orchestration(tmp_path) as system:
-        # A registry that does not answer holds up nobody.
+        # A registry that does not answer does not block the run.
         first, second = system.replica(registry="127.0.0.1:1"), system.replica(registry="127.0.0.1:1")
         system.work()
         answer = first.stub.Submit(request())
@@ -75,8 +75,8 @@ def test_a_run_is_submitted_once_watched_by_anybody_and_ends_with_its_files(tmp_
             asked = {second.stub.Pause: contract.PauseRequest, second.stub.Resume: contract.ResumeRequest}.get(call, contract.CancelRequest)
             assert refused(lambda call=call, asked=asked: call(asked(run_id=name))) is grpc.StatusCode.FAILED_PRECONDITION
         for stub in (first.stub, second.stub):
-            assert refused(lambda stub=stub: stub.Resume(contract.ResumeRequest(run_id=NOBODY))) is grpc.StatusCode.NOT_FOUND
-            watch = contract.OrchestratorServiceWatchRequest(run_id=NOBODY)
+            assert refused(lambda stub=stub: stub.Resume(contract.ResumeRequest(run_id=UNKNOWN))) is grpc.StatusCode.NOT_FOUND
+            watch = contract.OrchestratorServiceWatchRequest(run_id=UNKNOWN)
             assert refused(lambda stub=stub, watch=watch: list(stub.Watch(watch))) is grpc.StatusCode.NOT_FOUND
         assert not Records(system.system.artifacts).begin(name, Records(system.system.artifacts).record(name)[0])
 
@@ -155,7 +155,7 @@ def test_another_replica_goes_on_where_one_was_killed_or_told_to_end(tmp_path: P
             replicas.remove(gone)
             how(gone)
             another = replicas[0].stub
-            system.until(lambda stub=another: _driver(stub, name) not in ("", *driven), "nobody took the run over")
+            system.until(lambda stub=another: _driver(stub, name) not in ("", *driven), "no replica took over the run")
         assert replicas[-1].process.poll() is None
         watching = threading.Thread(target=lambda: ends.extend(watched(replicas[0], name)[0][-1:]))
         watching.start()
@@ -192,10 +192,10 @@ def test_a_bus_that_loses_everything_loses_no_run(tmp_path: Path) -> None:
             shutil.rmtree(nats.store)
             nats.start()
 
-        # Who drives a run tells the bus anew what was wanted of it.
+        # The replica that drives a run restores its desired state on the bus.
         wipe()
         system.becomes(replica.stub, name, "running")
-        # With the drivers gone as well, the run is on record, and goes on when somebody says so, from its manifests.
+        # Without a driver, the run is still on record, and continues from its manifests when it is resumed.
         replica.kill()
         wipe()
         other = system.replica()
@@ -221,7 +221,7 @@ def test_a_person_answers_and_the_run_goes_on_by_itself(tmp_path: Path) -> None:
         no = contract.Answer(question_id=questions[0].id, accepted=False, reason="two moons")
         answered = stub.Review(contract.ReviewRequest(run_id=name, answers=[no]))
         assert (list(answered.answers), len(answered.waiting)) == ([no], 9)
-        # The first answer stands, whoever gives another.
+        # The first answer stands.
         yes = contract.Answer(question_id=questions[0].id, accepted=True)
         assert list(stub.Review(contract.ReviewRequest(run_id=name, answers=[yes])).answers) == [no]
         bogus = contract.ReviewRequest(run_id=name, answers=[contract.Answer(question_id="0" * 64)])

@@ -54,7 +54,7 @@ def spoiled(rng: random.Random, valid: contract.SubmitRequest) -> contract.Submi
 
 
 def ask(stub: OrchestratorServiceStub, call: str, asked: Message) -> None:
-    """Call it; of a watch, which goes on as long as its run does, the first word."""
+    """Call it; of a watch, which lasts as long as its run, return the first message."""
     if call != "Watch":
         getattr(stub, call)(asked, timeout=SECONDS)
         return

@@ -36,7 +36,7 @@ def refuse(_: Task, __: ArtifactStore) -> Output:
 
 
 def fail(_: Task, __: ArtifactStore) -> Output:
-    """An error that nobody foresaw."""
+    """An unexpected error."""
     note("fail")
     raise ZeroDivisionError("the engine divided by zero")
 

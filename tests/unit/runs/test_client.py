@@ -17,7 +17,7 @@ import pytest
 from sfumato.errors import Faults, InvalidInput, NotFound, Unavailable, WrongState
 from sfumato.runs import messages
 from sfumato.runs.client import RunClient
-from sfumato.runs.records import Answer, Ended, Event, Outcome, Picture, Question, RunState, RunStatus
+from sfumato.runs.records import Answer, Ended, Event, Outcome, Question, RunState, RunStatus, ShownPicture
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.processes import free_ports
 from sfumato.runtime.serving.engine_queue import EngineQueue
@@ -32,7 +32,7 @@ NAME = "moon-0123456789"
 SUBMITTED = datetime(2026, 11, 1, 12, tzinfo=UTC)
 RUNNING = RunStatus(NAME, RunState.RUNNING, SUBMITTED, {"generator": "a" * 64}, driver="one", remaining=timedelta(seconds=90))
 FINISHED = RunStatus(NAME, RunState.FINISHED, SUBMITTED, {}, ended=Ended(Outcome(state="finished", files={"a.txt": "b" * 64}), SUBMITTED))
-PICTURES = (Picture(caption="a moon", digest="1" * 64, regions=(Region("a halo", (0, 0, 8, 8)),), scores={"clip": 0.5}),)
+PICTURES = (ShownPicture(caption="a moon", digest="1" * 64, regions=(Region("a halo", (0, 0, 8, 8)),), scores={"clip": 0.5}),)
 QUESTIONS = [Question(digit * 64, "iteration", 1, "a moon", "moon", 7, PICTURES) for digit in "cd"]
 EVENTS = [Event(number=n, time=n, phase="iteration", iteration=1, stage="paint", done=n, total=2, reused=0) for n in (1, 2)]
 

@@ -14,7 +14,7 @@ from pydantic import JsonValue
 
 from sfumato.errors import InvalidInput, SfumatoError
 from sfumato.runs import messages
-from sfumato.runs.records import Answer, DeadLettered, Ended, Event, Outcome, Picture, Question, RunState, RunStatus
+from sfumato.runs.records import Answer, DeadLettered, Ended, Event, Outcome, Question, RunState, RunStatus, ShownPicture
 from sfumato.types import Region
 from sfumato.v1 import orchestrator_pb2 as pb
 
@@ -29,7 +29,7 @@ json_values: st.SearchStrategy[JsonValue] = st.recursive(
 )
 regions = st.builds(Region, words, st.tuples(counts, counts, counts, counts))
 pictures = st.builds(
-    Picture,
+    ShownPicture,
     caption=words,
     digest=words,
     regions=st.lists(regions, max_size=3).map(tuple),

@@ -38,7 +38,7 @@ def test_a_trace_and_its_context_fields_continue_in_the_receiver() -> None:
     assert headers["traceparent"] == PARENT and outgoing() == {}
     with incoming(headers):
         assert structlog.contextvars.get_contextvars() == {"run": "r1", "iteration": "2", "stage": "pairs"}
-        with tracer.start_as_current_span("nothing records it, and the trace goes on all the same"):
+        with tracer.start_as_current_span("no exporter records it, and the trace continues"):
             assert outgoing() == headers
     assert structlog.contextvars.get_contextvars() == {} and not trace.get_current_span().get_span_context().is_valid
 

@@ -23,7 +23,7 @@ from orchestrator.recipes.spec import Paint, Prompts, RunSpec, Score
 from orchestrator.recipes.tasks import Painted, paint, painted, score, training
 from orchestrator.recipes.work import STEP, Cost, Memory, Work, generator_memory, scoring_memory
 from sfumato.registry.records import Base, Lineage, Node, Version, WeightedAdapter, version_id
-from sfumato.runs.records import Picture
+from sfumato.runs.records import ShownPicture
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.models.sizes import ModelSize
 from sfumato.runtime.tasks import Manifest, Task
@@ -145,8 +145,8 @@ def _products(name: str, plan: PlanOf, state: State, libraries: Mapping[str, str
     ]
 
 
-def _shown(sample: Sample) -> tuple[Picture, ...]:
-    return (Picture(caption=sample.prompt, digest=sample.picture.picture),) if sample.picture else ()
+def _shown(sample: Sample) -> tuple[ShownPicture, ...]:
+    return (ShownPicture(caption=sample.prompt, digest=sample.picture.picture),) if sample.picture else ()
 
 
 class Costs:

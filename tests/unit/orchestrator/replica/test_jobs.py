@@ -125,7 +125,7 @@ def test_every_joint_training_in_the_queue_has_one_job_in_turn_however_many_look
 
     async def work() -> None:
         async with Bus(system.settings, "one") as one, Bus(system.settings, "two") as two:
-            assert await oldest(one) == ""  # nobody has needed the queue yet
+            assert await oldest(one) == ""  # the queue does not exist yet
             await one.ensure(QUEUE)
             assert await oldest(one) == ""
             for task_id in IDS:
@@ -135,7 +135,7 @@ def test_every_joint_training_in_the_queue_has_one_job_in_turn_however_many_look
             await until(lambda: names[0] in api.jobs)
             puller = await one.js.pull_subscribe_bind(CONSUMER, stream_of(QUEUE))
             (message,) = await puller.fetch(1)
-            assert await oldest(two) == IDS[0]  # in somebody's hands, and not done
+            assert await oldest(two) == IDS[0]  # taken by a worker, and not done
             await message.ack_sync()
             await until(lambda: names[1] in api.jobs)
             for task in watching:

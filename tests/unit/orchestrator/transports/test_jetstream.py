@@ -140,7 +140,7 @@ def test_failures_are_counted_whichever_worker_sees_them(tmp_path: Path) -> None
             assert worker.wait(30) == 0
         with pytest.raises(PoisonTask, match="3 tries.*in process"):
             transport.next()
-        # Put into the queue anew, it starts anew.
+        # A task that is put into the queue again starts with no failures.
         system.ledger.unlink()
         transport.submit(poison)
         system.worker()
@@ -164,8 +164,8 @@ def test_a_task_that_kills_its_workers_is_set_aside(tmp_path: Path) -> None:
         transport.submit(_task("echo.die", 1))
         for _ in range(2):
             assert system.worker().wait(60) == 9
-        system.worker()  # the server finds that it was given out too often when somebody asks for work
-        with pytest.raises(PoisonTask, match="none lived to say why"):
+        system.worker()  # the server publishes the advisory at the next pull
+        with pytest.raises(PoisonTask, match="without reporting an error"):
             transport.next()
 
 
@@ -173,7 +173,7 @@ def test_a_message_that_is_no_task_is_set_aside(tmp_path: Path) -> None:
     async def vandal(bus: Bus) -> None:
         await bus.ensure("echo")
         await (await bus.send(task_subject("echo", "a" * 64), b"\xff{"))
-        # Somebody else's task under this name.
+        # Another task under this name.
         await (await bus.send(task_subject("echo", "b" * 64), encoded(_task("echo.double", 1))))
 
     with running(tmp_path, workers=1) as system, system.transport() as transport:
@@ -314,7 +314,7 @@ def test_a_result_that_nobody_announced_is_found_in_the_store(tmp_path: Path) ->
         task = _task("echo.slow", 1, seconds=0.0)
         deaf.submit(task)
         _until(lambda: _ask(system, _published) == 1)
-        # Done elsewhere, and the message taken out of the queue with nobody told.
+        # The task is done elsewhere, and its message is removed without an announcement.
         service = LocalService(HANDLERS, environment={"TEST_LEDGER": str(system.ledger)})
         with LocalTransport({"echo": service}, str(tmp_path / "artifacts")) as local:
             local.submit(task)
@@ -339,7 +339,7 @@ def test_a_message_that_was_lost_is_published_again(tmp_path: Path) -> None:
 
 def test_a_message_that_will_never_be_given_out_is_replaced(tmp_path: Path) -> None:
     async def spend(bus: Bus) -> None:
-        """Its only delivery, and nobody to keep the word of it."""
+        """Use up the only delivery while no stream keeps the advisory."""
         await bus.js.delete_stream(ADVISORIES)
         subscription = await bus.js.pull_subscribe_bind(CONSUMER, stream_of("echo"))
         assert len(await subscription.fetch(1)) == 1

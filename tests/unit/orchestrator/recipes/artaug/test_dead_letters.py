@@ -1,4 +1,4 @@
-"""A task that nobody can do is set aside, and the run goes on without what depends on it, and says so."""
+"""A task that always fails becomes a dead letter; the run continues without its samples and reports them."""
 
 from __future__ import annotations
 

@@ -201,7 +201,7 @@ def test_joint_training_is_one_task_for_one_adapter_of_all_enhanced_pictures() -
         "steps": 7, "pictures": 8, "together": 2, "rank": 8, "learning_rate": 1e-3, "guidance": 1.0, "width": 64, "height": 64,
         "adapter": "", "seed": 10, "precision": "bfloat16",
     }  # fmt: skip
-    lost = tuning.absorb_trained(plan, state, [tuning.on_dead_letter(task, "nobody could")])
+    lost = tuning.absorb_trained(plan, state, [tuning.on_dead_letter(task, "failed at every try")])
     assert lost.attempt and lost.attempt.trainings[0].dead_letter and len(lost.attempt.trainings) == 1 and not lost.stop_reason
 
 
