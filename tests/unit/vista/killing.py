@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from sfumato.vista.training.loop import Step, Task
+from sfumato.vista.training.loop import Step, TrainingTask
 
-TaskT = TypeVar("TaskT", bound=Task)
+TaskT = TypeVar("TaskT", bound=TrainingTask)
 
 
 class Killed(BaseException):

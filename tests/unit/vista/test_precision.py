@@ -11,7 +11,7 @@ from torch import nn
 
 from sfumato.vista.training import clip
 from sfumato.vista.training.autoencoder import AutoencoderTask
-from sfumato.vista.training.loop import Step, Task
+from sfumato.vista.training.loop import Step, TrainingTask
 from sfumato.vista.training.precision import autocast, multiplies_bfloat16
 from sfumato.vista.training.understanding import UnderstandingTask
 
@@ -77,7 +77,7 @@ def test_a_step_learns_the_same_in_both_precisions(tmp_path: Path, monkeypatch: 
     assert torch.cosine_similarity(gradients[0], gradients[1], dim=0) > 0.98
 
 
-def _task(kind: str, folder: Path) -> Task:
+def _task(kind: str, folder: Path) -> TrainingTask:
     if kind == "clip":
         return clip.ClipTask(groups=2, batch=1)
     return AutoencoderTask(batch=1) if kind == "vae" else UnderstandingTask(folder, pool=24, batch=1)
