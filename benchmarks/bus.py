@@ -4,9 +4,9 @@
 
 For micro-batches of 1, 8 and 64 samples: tasks and samples a second, and the processor seconds of all processes. `raw` is the
 baseline of the same run: the same messages by nats-py alone (published, pulled, answered, acknowledged), without tasks, results,
-manifests or a store; `to_raw` is our rate over its. `engine` is a whole run of one stage, one sample a task. Other load on the machine reduces the rates;
-the processor seconds per task do not depend on it, and `two_cores` is the rate that they allow on two idle cores, of which a
-Python process uses at most one.
+manifests or a store; `to_raw` is our rate over its. `engine` is a whole run of one stage, one sample a task. Other load on the machine
+reduces the rates; the processor seconds per task do not depend on it, and `two_cores` is the rate that they allow on two idle cores,
+of which a Python process uses at most one.
 """
 
 from __future__ import annotations

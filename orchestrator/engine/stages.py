@@ -39,7 +39,7 @@ class Tells(Generic[StateT, SampleT]):
     """What a stage reports once it is finished, as pure functions.
 
     ``sums`` and ``means`` are numbers by name, taken of each sample that passes a per-batch stage (None: the sample does not count).
-    ``metrics`` are numbers of the state. ``note`` is what to say beside the stage's progress, given its metrics. ``outcome`` is the
+    ``metrics`` are numbers of the state. ``note`` is the text beside the stage's progress, given its metrics. ``outcome`` is the
     summary of an iteration in one line, for the stage that ends it.
     """
 
@@ -100,7 +100,7 @@ class Barrier(Generic[PlanT, StateT]):
 
 @dataclass(frozen=True, slots=True)
 class Loop(Generic[PlanT, StateT]):
-    """Stages that are passed again as long as ``again`` says so, at least once; ``most`` is the largest number of iterations.
+    """Stages that are repeated while ``again`` is true, at least once; ``most`` is the largest number of iterations.
 
     ``name`` is what an iteration is called: progress of the n-th is reported as phase ``name``, iteration n.
     """
@@ -147,7 +147,7 @@ class Progress:
 
 
 class Waiting(SfumatoError):
-    """The run cannot continue until a person has answered ``tasks`` of ``stage``; ``state`` is the run as it stands before them."""
+    """The run cannot continue until a person has answered ``tasks`` of ``stage``; ``state`` is the run's state before them."""
 
     def __init__(self, stage: Barrier, tasks: Sequence[Task], state: Samples, phase: str, iteration: int) -> None:
         super().__init__(f"{len(tasks)} tasks wait for a person.")
