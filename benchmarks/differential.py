@@ -50,9 +50,9 @@ def main() -> None:
     print(f"{'':<12}{'differential':>22}{'naive':>22}{'lead, seed by seed':>30}")
     for metric in METRICS:
         columns = {way: [comparison[way][metric] for comparison in found] for way in ("differential", "naive")}
-        told = [f"{statistics.mean(values):.2f} ± {_spread(values):.2f}" for values in columns.values()]
+        cells = [f"{statistics.mean(values):.2f} ± {_spread(values):.2f}" for values in columns.values()]
         leads = [f"{d - n:+.2f}" for d, n in zip(columns["differential"], columns["naive"], strict=True)]
-        print(f"{metric:<12}{told[0]:>22}{told[1]:>22}{' '.join(leads):>30}")
+        print(f"{metric:<12}{cells[0]:>22}{cells[1]:>22}{' '.join(leads):>30}")
 
 
 def _spread(values: list[float]) -> float:

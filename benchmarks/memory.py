@@ -109,16 +109,16 @@ def measure(count: int) -> dict[str, float]:
     prompts = held((f"prompt {index}: a small house and a lake under a wide sky at dusk" for index in range(count)), count)
     inputs = {"train": prompts, "tune": (), "heldout": ("x",), "ceiling": ()}
     plan = Plan(spec, inputs, {name: Model(name, "vista") for name in ("generator", "scorers")})
-    builder, told = EventBuilder(RECIPE.shown), 0
+    builder, events = EventBuilder(RECIPE.shown), 0
 
     def notify(progress: Progress) -> None:
-        nonlocal told
-        told += len(builder.event(progress).model_dump_json()) > 0
+        nonlocal events
+        events += len(builder.event(progress).model_dump_json()) > 0
 
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         state = Engine(plan, BATCH, AtOnce(), Empty(folder), notify).run(STAGES, start(plan))
-    assert len(state.samples) == count and told >= 2 * count // BATCH
+    assert len(state.samples) == count and events >= 2 * count // BATCH
     kept = sum(sample.verdict == KEPT for sample in state.samples)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"samples": count, "peak_bytes": peak, "seconds": time.monotonic() - began, "kept": kept}

@@ -1,4 +1,4 @@
-"""The engine that executes a recipe. It knows no method and no service.
+"""The engine that executes a recipe. It is independent of methods and services.
 
     stages      what a recipe is made of: stages, loops, phases, and how a stage reports
     engine      passes the stages: micro-batches, barriers, loops

@@ -1,7 +1,7 @@
 """What a recipe is made of: stages in the order in which a sample passes them, loops and phases around them.
 
-A stage carries all that is known of it: its tasks, what their results mean, what it reports, what it costs. So nothing outside a
-recipe has to know a stage by its name.
+A stage holds its tasks, the handling of their results, its reports and its costs. So no code outside a recipe depends on the name of a
+stage.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SampleT = TypeVar("SampleT")
 
 
 class Samples(Protocol[SampleT]):
-    """The state of a run: its samples, and whatever the barriers add."""
+    """The state of a run: its samples, and the data that barriers add."""
 
     @property
     def samples(self) -> Sequence[SampleT]:
@@ -39,7 +39,7 @@ class Tells(Generic[StateT, SampleT]):
     """What a stage reports once it is finished, as pure functions.
 
     ``sums`` and ``means`` are numbers by name, taken of each sample that passes a per-batch stage (None: the sample does not count).
-    ``metrics`` are numbers of the state. ``note`` is what to say beside the stage's progress, given its metrics. ``outcome`` is the
+    ``metrics`` are numbers of the state. ``note`` is the text beside the stage's progress, given its metrics. ``outcome`` is the
     summary of an iteration in one line, for the stage that ends it.
     """
 
@@ -58,7 +58,7 @@ class PerBatch(Generic[PlanT, StateT, SampleT]):
     """A stage that each micro-batch passes without waiting for the others. ``task`` returns None when a batch has nothing to do in it.
 
     ``task`` sees the state as it was at the last barrier. When a task became a dead letter (`PoisonTask`), its micro-batch leaves the
-    flow as what ``on_dead_letter`` makes of its samples and the reason; without ``on_dead_letter`` the run ends with the error.
+    flow as the result of ``on_dead_letter`` of its samples and the reason; without ``on_dead_letter`` the run ends with the error.
 
     ``tells`` is what the stage reports, ``work`` what it costs (`orchestrator.recipes.work`).
     """
@@ -100,9 +100,9 @@ class Barrier(Generic[PlanT, StateT]):
 
 @dataclass(frozen=True, slots=True)
 class Loop(Generic[PlanT, StateT]):
-    """Stages that are passed again as long as ``again`` says so, at least once; ``most`` is the largest number of iterations.
+    """Stages that are repeated while ``again`` is true, at least once; ``most`` is the largest number of iterations.
 
-    ``name`` is what an iteration is called: progress of the n-th is reported as phase ``name``, iteration n.
+    ``name`` is the name of an iteration: progress of the n-th is reported as phase ``name``, iteration n.
     """
 
     name: str
@@ -126,8 +126,8 @@ Stage: TypeAlias = PerBatch | Barrier | Loop | Phase
 class Progress:
     """How far a stage is, counted in tasks, or in micro-batches where they pass it one by one.
 
-    ``phase`` and ``iteration`` (0 outside of a loop) tell which pass of the stage it is. ``state`` is the run as it was when the last
-    barrier opened, ``samples`` the micro-batch that passed the stage just now.
+    ``phase`` and ``iteration`` (0 outside of a loop) identify the pass of the stage. ``state`` is the run's state after the last
+    barrier, ``samples`` the micro-batch that has just passed the stage.
     """
 
     stage: PerBatch | Barrier
@@ -147,7 +147,7 @@ class Progress:
 
 
 class Waiting(SfumatoError):
-    """The run cannot continue until a person has answered ``tasks`` of ``stage``; ``state`` is the run as it stands before them."""
+    """The run cannot continue until a person has answered ``tasks`` of ``stage``; ``state`` is the run's state before them."""
 
     def __init__(self, stage: Barrier, tasks: Sequence[Task], state: Samples, phase: str, iteration: int) -> None:
         super().__init__(f"{len(tasks)} tasks wait for a person.")

@@ -38,7 +38,7 @@ def no_pictures(_: Any) -> tuple[ShownPicture, ...]:
 
 def no_review(_: Any) -> str:
     """For methods without a human review."""
-    return "its method asks no person"
+    return "its method has none"
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ def waiting_questions(
     """
     reason = recipe.review(plan.spec)
     if reason:
-        raise InvalidInput("run", f"{name} asks no person: {reason}.")
+        raise InvalidInput("run", f"{name} has no human review: {reason}.")
     section, answered = None, False
 
     def notice(progress: Progress) -> None:
@@ -47,7 +47,7 @@ def waiting_questions(
     except NotDone:
         if not answered:
             raise WrongState(
-                f"The run {name} has not come to the review yet.", hint=f"Let it continue: sfumato run --resume {name}"
+                f"The run {name} has not reached its review yet.", hint=f"Let it continue: sfumato run --resume {name}"
             ) from None
     return []
 

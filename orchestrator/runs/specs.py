@@ -63,7 +63,7 @@ def recipe_of(content: Mapping[str, Any]) -> AnyRecipe:
 
 
 def validated(content: Mapping[str, Any], recipe: AnyRecipe) -> tuple[RunSpec | None, list[Fault]]:
-    """The validated spec; raises `Faults` with every invalid field."""
+    """The validated spec, or None with a fault for every invalid field."""
     try:
         return recipe.spec.model_validate(content), []
     except ValidationError as error:

@@ -155,7 +155,7 @@ def test_three_servers_find_each_other_under_tls_and_keep_every_stream_three_tim
             process.wait()
 
 
-def test_nobody_hears_what_another_is_answered(server: Pods) -> None:
+def test_replies_to_other_users_cannot_be_read(server: Pods) -> None:
     async def listen() -> None:
         async with Bus(_settings(server, "scoring"), "w") as worker:
             heard: list[bytes] = []
@@ -175,7 +175,7 @@ def test_nobody_hears_what_another_is_answered(server: Pods) -> None:
     asyncio.run(listen())
 
 
-def test_who_has_no_name_or_another_password_is_not_let_in(server: Pods) -> None:
+def test_a_client_without_a_name_or_with_a_wrong_password_is_refused(server: Pods) -> None:
     async def enter(settings: BusSettings) -> None:
         async with Bus(settings, "stranger"):
             pass

@@ -67,7 +67,7 @@ def test_only_who_must_may_leave_the_cluster() -> None:
     assert [port["port"] for rule in starting if "to" not in rule for port in rule["ports"]] == [443, 6443]  # Kubernetes' API
 
 
-def test_callers_and_whoever_measures_are_let_in_by_name() -> None:
+def test_callers_and_metrics_scrapers_are_admitted_by_name() -> None:
     peer = "namespaceSelector.matchLabels.team=art"
     objects = rendered("", "--set", f"networkPolicy.clients[0].{peer}", "--set", f"networkPolicy.monitoring[0].{peer}")
     opened: dict[str, set[int]] = {}

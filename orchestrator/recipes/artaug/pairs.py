@@ -194,7 +194,7 @@ def select(plan: ArtAugPlan, state: State, _: list[Manifest]) -> State:
 
 
 def on_dead_letter(samples: tuple[Sample, ...], reason: str) -> tuple[Sample, ...]:
-    """A manifest that rejects the samples of the task, with the reason."""
+    """The samples of the task, rejected with the reason."""
     return tuple(replace(sample, verdict=SET_ASIDE, reason=reason) for sample in samples)
 
 

@@ -155,4 +155,4 @@ def review(spec: ArtAugSpec) -> str:
     """Why runs of this spec have no human review; empty if they have one."""
     if "human" in spec.filter.review:
         return ""
-    return f"its review is {spec.filter.review!r} (filter.review: human, or vlm+human, asks one)"
+    return f"its review is {spec.filter.review!r} (filter.review: human and vlm+human have one)"

@@ -98,7 +98,7 @@ def test_help_shows_an_example_of_every_command() -> None:
         ("average one.safetensors -o one.safetensors/x", "cannot be written"),
     ],
 )
-def test_bad_input_ends_in_words_and_status_2(
+def test_bad_input_ends_in_a_message_and_status_2(
     files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: str, words: str
 ) -> None:
     (files / "broken.safetensors").write_bytes(b"{}")

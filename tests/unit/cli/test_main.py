@@ -34,7 +34,7 @@ def test_help_answers_at_once_and_loads_nothing_heavy(tmp_path: Path) -> None:
         (("generate", "moon", "-o", "nowhere/out.png"), "cannot be written"),
     ],
 )
-def test_bad_input_ends_in_words_and_status_2(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
+def test_bad_input_ends_in_a_message_and_status_2(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
     result = _sfumato(*arguments, folder=tmp_path)
     assert (result.returncode, "Traceback" in result.stderr) == (2, False), result.stderr
     assert words in result.stderr

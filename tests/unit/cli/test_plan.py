@@ -93,7 +93,7 @@ def test_a_folder_without_a_pipeline_is_refused(tmp_path: Path) -> None:
         look_ahead(tmp_path / "spec.yaml", Settings())
 
 
-def test_a_model_that_nobody_knows_would_be_fetched(tmp_path: Path) -> None:
+def test_an_unknown_model_would_be_fetched(tmp_path: Path) -> None:
     write_spec(tmp_path, model="somebody/painter")
     outlook = look_ahead(tmp_path / "spec.yaml", Settings())
     assert (outlook.models[0].where, outlook.models[0].size) == ("hub", None)

@@ -60,13 +60,13 @@ def _verdicts(state: State) -> list[str]:
     return [sample.verdict for sample in state.iterations[0].samples]
 
 
-def test_without_a_review_nobody_is_asked(tmp_path: Path) -> None:
+def test_without_a_review_there_are_no_questions(tmp_path: Path) -> None:
     plan, artifacts = _begin(tmp_path, "none")
     state, tasks = rehearse(plan, artifacts)
     assert _verdicts(state) == [KEPT] * PAIRS
     assert not [task for task in tasks if task.stage in ("vlm_review", "human_review")]
     result = _review(tmp_path)
-    assert (result.returncode, "asks no person" in result.stderr) == (2, True), result.stderr
+    assert (result.returncode, "has no human review" in result.stderr) == (2, True), result.stderr
 
 
 def test_a_vlm_refuses_for_itself(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_vlm_refuses_for_itself(tmp_path: Path) -> None:
     assert state.iterations[0].samples[1].reason == "both are ugly"
 
 
-def test_a_person_answers_pair_by_pair_and_the_run_goes_on(tmp_path: Path) -> None:
+def test_a_person_answers_pair_by_pair_and_the_run_continues(tmp_path: Path) -> None:
     plan, artifacts = _begin(tmp_path, "human")
     _to_the_review(plan, artifacts)
     first = _review(tmp_path, said="y\nn too dark\nwhat?\nn\n\ns\nq\n")
@@ -125,7 +125,7 @@ def test_a_run_that_has_not_come_so_far_says_so(tmp_path: Path) -> None:
     _begin(tmp_path, "human")
     result = _review(tmp_path)
     assert (result.returncode, "Traceback" in result.stderr) == (1, False)
-    assert "has not come to the review yet" in result.stderr
+    assert "has not reached its review yet" in result.stderr
     assert f"sfumato run --resume {RUN}" in result.stderr
 
 

@@ -108,7 +108,7 @@ def _listening() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def test_a_person_reviews_a_run_elsewhere_and_faults_are_told_together(tmp_path: Path) -> None:
+def test_a_person_reviews_a_remote_run_and_faults_are_reported_together(tmp_path: Path) -> None:
     asked = spec_in(tmp_path / "asked", filter="{review: human}", stop="{max_iterations: 1, min_pairs: 1}")
     wrong = spec_in(tmp_path / "wrong", model="./here")
     text = Path(wrong).read_text().replace("batch: 4", "batch: 0").replace("train.txt, count: 10", "train.txt, count: 11")

@@ -141,7 +141,7 @@ def test_what_is_wrong_with_a_spec_is_said_at_once_and_by_field(tmp_path: Path) 
         system.becomes(replica.stub, name, "finished")
 
 
-def test_another_replica_goes_on_where_one_was_killed_or_told_to_end(tmp_path: Path) -> None:
+def test_another_replica_continues_after_one_was_killed_or_terminated(tmp_path: Path) -> None:
     undisturbed = finished_undisturbed(tmp_path / "one")
     with orchestration(tmp_path / "two") as system:
         replicas = [system.replica() for _ in range(3)]
@@ -209,7 +209,7 @@ def test_a_bus_that_loses_everything_loses_no_run(tmp_path: Path) -> None:
         assert [event.reused for event in events if event.iteration == 1 and event.stage in ("generate", "ground", "regenerate")][-1] == 3
 
 
-def test_a_person_answers_and_the_run_goes_on_by_itself(tmp_path: Path) -> None:
+def test_a_person_answers_and_the_run_continues_automatically(tmp_path: Path) -> None:
     with orchestration(tmp_path) as system:
         replica = system.replica()
         system.work()

@@ -117,7 +117,7 @@ def test_a_kept_service_outlives_its_release(tmp_path: Path) -> None:
         assert transport.next().values == first
 
 
-def test_a_workers_refusal_arrives_with_its_words(tmp_path: Path) -> None:
+def test_a_workers_refusal_arrives_with_its_message(tmp_path: Path) -> None:
     with _transport(tmp_path) as transport:
         transport.submit(_task("echo.refuse", (1,)))
         with pytest.raises(InvalidInput, match="is odd. Make it even"):
@@ -168,7 +168,7 @@ def test_only_so_many_batches_are_on_their_way_at_once_and_the_result_is_the_sam
     assert list(results[0].samples) == [4 * n for n in range(50)]
 
 
-def test_who_is_told_may_stop_the_run_and_what_is_done_is_kept(tmp_path: Path) -> None:
+def test_an_observer_may_stop_the_run_and_finished_tasks_are_kept(tmp_path: Path) -> None:
     def stop(_: Progress) -> None:
         raise KeyboardInterrupt
 

@@ -148,7 +148,7 @@ def test_every_joint_training_in_the_queue_has_one_job_in_turn_however_many_look
     assert made["spec"] == TEMPLATE["spec"]
 
 
-def test_a_job_that_ended_before_its_task_is_made_anew_after_a_while_and_one_at_work_is_left_alone(api: Api, jobs: Jobs) -> None:
+def test_a_job_that_ended_before_its_task_is_replaced_after_a_delay_and_a_running_one_is_kept(api: Api, jobs: Jobs) -> None:
     name = f"art-joint-{IDS[0][:16]}"
 
     async def work() -> None:
@@ -171,13 +171,13 @@ def test_a_job_that_ended_before_its_task_is_made_anew_after_a_while_and_one_at_
     assert {word.partition(" ")[0] for word in api.asked} == {"GET", "POST", "DELETE"}  # what the account may do
 
 
-def test_what_kubernetes_says_against_it_is_told(api: Api, jobs: Jobs) -> None:
+def test_a_refusal_of_kubernetes_is_reported(api: Api, jobs: Jobs) -> None:
     api.forbidden = True
     with pytest.raises(Unavailable, match="403 .*jobs.batch is forbidden"):
         asyncio.run(jobs.ensure(IDS[0]))
 
 
-def test_kubernetes_that_does_not_answer_is_told(api: Api, jobs: Jobs) -> None:
+def test_kubernetes_that_does_not_answer_is_reported(api: Api, jobs: Jobs) -> None:
     api.shutdown()
     api.server_close()
     with pytest.raises(Unavailable, match="does not answer"):
@@ -192,10 +192,10 @@ def test_a_template_that_is_no_job_is_refused(api: Api, tmp_path: Path, text: st
     assert refused.value.field == "joint_job"
 
 
-def test_without_a_way_to_kubernetes_nothing_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_configuration_of_kubernetes_nothing_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(TEMPLATE))
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     for variable in ("KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"):
         monkeypatch.delenv(variable, raising=False)
-    with pytest.raises(InvalidInput, match="no way to Kubernetes"):
+    with pytest.raises(InvalidInput, match="Kubernetes is not configured"):
         Jobs(tmp_path / "job.yaml")

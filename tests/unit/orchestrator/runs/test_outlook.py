@@ -42,7 +42,7 @@ def test_within_a_stage_its_share_counts(spec: ArtAugSpec) -> None:
     assert remaining(told, RECIPE, spec) == timedelta(seconds=(3 * len(STAGES) - 2.5) * SECONDS)
 
 
-def test_the_order_in_which_events_are_told_does_not_matter(spec: ArtAugSpec) -> None:
+def test_the_order_of_events_does_not_matter(spec: ArtAugSpec) -> None:
     told = [_event(stage) for stage in STAGES]
     assert remaining(told[::-1], RECIPE, spec) == remaining(told, RECIPE, spec)
 

@@ -76,7 +76,7 @@ def test_both_transports_end_in_the_same_bytes(tmp_path: Path) -> None:
     assert _contents(tmp_path / "artifacts") == _contents(local)
 
 
-def test_a_refusal_arrives_with_its_words_and_is_not_tried_again(tmp_path: Path) -> None:
+def test_a_refusal_arrives_with_its_message_and_is_not_retried(tmp_path: Path) -> None:
     with running(tmp_path, workers=1) as system, system.transport() as transport:
         transport.submit(_task("echo.refuse", 1))
         with pytest.raises(InvalidInput, match="is odd. Make it even"):
@@ -86,7 +86,7 @@ def test_a_refusal_arrives_with_its_words_and_is_not_tried_again(tmp_path: Path)
         assert system.done() == ["refuse"]
 
 
-def test_what_nobody_can_do_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_task_without_a_handler_is_refused_by_name(tmp_path: Path) -> None:
     with running(tmp_path, workers=1) as system, system.transport() as transport:
         transport.submit(_task("echo.sing", 1))
         with pytest.raises(InvalidInput, match="echo.sing.*echo.double"):
@@ -224,7 +224,7 @@ def test_a_long_task_is_not_given_to_another_while_its_worker_lives(tmp_path: Pa
         assert system.done() == ["begin:1", "end:1"]
 
 
-def test_a_worker_told_to_end_finishes_what_it_does(tmp_path: Path) -> None:
+def test_a_terminated_worker_finishes_its_task(tmp_path: Path) -> None:
     with running(tmp_path, workers=1) as system, system.transport() as transport:
         transport.submit(_task("echo.slow", 1, seconds=1.0))
         transport.submit(_task("echo.double", 5))
@@ -253,7 +253,7 @@ def test_a_server_killed_in_the_middle_of_a_run_is_waited_for(tmp_path: Path) ->
     assert state.samples == tuple(4 * n for n in range(1, 9))
 
 
-def test_a_run_goes_on_when_all_that_the_server_had_stored_is_gone(tmp_path: Path) -> None:
+def test_a_run_continues_after_the_server_lost_its_data(tmp_path: Path) -> None:
     def wipe() -> None:
         system.server.kill()
         shutil.rmtree(system.server.store)
@@ -309,7 +309,7 @@ def test_two_orchestrators_of_one_run_share_its_work_and_end_alike(tmp_path: Pat
         assert len(system.done()) == 2 * len(tasks)  # each begun once and ended once
 
 
-def test_a_result_that_nobody_announced_is_found_in_the_store(tmp_path: Path) -> None:
+def test_a_result_that_was_not_announced_is_found_in_the_store(tmp_path: Path) -> None:
     with running(tmp_path) as system, system.transport() as deaf:
         task = _task("echo.slow", 1, seconds=0.0)
         deaf.submit(task)

@@ -68,7 +68,7 @@ def test_a_folder_hides_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert cached("somebody/painter") == tmp_path / "somebody" / "painter"
 
 
-def test_weights_that_nobody_reads_are_not_asked_for() -> None:
+def test_unused_weights_are_not_requested() -> None:
     """The patterns on the listing of a repository that has everything twice, as FLUX.1-dev and Stable Diffusion have."""
     from huggingface_hub.utils import filter_repo_objects
 

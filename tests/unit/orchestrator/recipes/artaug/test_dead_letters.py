@@ -55,7 +55,7 @@ STAGES = (
 )
 
 
-def test_the_batch_leaves_the_rest_goes_on_and_a_stage_may_do_without(tmp_path: Path) -> None:
+def test_the_batch_is_dropped_the_rest_continues_and_a_stage_may_ignore_it(tmp_path: Path) -> None:
     events: list[Progress] = []
     with running(tmp_path, workers=2, deliveries=2, retry_delay=0.05) as system, system.transport() as transport:
         engine = Engine(None, 2, transport, system.artifacts, events.append)
@@ -119,7 +119,7 @@ def test_the_samples_of_a_lost_batch_are_no_pairs_and_the_report_says_why(tmp_pa
     assert f"Set aside in iteration 1 after several tries: 4 samples. {REASON}" in page
 
 
-def test_pairs_that_nobody_can_train_count_as_diverged(tmp_path: Path) -> None:
+def test_pairs_whose_training_is_a_dead_letter_count_as_diverged(tmp_path: Path) -> None:
     lost = iter([True])
     state, events, files = _run(
         tmp_path, lambda task: task.stage == "train" and next(lost, False), stop="{max_iterations: 1, min_pairs: 1}"

@@ -79,7 +79,7 @@ def test_a_vlm_that_does_not_prefer_the_new_picture_in_both_orders_removes_the_p
     assert [(s.verdict, s.reason) for s in state.samples] == [(KEPT, ""), ("vlm_review", "alike"), ("aesthetic", "")]
 
 
-def test_a_person_sees_what_the_vlm_let_through_and_has_the_last_word() -> None:
+def test_a_person_reviews_the_pairs_that_the_vlm_kept_and_decides() -> None:
     plan = _plan(filter={"review": "vlm+human"}, stop={"min_pairs": 1})
     state = State((_sample("a"), _sample("b", verdict="vlm_review"), _sample("c")))
     shown = pairs.human_review(plan, state)

@@ -70,7 +70,7 @@ def test_a_win_is_the_mean_of_probabilities_and_not_the_probability_of_means() -
     assert win == pytest.approx(50 * (win_probability(4, 0) + win_probability(-1, 0)))
 
 
-def test_the_judges_words_on_base_tuned_and_ceiling_stand_beside_each_other() -> None:
+def test_the_judges_scores_of_base_tuned_and_ceiling_are_listed_together() -> None:
     evaluation = _summary(states.finished())["evaluation"]
     assert [evaluation[name]["finish_objects"] for name in ("base", "tuned", "ceiling")] == [0.2, 0.8, 1.0]
     assert evaluation["finish_gain"] == {name: pytest.approx(value) for name, value in _gains().items()}
