@@ -78,7 +78,7 @@ class _Tally:
 def _note(progress: Progress, metrics: Mapping[str, Json]) -> str:
     """The note beside the stage's progress."""
     notes = [f"{progress.reused} reused"] if progress.reused else []
-    notes += [f"{progress.dead_lettered} dead letters"] if progress.dead_lettered else []
+    notes += [f"{progress.dead_lettered} lost"] if progress.dead_lettered else []
     if metrics and progress.stage.tells.note is not None:
         notes.append(progress.stage.tells.note(metrics, progress.state))
     return ", ".join(filter(None, notes))

@@ -110,7 +110,7 @@ def test_the_samples_of_a_lost_batch_are_no_pairs_and_the_report_says_why(tmp_pa
     assert str(dead_lettered(state)[0]) == f"4 samples of iteration 1 lost: {REASON}"
     last = {event.stage: event for event in events if event.iteration == 1}
     assert [name for name, event in last.items() if event.dead_lettered] == [stage]
-    assert "1 dead letters" in last[stage].note and "4 lost" in last["conclude"].outcome
+    assert "1 lost" in last[stage].note and "4 lost" in last["conclude"].outcome
     assert all(event.whole for event in last.values())
     figures = json.loads(files["report.json"])
     assert figures["iterations"][0]["removed_by"][SET_ASIDE] == 4
@@ -127,7 +127,7 @@ def test_pairs_whose_training_is_a_dead_letter_count_as_diverged(tmp_path: Path)
     attempt = state.iterations[0].attempt
     assert attempt is not None and len(attempt.trainings) == 10 and len(attempt.adapters) == 6
     assert dead_lettered(state) == [DeadLettered(phase=ITERATION, iteration=1, reason=REASON, lost={"trainings": 4})]
-    assert any(event.note == "1 dead letters, 4 diverged" for event in events if event.stage == "train")
+    assert any(event.note == "1 lost, 4 diverged" for event in events if event.stage == "train")
     assert json.loads(files["report.json"])["iterations"][0]["diverged"] == [REASON] * 4
 
 
