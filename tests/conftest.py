@@ -1,11 +1,16 @@
 """Shared by all tests: sfumato is imported before any test module imports transformers or diffusers by itself."""
 
+import os
 import shutil
 from typing import Any
 
 import pytest
 
-import sfumato as sfumato
+# Before PyTorch is loaded, for the processes that tests start as well. Several threads wait for each other where other processes use the
+# cores too: a training step of a small model took ten times as long with two threads as with one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import sfumato as sfumato  # noqa: E402
 
 NOT_RUN = pytest.StashKey[int]()
 
