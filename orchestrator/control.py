@@ -47,12 +47,11 @@ AWAY = "The bus does not answer, so the state of the run is unknown."
 
 @dataclass(frozen=True, slots=True)
 class _CachedRecord:
-    """The fields of a record that are read often; they never change."""
+    """The fields of a record that are read often; they never change. Without ``method``, this installation does not have the run's."""
 
     models: Mapping[str, str]
     submitted: datetime
-    recipe: Recipe[Any, Any, Any]
-    spec: RunSpec
+    method: tuple[Recipe[Any, Any, Any], RunSpec] | None
 
 
 class RunService:
@@ -268,7 +267,11 @@ class RunService:
         if name not in self._cache:
             record, submitted = await asyncio.to_thread(self._records.record, name)
             models = {part: weights.version for part, weights in record.models.items()}
-            self._cache[name] = _CachedRecord(models, submitted, record.recipe, record.recipe.spec.model_validate(record.spec))
+            try:
+                method = record.recipe, record.checked_spec()
+            except InvalidInput:
+                return _CachedRecord(models, submitted, None)  # not cached: it may be installed later
+            self._cache[name] = _CachedRecord(models, submitted, method)
         return self._cache[name]
 
     async def _check_not_ended(self, name: str) -> None:
@@ -309,7 +312,7 @@ class RunService:
         else:
             state = RunState.RUNNING if driver else RunState.QUEUED
         note, waiting = NOTES.get(state, "").format(name=name), desired.waiting if desired else 0
-        left = remaining(events, record.recipe, record.spec) if state is RunState.RUNNING else None
+        left = remaining(events, *record.method) if state is RunState.RUNNING and record.method is not None else None
         return replace(status, state=state, driver=driver, waiting=waiting, note=note, remaining=left)
 
     async def _settled(self, name: str) -> RunStatus:

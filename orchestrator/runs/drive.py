@@ -40,7 +40,7 @@ class RunExecution:
     ) -> None:
         """``connect`` opens the transport; ``registry`` opens the registry for the run's models, if any."""
         self._name, self._artifacts, self._connect, self._open_registry = name, artifacts, connect, registry
-        self._recipe, self._plan, self._trace = record.recipe, record.plan(), record.trace
+        self._record = record
         self._lock = threading.Lock()
         self._transport: InterruptibleTransport | None = None
         self._stopped = False
@@ -63,7 +63,8 @@ class RunExecution:
             Unavailable: the bus or the store cannot be reached.
             SfumatoError: a task failed.
         """
-        recipe, plan, builder, iteration = self._recipe, self._plan, EventBuilder(self._recipe.shown), 0
+        recipe, plan = self._record.recipe, self._record.plan()
+        builder, iteration = EventBuilder(recipe.shown), 0
 
         def notify(progress: Progress) -> None:
             nonlocal iteration
@@ -72,7 +73,7 @@ class RunExecution:
             self._check()
 
         with ExitStack() as stack:
-            stack.enter_context(incoming(self._trace))
+            stack.enter_context(incoming(self._record.trace))
             stack.enter_context(bound(run=self._name))
             stack.enter_context(tracer.start_as_current_span("orchestrator.run"))
             transport = stack.enter_context(self._connect())
@@ -96,7 +97,7 @@ class RunExecution:
             return
         try:
             with self._open_registry() as registry:
-                register_run(self._name, self._recipe, plan, self._artifacts, registry, state)
+                register_run(self._name, self._record.recipe, plan, self._artifacts, registry, state)
         except InvalidInput as error:
             log.info("%s", error)
         except SfumatoError as error:

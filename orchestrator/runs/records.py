@@ -13,14 +13,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from orchestrator.recipes.catalog import DEFAULT, recipe_named
 from orchestrator.recipes.inputs import held
 from orchestrator.recipes.models import Model
 from orchestrator.recipes.plan import Plan
 from orchestrator.recipes.recipe import Recipe
-from sfumato.errors import NotFound, WrongState
+from orchestrator.recipes.spec import RunSpec
+from sfumato.errors import InvalidInput, NotFound, WrongState
 from sfumato.runs.records import Ended, Outcome
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.tasks import Json
@@ -66,11 +67,19 @@ class Record(_Strict):
         """The method of the run. Raises `InvalidInput` if it is not installed."""
         return recipe_named(self.spec.get("recipe", DEFAULT))
 
+    def checked_spec(self) -> RunSpec:
+        """The spec as the method reads it. Raises `InvalidInput` where this installation's method does not accept it."""
+        try:
+            return self.recipe.spec.model_validate(self.spec)
+        except ValidationError as error:
+            words = f"the method {self.recipe.name} of this installation does not accept the recorded spec: {error.errors()[0]['msg']}."
+            raise InvalidInput("spec", words, hint="Continue the run with the version of the method that began it.") from error
+
     def plan(self) -> Plan[Any]:
-        """The plan for the engine."""
+        """The plan for the engine. Raises as `checked_spec`."""
         models = {part: Model(weights.version, weights.reference) for part, weights in self.models.items()}
         inputs = {name: held(prompts, len(prompts)) for name, prompts in self.inputs.items()}
-        return Plan(self.recipe.spec.model_validate(self.spec), inputs, models)
+        return Plan(self.checked_spec(), inputs, models)
 
 
 class Records:

@@ -76,7 +76,7 @@ def check_weights(record: Record, settings: Settings) -> None:
         InvalidInput: they changed.
         MissingWeights, BrokenWeights: a model is not on this machine and cannot be fetched, or its files are damaged.
     """
-    models = find_models(record.recipe.models(record.plan().spec), settings.model_copy(update={"model_folders": True}))
+    models = find_models(record.recipe.models(record.checked_spec()), settings.model_copy(update={"model_folders": True}))
     changed = [part for part, model in models.items() if part not in record.models or model.version != record.models[part].version]
     if changed:
         raise InvalidInput("resume", f"the weights of {', '.join(changed)} changed since the run began.", hint="Start a new run.")

@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from orchestrator.runs.records import Records
+from orchestrator.runs.records import Record, Records, Weights
 from sfumato.v1 import orchestrator_pb2 as contract
 from tests.unit.orchestrator.replicas import HANDLERS, SERVICES, Orchestration, Replica, orchestration, request, state
 from tests.unit.services.serving import told
@@ -232,3 +232,15 @@ def test_a_person_answers_and_the_run_continues_automatically(tmp_path: Path) ->
         assert next(event.outcome for event in events if event.outcome).startswith("iteration 1: 9 of 10 kept")
         other = submitted(replica, "unasked")
         assert refused(lambda: stub.Review(contract.ReviewRequest(run_id=other))) is grpc.StatusCode.FAILED_PRECONDITION
+
+
+def test_a_run_whose_method_is_not_installed_is_listed_and_fails_with_a_reason(tmp_path: Path) -> None:
+    with orchestration(tmp_path) as system:
+        replica = system.replica()
+        models = {"generator": Weights(version="1" * 64, reference="vista")}
+        gone = Record(spec={"name": "gone", "recipe": "uninstalled"}, inputs={}, models=models)
+        Records(system.system.artifacts).begin("gone-0123456789", gone)
+        assert [run.id for run in replica.stub.List(contract.OrchestratorServiceListRequest()).runs] == ["gone-0123456789"]
+        replica.stub.Resume(contract.ResumeRequest(run_id="gone-0123456789"))
+        run = system.becomes(replica.stub, "gone-0123456789", "failed")
+        assert "there is no method 'uninstalled'" in run.outcome.error

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.recipes.artaug import RECIPE
 from orchestrator.runs.records import Record, Records, Weights
-from sfumato.errors import NotFound, WrongState
+from sfumato.errors import InvalidInput, NotFound, WrongState
 from sfumato.runs.records import DeadLettered, Outcome
 from sfumato.runtime.artifacts import ArtifactStore
 from tests.unit.orchestrator.rehearsal import plan_of, write_spec
@@ -142,3 +142,9 @@ def test_runs_of_the_store_and_of_version_1_are_listed_together_the_newest_first
     # One that continues in the store is listed once, as what it is now: the newest.
     records.begin("old-0", record)
     assert records.page(10)[0] == ["old-0", "new-1", "new-0", "old-2", "old-1"]
+
+
+def test_a_spec_that_the_method_does_not_accept_any_more_is_refused_by_name(record: Record) -> None:
+    other = record.model_copy(update={"spec": record.spec | {"batch": 0}})
+    with pytest.raises(InvalidInput, match="the method artaug of this installation does not accept the recorded spec"):
+        other.plan()
