@@ -92,7 +92,7 @@ def test_help_shows_an_example_of_every_command() -> None:
         ("export one.safetensors --as kohya --model sd -o x", "another model"),
         ("verify one.safetensors --model sd", "another model"),
         ("stack one.safetensors two.safetensors --scales 1 -o x", "1 for 2 files"),
-        ("stack one.safetensors --scales a -o x", "no list of numbers"),
+        ("stack one.safetensors --scales a -o x", "not a list of numbers"),
         ("compress one.safetensors --rank 0 -o x", "below 1"),
         ("scale one.safetensors --factor nan -o x", "not a finite number"),
         ("average one.safetensors -o one.safetensors/x", "cannot be written"),
