@@ -41,6 +41,8 @@ DESIRED, LEASES, EVENTS = "sfumato-wishes", "sfumato-leases", "sfumato-events"
 ROUNDS = 20
 """Attempts at a compare-and-set when other replicas change the same key."""
 DAY = 86_400.0
+WRONG_LAST_SEQUENCE = 10071
+"""JetStream's error code where another wrote first."""
 ANSWERS = 3.0
 """Timeout of a request to the bus, in seconds."""
 
@@ -159,7 +161,7 @@ class Index:
         if await self._get(LEASES, name) is not None:
             return None  # no write: subscribers receive refused writes too
         try:
-            return await self._on(LEASES, lambda bucket: bucket.create(name, Lease(driver=driver).model_dump_json().encode()))
+            return await self._create(LEASES, name, Lease(driver=driver).model_dump_json().encode())
         except _Lost:
             return None
 
@@ -229,8 +231,15 @@ class Index:
     async def _set(self, bucket: str, key: str, value: BaseModel, former: KeyValue.Entry | None) -> int:
         data = value.model_dump_json().encode()
         if former is None:
-            return await self._on(bucket, lambda found: found.create(key, data))
+            return await self._create(bucket, key, data)
         return await self._on(bucket, lambda found: found.update(key, data, last=former.revision))
+
+    async def _create(self, bucket: str, key: str, data: bytes) -> int:
+        """Write a key that does not exist. Raises `_Lost` if it does, or did until this moment: nats-py then finds no value to compare."""
+        try:
+            return await self._on(bucket, lambda found: found.create(key, data))
+        except KeyNotFoundError as error:
+            raise _Lost from error
 
     async def _on(self, name: str, act: Callable[[KeyValue], Awaitable[Result]]) -> Result:
         """Call ``act`` with a bucket, which is created first if it may be missing."""
@@ -268,6 +277,10 @@ class Index:
             raise
         except KeyWrongLastSequenceError as error:
             raise _Lost from error
+        except BadRequestError as error:
+            if error.err_code == WRONG_LAST_SEQUENCE:  # nats-py turns it into the error above only where it writes a value
+                raise _Lost from error
+            raise Unavailable(f"The bus refuses a request ({error.description}).") from error
         except _GONE as error:
             raise _Missing from error
         except NotFoundError as error:
