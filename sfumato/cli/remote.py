@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from google.protobuf.json_format import MessageToDict
 from rich.console import Console
@@ -17,6 +17,9 @@ from sfumato.runs.records import RunState, RunStatus
 from sfumato.runtime.files import write_whole
 from sfumato.runtime.settings import Settings
 from sfumato.runtime.system import find_system
+
+if TYPE_CHECKING:
+    from sfumato.cli.local_runs import LocalRuns
 
 SERVICE = "orchestrator"
 NO_SERVER = "Start one with `sfumato up`, or name one: --server HOST:PORT, or SFUMATO_ORCHESTRATOR_SERVER."
@@ -88,7 +91,7 @@ def follow(client: RunClient, name: str, settings: Settings) -> Path:
     return folder
 
 
-def save(client: RunClient, path: Path, digest: str) -> None:
+def save(client: RunClient | LocalRuns, path: Path, digest: str) -> None:
     """Fetch a file of a run, completely or not at all; a file that is there already is not fetched again."""
     if path.name in ("", ".", "..") or path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest:
         return

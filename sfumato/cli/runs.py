@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from sfumato.cli.local_runs import LocalRuns
     from sfumato.runs.client import RunClient
     from sfumato.runs.records import RunStatus
     from sfumato.runtime.settings import Settings
@@ -29,6 +30,7 @@ Server = Annotated[
 ]
 Run = Annotated[str, typer.Argument(help="The run's id.", metavar="RUN_ID")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Local = Annotated[bool, typer.Option("--local", help="Read the records in this folder; ask no orchestrator.")]
 Runs = Annotated[Path | None, typer.Option(help="The folder of the runs (default: runs/, or SFUMATO_RUNS).")]
 
 
@@ -37,13 +39,14 @@ def ls(
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="How many at most, the newest first.")] = 50,
     as_json: AsJson = False,
     server: Server = "",
+    local: Local = False,
     runs: Runs = None,
 ) -> None:
-    """List runs: their state, their progress, the estimated time that is left."""
+    """List runs: their state, their progress, the estimated time that is left. With --local, those on record in this folder."""
     from sfumato.cli import remote
 
     found: list[RunStatus] = []
-    with remote.connect(server, _settings(runs)) as client:
+    with _opened(server, local, _settings(runs)) as client:
         token = ""
         while len(found) < limit:
             page, token = client.page(min(limit - len(found), PAGE), token)
@@ -68,12 +71,13 @@ def show(
     files: Annotated[Path | None, typer.Option(help="Fetch the files of a finished run into this folder.")] = None,
     as_json: AsJson = False,
     server: Server = "",
+    local: Local = False,
     runs: Runs = None,
 ) -> None:
     """Show everything that is known about a run."""
     from sfumato.cli import remote
 
-    with remote.connect(server, _settings(runs)) as client:
+    with _opened(server, local, _settings(runs)) as client:
         status, spec = client.get(run)
         outcome = None if status.ended is None else status.ended.outcome
         if files is not None:
@@ -154,6 +158,17 @@ def _tell(run: RunStatus, as_json: bool) -> None:
     from sfumato.cli import remote
 
     typer.echo(json.dumps(remote.as_json(run), indent=1) if as_json else " ".join(filter(None, (f"{run.id} {_state(run)}.", run.note))))
+
+
+def _opened(server: str, local: bool, settings: Settings) -> RunClient | LocalRuns:
+    """The orchestrator that a command is about, or the records in this folder."""
+    if local:
+        from sfumato.cli.local_runs import LocalRuns
+
+        return LocalRuns(settings)
+    from sfumato.cli import remote
+
+    return remote.connect(server, settings)
 
 
 def _settings(runs: Path | None) -> Settings:
