@@ -7,7 +7,7 @@ SPEC ?= configs/artaug-vista.yaml
 BIN := .venv/bin
 PACKAGES := sfumato services orchestrator deploy tests
 
-.PHONY: help setup demo up test lint types contracts chaos browser unit protos images smoke cluster manifests clean
+.PHONY: help setup demo up test lint types contracts chaos system browser unit protos images smoke cluster manifests clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -27,10 +27,10 @@ setup: .venv/.ready  ## create .venv with everything in it
 	$(BIN)/python -c 'from sfumato.torchvision_ops import install_for_all; install_for_all()'
 	@touch $@
 
-demo: setup  ## the whole loop on the built-in world, ending in a page of pictures and numbers
+demo: setup system  ## the whole loop on the built-in world, ending in a page of pictures and numbers
 	$(BIN)/sfumato run $(SPEC)
 
-up: setup  ## the whole system on this machine, until Ctrl-C
+up: setup system  ## the whole system on this machine, until Ctrl-C
 	$(BIN)/sfumato up
 
 test: lint types contracts unit  ## lint, types, contracts and every test
@@ -50,7 +50,11 @@ chaos: setup  ## a run of the whole system with sixty injected faults
 browser: setup  ## find a Chromium for the browser tests, or install one
 	@$(BIN)/python -m deploy.browser
 
+system: setup
+	@$(BIN)/python -m deploy.system
+
 unit: setup browser
+	@$(BIN)/python -m deploy.system --tests
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 images: setup  ## build every image with Docker and print their sizes (BASE=..., TORCH_INDEX=...)

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+from deploy import system
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 ARGUMENTS = (
@@ -49,10 +50,7 @@ def driver_starts() -> bool:
 
 def install() -> None:
     """Install Debian's packages where this is root and apt-get is there; if that gives no browser, Playwright's own."""
-    if os.geteuid() == 0 and shutil.which("apt-get"):
-        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        for command in (["update"], ["install", "--yes", "--no-install-recommends", *PACKAGES]):
-            subprocess.run(["apt-get", "-qq", *command], env=environment, stdout=sys.stderr, check=False)
+    system.install(list(PACKAGES))
     if installed() is None and driver_starts():
         _playwright("install", "chromium")
 
