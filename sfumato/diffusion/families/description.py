@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -9,7 +10,7 @@ from sfumato.lora.kohya_names import KohyaNames
 from sfumato.sizes import Blocks, ModelSize
 
 
-class Description:
+class Description(ABC):
     """The facts of a family that hold for all its models; `sfumato.diffusion.families.family.Family` adds a loaded pipeline."""
 
     # diffusers' classes: the pipeline, its denoiser, and the pipelines of the same parts that start from a picture and paint in a mask.
@@ -31,6 +32,7 @@ class Description:
     published: ClassVar[Mapping[str, ModelSize]] = {}
 
     @classmethod
+    @abstractmethod
     def blocks(cls, config: Mapping[str, Any], vae_scale: int) -> tuple[Blocks, ...]:
         """The denoiser's blocks.
 
@@ -38,7 +40,6 @@ class Description:
             config: the denoiser's ``config.json``.
             vae_scale: pixels along the side of a latent cell.
         """
-        raise NotImplementedError
 
     @classmethod
     def kohya(cls, config: Mapping[str, Any]) -> KohyaNames | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -35,7 +35,7 @@ def without_gradients(function: Callable[Given, Result]) -> Callable[Given, Resu
     return called
 
 
-class Family(Description, ABC):
+class Family(Description):
     """One pipeline and what differs between families; the pipeline itself stays untouched.
 
     "Latents" have the family's own layout, the same everywhere: what `paint` returns, `decode` takes, the masks have and the

@@ -15,7 +15,7 @@ from sfumato.v1 import orchestrator_pb2 as contract
 from tests.unit.orchestrator.replicas import HANDLERS, SERVICES, Orchestration, Replica, orchestration, request, state
 from tests.unit.services.serving import told
 
-UNKNOWN = "nobody-0123456789"
+UNKNOWN = "unknown-0123456789"
 
 
 def submitted(replica: Replica, name: str = "rehearsal", **sections: str) -> str:
@@ -112,7 +112,7 @@ def test_what_is_wrong_with_a_spec_is_said_at_once_and_by_field(tmp_path: Path) 
         wrong = request(
             batch="0",
             model="./my-models/flux",
-            ground="{model: nobody/knows-it, backend: guess}",
+            ground="{model: unknown/model, backend: guess}",
             score="{metrics: [clip, aesthetic, hpsv2]}",
             prompts="{count: 11, seed: 0, file: /etc/passwd}",
             colour="blue",

@@ -53,7 +53,7 @@ def test_a_record_is_written_once_and_gives_the_plan(store: ArtifactStore, recor
     assert found.plan().spec.model_dump(mode="json") == record.spec
 
 
-@pytest.mark.parametrize("name", ["nobody-0123456789", "", ".", "..", "../runs", "a/b", "a\x00b", "A%20"])
+@pytest.mark.parametrize("name", ["unknown-0123456789", "", ".", "..", "../runs", "a/b", "a\x00b", "A%20"])
 def test_what_is_not_on_record_is_no_run_whatever_its_name(store: ArtifactStore, record: Record, tmp_path: Path, name: str) -> None:
     _local_run(tmp_path, "runs", _version_1(record, finished=True), 1.0)
     with pytest.raises(NotFound, match="There is no run"):

@@ -40,7 +40,7 @@ def test_a_metric_without_weights_is_a_fault_of_its_own(more: dict[str, Any]) ->
     assert set(faults) == {"spec.score.models.hpsv2", *(f"spec.{field}" for field in more)}
     assert "no weights of its own" in faults["spec.score.models.hpsv2"]
     # One that is named is looked for, and is not on this machine.
-    faults = _faults(_text(score=score | {"models": {"hpsv2": "nobody/knows-it"}}, **more))
+    faults = _faults(_text(score=score | {"models": {"hpsv2": "unknown/model"}}, **more))
     assert "is not on the orchestrator's machine" in faults["spec.score.models.hpsv2"]
 
 
