@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from typing import Any
 
 import pytest
@@ -11,6 +12,9 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import sfumato as sfumato  # noqa: E402
+
+# A shell that puts the tests into the background has them, and all they start, ignore Ctrl-C. A handler is not inherited.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 NOT_RUN = pytest.StashKey[int]()
 

@@ -19,6 +19,8 @@ from sfumato.cli.servers import server_of, server_option
 
 GRACE = 30
 """Seconds that open requests have to end."""
+ENDING = 40.0
+"""Seconds that an own registry has to end; it is killed after them."""
 
 
 class Safety(StrEnum):
@@ -111,15 +113,13 @@ def _bound(host: str, port: int) -> socket.socket:
 @contextmanager
 def _own_registry() -> Iterator[str]:
     """The address of a registry on this folder's database, which runs within the block."""
-    from sfumato.runtime import child_processes
+    from sfumato.runtime.child_processes import ChildProcess
     from sfumato.runtime.processes import HOST, free_ports
 
     address = f"{HOST}:{free_ports([0])[0]}"
     environment = {"SFUMATO_GRPC_ADDRESS": address, "SFUMATO_LOG_LEVEL": "WARNING", "SFUMATO_METRICS_ADDRESS": ""}
-    # A session of its own: Ctrl-C reaches only this process, which needs the registry until the end.
-    process = child_processes.start([sys.executable, "-m", "services.registry.app"], env=os.environ | environment, start_new_session=True)
+    process = ChildProcess([sys.executable, "-m", "services.registry.app"], env=os.environ | environment)
     try:
         yield address
     finally:
-        process.terminate()
-        process.wait()
+        process.end(ENDING)

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import functools
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from sfumato.errors import Unavailable
-from sfumato.runtime import child_processes
 from sfumato.runtime.backoff import restarting
+from sfumato.runtime.child_processes import ChildProcess
 from sfumato.runtime.client import channel
 
 LONGEST_LINE = 2**16
@@ -50,7 +51,8 @@ class _ProgramState:
     """A supervised program, and its process while it runs."""
 
     program: Program
-    process: asyncio.subprocess.Process | None = None
+    process: ChildProcess | None = None
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
     keeping: asyncio.Task[None] | None = None
     served: bool = False
     last_words: deque[bytes] = field(default_factory=lambda: deque(maxlen=12))
@@ -96,7 +98,7 @@ class Supervisor:
         """Kill all programs."""
         self._stopping = True
         for kept in (kept for group in self._groups for kept in group):
-            if kept.process is not None and kept.process.returncode is None:
+            if kept.process is not None and not kept.ended.is_set():
                 kept.process.kill()
 
     async def _keep(self, kept: _ProgramState) -> None:
@@ -117,22 +119,23 @@ class Supervisor:
         """
         program, began = kept.program, time.monotonic()
         with (self._logs / f"{program.name}.log").open("ab") as log:
-            process = kept.process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                program.module,
+            kept.ended = asyncio.Event()
+            process = kept.process = ChildProcess(
+                [sys.executable, "-m", program.module],
                 env=os.environ | dict(program.environment),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C reaches this process only, which stops the programs in order
-                preexec_fn=functools.partial(child_processes.end_with, os.getpid()),
             )
+            _when_ended(process, kept.ended)
             again = asyncio.create_task(self._tell_again(kept)) if kept.served else None
             assert process.stdout is not None
-            async for line in _lines(process.stdout):
-                self._line(kept, log, line)
-            code = await process.wait()
+            async with _reading(process.stdout) as output:
+                async for line in _lines(output):
+                    self._line(kept, log, line)
+            await kept.ended.wait()
+            code = process.returncode
+            assert code is not None
             if again is not None:
                 again.cancel()
         if self._stopping:
@@ -171,15 +174,15 @@ class Supervisor:
 
     async def _end(self, kept: _ProgramState) -> None:
         process, keeping, alive = kept.process, kept.keeping, False
-        if process is not None and process.returncode is None:
+        if process is not None and not kept.ended.is_set():
             alive = True
             process.terminate()
             try:
-                await asyncio.wait_for(process.wait(), self._grace)
+                await asyncio.wait_for(kept.ended.wait(), self._grace)
             except TimeoutError:
                 self._tell(kept.program.name, f"did not end within {self._grace:.0f} s and is killed".encode())
                 process.kill()
-                await process.wait()
+                await kept.ended.wait()
         if keeping is not None:
             if alive:
                 await asyncio.wait([keeping], timeout=2.0)  # for the rest of its output
@@ -195,6 +198,29 @@ def serving(address: str) -> bool:
             return health.Check(health_pb2.HealthCheckRequest(), timeout=2.0).status == health_pb2.HealthCheckResponse.SERVING
         except grpc.RpcError:
             return False
+
+
+def _when_ended(process: ChildProcess, ended: asyncio.Event) -> None:
+    """Set an event of this loop when a process and its descendants have ended, from a thread that waits for it."""
+    loop = asyncio.get_running_loop()
+
+    def wait() -> None:
+        process.wait()
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the system ends at once
+            loop.call_soon_threadsafe(ended.set)
+
+    threading.Thread(target=wait, name=f"wait-{process.pid}", daemon=True).start()
+
+
+@contextlib.asynccontextmanager
+async def _reading(pipe: IO[bytes]) -> AsyncIterator[asyncio.StreamReader]:
+    """A pipe as a stream of this loop."""
+    stream = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stream), pipe)
+    try:
+        yield stream
+    finally:
+        transport.close()
 
 
 async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:

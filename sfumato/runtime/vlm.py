@@ -12,7 +12,6 @@ import importlib.util
 import json
 import os
 import re
-import signal
 import socket
 import ssl
 import subprocess
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sfumato.errors import InvalidInput, MissingWeights, Unavailable
-from sfumato.runtime import child_processes
+from sfumato.runtime.child_processes import ChildProcess
 from sfumato.runtime.processes import HOST
 
 POLL = 0.25
@@ -81,7 +80,7 @@ class VlmServer:
     """A running server: its address (without ``/v1``), process and log, and its certificate if it uses TLS."""
 
     url: str
-    process: subprocess.Popen[bytes]
+    process: ChildProcess
     log: Path
     certificate: Path | None = None
 
@@ -147,15 +146,14 @@ def serving(
         site.mkdir()
         (site / "sitecustomize.py").write_text(_SHIM)
         log = log or Path(scratch) / "vllm.log"
-        with log.open("wb") as output:
-            process = child_processes.start(
+        with log.open("ab") as output:  # that of a server that ended before stays
+            process = ChildProcess(
                 command(model, flavour, host, port, pair and CertificatePair(pair.certificate.resolve(), pair.key.resolve())),
                 env=environment(model, flavour, site, threads, api_key),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=scratch,
-                start_new_session=True,
             )
         scheme = "https" if pair else "http"
         server = VlmServer(f"{scheme}://{_reachable(host)}:{port}", process, log, pair and pair.certificate)
@@ -163,7 +161,7 @@ def serving(
             _wait_healthy(server, timeout or model.ready, on_wait)
             yield server
         finally:
-            _stop(process)
+            process.end(STOPPING)
 
 
 def command(model: VlmModel, flavour: str, host: str, port: int, pair: CertificatePair | None = None) -> list[str]:
@@ -230,15 +228,6 @@ def _wait_healthy(server: VlmServer, timeout: float, on_wait: Callable[[float], 
         if on_wait is not None:
             on_wait(waited)
         time.sleep(POLL)
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Stop the server and every process it started."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(STOPPING)
 
 
 def _usable_port(host: str, port: int) -> int:

@@ -1,7 +1,6 @@
 """What `sfumato run` says when something is wrong: the field or the cause, what to do, and the exit status; finished work stays."""
 
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -17,22 +16,26 @@ paint: {{steps: 2}}
 ground: {{backend: vllm, refine: false}}
 evaluate: {{file: {root}/configs/prompts/vista-held-out.txt, count: 2, seed: 900000}}
 """
+# Runs a program that can write no larger file.
+LIMITED = """
+import os, resource, sys
+size = int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 def _run(folder: Path, spec: str, *, largest_file: int | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     (folder / "spec.yaml").write_text(spec.format(root=ROOT))
-
-    def limited() -> None:
-        if largest_file is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-
+    line = [sys.executable, "-m", "sfumato.cli.main", "run", str(folder / "spec.yaml"), "--runs", str(folder / "runs")]
+    if largest_file is not None:
+        line = [sys.executable, "-c", LIMITED, str(largest_file), *line]
     return subprocess.run(
-        [sys.executable, "-m", "sfumato.cli.main", "run", str(folder / "spec.yaml"), "--runs", str(folder / "runs")],
+        line,
         capture_output=True,
         text=True,
         cwd=ROOT,
         env={"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"} | environment,
-        preexec_fn=limited,
         check=False,
     )
 

@@ -53,7 +53,6 @@ def _disturbed(number: signal.Signals, after: str, *arguments: str) -> tuple[int
         cwd=ROOT,
         env=ENVIRONMENT,
         start_new_session=True,
-        preexec_fn=_listening,
     ) as process:
         assert process.stderr is not None
         while not any(after in line for path in folder.glob("*/metrics.jsonl") for line in path.read_text().splitlines()):
@@ -65,11 +64,6 @@ def _disturbed(number: signal.Signals, after: str, *arguments: str) -> tuple[int
             process.send_signal(number)
         said = process.stderr.read()
     return process.returncode, said
-
-
-def _listening() -> None:
-    """A shell that puts the tests into the background lets them, and all they start, ignore Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.slow

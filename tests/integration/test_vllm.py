@@ -5,9 +5,11 @@ import platform
 import random
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from services.grounding import tasks
@@ -21,6 +23,7 @@ from sfumato.cli.vlm import served_model
 from sfumato.errors import InvalidInput, Unavailable
 from sfumato.runtime import vlm
 from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.child_processes import program_of
 from sfumato.runtime.images import encode_png
 from sfumato.runtime.models.versions import model_version
 from sfumato.runtime.tasks import Manifest, Task, perform
@@ -48,7 +51,6 @@ def companion(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BackgroundVl
         for name, value in server.environment.items():
             patch.setenv(name, value)
         yield server
-        server.check()
         server.stop()
     assert KEY not in log.read_text(errors="replace")
     assert not vlm.healthy(server.url)
@@ -175,3 +177,24 @@ def test_a_run_that_ends_at_once_leaves_no_server_behind(tmp_path: Path) -> None
     server.stop()
     server.check()
     assert threading.active_count() == threads and not vlm.healthy(server.url)
+
+
+def test_a_server_that_is_killed_leaves_no_process_behind(remote: Backend, companion: BackgroundVlm) -> None:
+    """The last test: it ends the server of the others."""
+    companion.check()
+    (server,) = [
+        program
+        for child in psutil.Process().children()
+        if "vllm.entrypoints.openai.api_server" in program_of(child)
+        for program in child.children()
+    ]
+    family = [server, *server.children(recursive=True)]
+    assert any("EngineCore" in process.name() for process in family) and any("Worker" in process.name() for process in family)
+    server.kill()
+    deadline = time.monotonic() + 60
+    with pytest.raises(Unavailable, match="ended with code -9"):
+        while time.monotonic() < deadline:
+            companion.check()
+            time.sleep(0.1)
+    _, left = psutil.wait_procs(family, timeout=5)
+    assert not left

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import http.client
 import json
 import re
@@ -13,10 +14,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 from urllib.parse import urlsplit
 
 from sfumato.errors import InvalidInput, Unavailable
-from sfumato.runtime import child_processes
+from sfumato.runtime.child_processes import ChildProcess
 from sfumato.runtime.processes import HOST
 
 POLL = 0.05
@@ -69,7 +71,7 @@ class NatsServer:
             raise InvalidInput("sync", f"{sync!r} is not an interval.", hint="Give always, or a time such as 500ms, 10s or 2m.")
         self.folder = Path(folder).absolute()
         self.log = self.folder / "nats-server.log"
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: ChildProcess | None = None
         self._port, self._sync, self._token, self._ready, self._cluster = port, sync, token, ready, cluster
 
     def __enter__(self) -> NatsServer:
@@ -98,21 +100,22 @@ class NatsServer:
         """Start it; returns when it is healthy and has read its store.
 
         Raises:
-            Unavailable: it is not installed, ended, or was not healthy in time.
+            Unavailable: it is not installed, ended, or was not healthy in time; or another one runs on this folder and does not end.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         config = self.folder / "nats-server.conf"
         config.touch(mode=0o600)  # the token is in it
         config.write_text(self._config(), encoding="utf-8")
-        for left in self.folder.glob("nats-server_*.ports"):  # of a killed server; a new process may get its number
-            left.unlink()
-        with self.log.open("ab") as output:
-            self.process = child_processes.start(
+        with (self.folder / "nats-server.lock").open("w") as lock, self.log.open("ab") as output:
+            self._lock(lock)
+            for left in self.folder.glob("nats-server_*.ports"):  # of a killed server
+                left.unlink()
+            self.process = ChildProcess(
                 [binary(), "--config", str(config)],
+                pass_fds=[lock.fileno()],  # nats-server holds the lock until it ends
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C reaches the parent process only, which stops the server last
             )
         try:
             self._wait_healthy()
@@ -123,11 +126,7 @@ class NatsServer:
     def stop(self, timeout: float = 10.0) -> None:
         """Terminate it; kill it after ``timeout`` seconds."""
         if self.process is not None:
-            self.process.terminate()
-            try:
-                self.process.wait(timeout)
-            except subprocess.TimeoutExpired:
-                self.kill()
+            self.process.end(timeout)
 
     def kill(self) -> None:
         """Kill it, as a crash would."""
@@ -144,6 +143,21 @@ class NatsServer:
         if self.process is None or self.process.poll() is not None:
             code = "never" if self.process is None else f"with code {self.process.returncode}"
             raise Unavailable(f"nats-server ended {code}. Its last words:\n{self._last_words()}")
+
+    def _lock(self, lock: TextIO) -> None:
+        """Wait until no nats-server runs on this folder: two on one store would damage it.
+
+        Raises:
+            Unavailable: one still runs after the time in which a server must be healthy.
+        """
+        deadline = time.monotonic() + self._ready
+        while True:
+            try:
+                return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise Unavailable(f"Another nats-server runs on {self.folder}.", hint="Stop it, or use another folder.") from None
+            time.sleep(POLL)
 
     def _config(self) -> str:
         lines = [
@@ -178,14 +192,13 @@ class NatsServer:
             time.sleep(POLL)
 
     def _ports(self) -> dict[str, list[str]] | None:
-        """Its ports, from the file that it writes; None before that."""
-        assert self.process is not None
-        path = self.folder / f"nats-server_{self.process.pid}.ports"
-        # The file exists before it is complete.
-        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-            ports = json.loads(path.read_text(encoding="utf-8"))
-            if ports.get("nats") and ports.get("monitoring"):
-                return ports
+        """Its ports, from the file that it writes, which has its process id in its name; None before that."""
+        for path in self.folder.glob("nats-server_*.ports"):
+            # The file exists before it is complete.
+            with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+                ports = json.loads(path.read_text(encoding="utf-8"))
+                if ports.get("nats") and ports.get("monitoring"):
+                    return ports
         return None
 
     def _last_words(self) -> str:

@@ -46,7 +46,7 @@ def test_a_run_elsewhere_is_submitted_watched_and_fetched_as_if_it_were_here(tmp
         environment = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "dumb", "COLUMNS": "200"}
 
         # Ctrl-C ends the watching, and the run continues: here without workers, so that it cannot finish.
-        watching = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True, preexec_fn=_listening)
+        watching = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True)
         system.until(lambda: _states(both) == ["running"], "the run is not driven")
         (name,) = [run["id"] for run in json.loads(sfumato("runs", "ls", "--json", *both))]
         watching.send_signal(signal.SIGINT)
@@ -101,11 +101,6 @@ def _states(both: tuple[str, str]) -> list[str]:
         return [run["state"] for run in json.loads(sfumato("runs", "ls", "--json", *both))]
     except Unavailable:
         return []
-
-
-def _listening() -> None:
-    """A shell that puts the tests into the background lets them, and all they start, ignore Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_a_person_reviews_a_remote_run_and_faults_are_reported_together(tmp_path: Path) -> None:
