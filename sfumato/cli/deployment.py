@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -16,9 +17,10 @@ from sfumato.cli.machine import worker_environment
 from sfumato.errors import SfumatoError, Unavailable
 from sfumato.runtime.backoff import restarting
 from sfumato.runtime.bus.nats_server import NatsServer
+from sfumato.runtime.cancel import in_thread
 from sfumato.runtime.processes import HOST, free_ports, process_started
 from sfumato.runtime.settings import ServingSettings, Settings
-from sfumato.runtime.supervisor import Program
+from sfumato.runtime.supervisor import STEADY, Program
 from sfumato.runtime.system import Member, System
 
 BUS_PORT = 4222
@@ -46,15 +48,14 @@ class Deployment:
     logs: Path
     _up: bool = field(default=False, init=False)
 
-    def begin(self, stack: AsyncExitStack, say: Say) -> Sequence[Coroutine[Any, Any, None]]:
+    async def begin(self, stack: AsyncExitStack, say: Say) -> Sequence[Coroutine[Any, Any, None]]:
         """Start the bus and begin to start the VLM server; returns the coroutines that keep them up. The stack stops them.
 
         Raises:
             Unavailable: nats-server is not installed, or does not come up.
         """
-        self.logs.mkdir(parents=True, exist_ok=True)
-        stack.callback(self.nats.stop)
-        self.nats.start()
+        stack.push_async_callback(in_thread, self.nats.stop)
+        await in_thread(self.nats.start)
         say("bus", self.nats.url)
         keepers = [self._keep_bus(say)]
         if self.vlm is not None:
@@ -80,20 +81,30 @@ class Deployment:
                 say("bus", f"{error.message.splitlines()[0]} It is started again.")
                 async for attempt in restarting(lambda error: isinstance(error, Unavailable), partial(say, "bus")):
                     with attempt:
-                        self.nats.start()
+                        await in_thread(self.nats.start)
                 say("bus", "it is up again")
 
     async def _keep_vlm(self, make: Callable[[], BackgroundVlm], say: Say) -> None:
-        async for attempt in restarting(lambda error: self._up and isinstance(error, SfumatoError), partial(say, "vlm")):
-            with attempt:
-                vlm = make()
-                vlm.start()
+        while True:
+            async for attempt in restarting(lambda error: self._up and isinstance(error, SfumatoError), partial(say, "vlm")):
+                with attempt:
+                    await self._live_vlm(make(), say)
+
+    async def _live_vlm(self, vlm: BackgroundVlm, say: Say) -> None:
+        """Run a VLM server from its start to its end. Raises what ended it, unless it was up for long."""
+        began = time.monotonic()
+        vlm.start()
+        try:
+            while True:
+                await asyncio.sleep(LOOK)
                 try:
-                    while True:
-                        await asyncio.sleep(LOOK)
-                        vlm.check()
-                finally:
-                    await asyncio.to_thread(vlm.stop)
+                    vlm.check()
+                except SfumatoError as error:
+                    if not self._up or time.monotonic() - began < STEADY:
+                        raise
+                    return say("vlm", f"{error.message} It is started again now.")
+        finally:
+            await in_thread(vlm.stop)
 
 
 def deployment(settings: Settings, workers: int, in_process: bool, any_ports: bool) -> Deployment:

@@ -101,6 +101,7 @@ def down() -> None:
 
 async def _run(planned: Deployment, runs: Path, view: View, as_json: bool) -> int:
     """Start the system, keep it up until it is stopped, stop it; returns 0, or 130 if it was stopped before it was up."""
+    from sfumato.runtime.loop_watch import LoopWatch
     from sfumato.runtime.supervisor import Supervisor
 
     began, stop, was_up = time.monotonic(), asyncio.Event(), False
@@ -111,10 +112,10 @@ async def _run(planned: Deployment, runs: Path, view: View, as_json: bool) -> in
             supervisor.kill()
         stop.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, told_to_stop)
+    planned.logs.mkdir(parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
-        keepers = [asyncio.create_task(keeper) for keeper in planned.begin(stack, view.say)]
+        stack.enter_context(LoopWatch(planned.logs / "watch.log", told_to_stop))
+        keepers = [asyncio.create_task(keeper) for keeper in await planned.begin(stack, view.say)]
         stack.push_async_callback(cancel_all, keepers)
         stack.push_async_callback(supervisor.stop)
         for group in planned.groups:

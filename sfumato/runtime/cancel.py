@@ -1,10 +1,13 @@
-"""Cancelling tasks of an event loop until they have ended."""
+"""Cancelling tasks of an event loop until they have ended, and blocking calls that are not abandoned when they are cancelled."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from typing import Any
+import contextlib
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 INTERVAL = 0.2
 """Seconds after which a task that has not ended is cancelled again."""
@@ -23,3 +26,19 @@ async def cancel_all(tasks: Iterable[asyncio.Future[Any]]) -> None:
             task.cancel()
         _, left = await asyncio.wait(left, timeout=INTERVAL)
     await asyncio.gather(*tasks, return_exceptions=True)  # retrieves exceptions, which asyncio would report otherwise
+
+
+async def in_thread(call: Callable[[], T]) -> T:
+    """The result of a blocking call, which is made in another thread; a cancellation takes effect when the call has ended."""
+    calling = asyncio.ensure_future(asyncio.to_thread(call))
+    cancelled = False
+    while not calling.done():
+        try:
+            await asyncio.wait([calling])
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        with contextlib.suppress(Exception):  # what is cancelled has no result
+            calling.result()
+        raise asyncio.CancelledError
+    return calling.result()

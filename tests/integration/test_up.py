@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from sfumato.cli.main import app
 from sfumato.lora.adapter import Adapter
 from sfumato.lora.files import save
+from sfumato.runtime.child_processes import program_of
 from sfumato.runtime.supervisor import serving
 from sfumato.runtime.system import System, find_system
 
@@ -41,11 +42,12 @@ def wait_until(met: Callable[[], object], what: str) -> None:
 
 
 def members(up: psutil.Process) -> dict[str, psutil.Process]:
-    """The processes that it keeps up, by module."""
+    """The programs that it keeps up, by module; each is the child of a guard."""
     found = {}
     for child in up.children():
-        line = child.cmdline()
-        found[line[line.index("-m") + 1] if "-m" in line else Path(line[0]).name] = child
+        line = program_of(child)
+        for program in child.children():
+            found[line[line.index("-m") + 1] if "-m" in line else Path(line[0]).name] = program
     return found
 
 
@@ -129,13 +131,15 @@ def test_the_system_comes_up_mends_itself_and_leaves_nothing_behind(tmp_path: Pa
         process.kill()
 
 
-def test_nothing_outlives_a_system_that_is_killed(tmp_path: Path) -> None:
+def test_nothing_outlives_a_killed_system_even_if_it_is_stopped(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "SFUMATO_RUNS": str(tmp_path)}
     line = sfumato("up", "--backend", "transformers", "--ports", "auto", "--workers", "1")
     process = subprocess.Popen(line, env=environment, cwd=tmp_path, stderr=subprocess.DEVNULL)
     try:
-        wait_until(lambda: len(psutil.Process(process.pid).children()) >= 2, "nothing was started")
-        left = psutil.Process(process.pid).children()
+        wait_until(lambda: len(members(psutil.Process(process.pid))) >= 2, "nothing was started")
+        left = psutil.Process(process.pid).children(recursive=True)
+        for program in members(psutil.Process(process.pid)).values():
+            program.suspend()
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
