@@ -1,27 +1,26 @@
-"""Sends tasks to workers on this machine, each a process (see `orchestrator.engine.transport`)."""
+"""Sends tasks to workers on this machine, each a process (see `orchestrator.engine.transport` and `local_worker`)."""
 
 from __future__ import annotations
 
 import heapq
-import importlib
-import multiprocessing
 import os
-import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from multiprocessing.connection import Connection, Pipe, wait
 from typing import Protocol
 
 from sfumato.errors import InvalidInput, SfumatoError, Unavailable
-from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.child_processes import ChildProcess
 from sfumato.runtime.failures import Failure
-from sfumato.runtime.models.versions import libraries
-from sfumato.runtime.tasks import Handler, Manifest, Task, perform
+from sfumato.runtime.tasks import Manifest, Task
 
 RECENT = 64
 """The latest spans, which a late result may still overlap."""
+LEAVING = 10.0
+"""Seconds that a worker has to end when its pipe is closed."""
 
 
 class Companion(Protocol):
@@ -55,7 +54,7 @@ class LocalService:
 
 
 @dataclass(frozen=True, slots=True)
-class _Result:
+class Result:
     """The outcome of a task, and when the worker started and ended it."""
 
     outcome: Manifest | Failure
@@ -75,15 +74,15 @@ class _Pending:
 class _Worker:
     """A worker process and the pipe to it; a busy one has a task without a result."""
 
-    process: BaseProcess
+    name: str
+    process: ChildProcess
     pipe: Connection
     busy: bool = False
 
     def lost(self) -> Unavailable:
         """The error for a process that ended."""
-        self.process.join(5)
         return Unavailable(
-            f"Worker {self.process.name} ended with code {self.process.exitcode}.",
+            f"Worker {self.name} ended with code {self.process.wait()}.",
             hint="Out of memory? Finished work is kept: run the same command again.",
         )
 
@@ -98,7 +97,6 @@ class LocalTransport:
     def __init__(self, services: Mapping[str, LocalService], artifacts_url: str) -> None:
         self._services = services
         self._artifacts_url = artifacts_url
-        self._context = multiprocessing.get_context("spawn")
         self._pending: dict[str, list[_Pending]] = {}
         self._workers: dict[str, list[_Worker]] = {}
         self._submitted = 0
@@ -183,24 +181,31 @@ class LocalTransport:
         for worker in workers:
             worker.pipe.close()  # an idle worker exits when its pipe is closed
             if worker.busy:
-                worker.process.terminate()
-        for worker in workers:
-            worker.process.join(10)
-            if worker.process.is_alive():
                 worker.process.kill()
-                worker.process.join()
+        for worker in workers:
+            try:
+                worker.process.wait(LEAVING)
+            except subprocess.TimeoutExpired:
+                worker.process.kill()
+                worker.process.wait()
         if self._pending.pop(service, None) is not None:
             companion = self._services[service].companion
             if companion is not None:
                 companion.stop()
 
     def _start(self, name: str, service: LocalService, index: int) -> _Worker:
-        ours, theirs = self._context.Pipe()
-        arguments = (service.module, dict(service.environment), self._artifacts_url, theirs)
-        process = self._context.Process(target=_work, args=arguments, name=f"{name}-{index}", daemon=True)
-        process.start()
-        theirs.close()  # so that the pipe closes when the process ends
-        return _Worker(process, ours)
+        ours, theirs = Pipe()
+        with theirs:  # so that the pipe closes when the process ends
+            # A handler's module may come from any folder of this process's path; -P adds no other.
+            paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+            module = "orchestrator.transports.local_worker"
+            process = ChildProcess(
+                [sys.executable, "-P", "-m", module, str(theirs.fileno()), service.module, self._artifacts_url],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env=os.environ | {"PYTHONPATH": paths} | dict(service.environment),
+            )
+        return _Worker(f"{name}-{index}", process, ours)
 
     def _dispatch(self, name: str) -> None:
         for worker in self._workers[name]:
@@ -213,7 +218,7 @@ class LocalTransport:
 
     def _received(self, name: str, worker: _Worker) -> Manifest:
         try:
-            result: _Result = worker.pipe.recv()
+            result: Result = worker.pipe.recv()
         except (EOFError, OSError):
             raise worker.lost() from None
         worker.busy = False
@@ -223,23 +228,3 @@ class LocalTransport:
         if isinstance(result.outcome, Failure):
             raise result.outcome.error()
         return result.outcome
-
-
-def _work(module: str, environment: Mapping[str, str], artifacts_url: str, pipe: Connection) -> None:
-    """A worker process: receive a task, execute it, send the outcome, until the pipe is closed. The parent handles Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ.update(environment)
-    handlers: Mapping[str, Handler] = importlib.import_module(module).HANDLERS
-    artifacts = ArtifactStore(artifacts_url)
-    versions = libraries()
-    while True:
-        try:
-            task: Task = pipe.recv()
-        except EOFError:
-            return
-        started = time.monotonic()
-        try:
-            outcome = perform(task, handlers[task.kind], artifacts, versions)
-        except Exception as error:  # at the process boundary every error becomes a message to the parent
-            outcome = Failure.of(error)
-        pipe.send(_Result(outcome, started, time.monotonic()))

@@ -4,14 +4,20 @@ import os
 
 import psutil
 
+from orchestrator.transports import local_worker
 from sfumato.runtime.artifacts import ArtifactStore
+from sfumato.runtime.child_processes import program_of
 from sfumato.runtime.tasks import Handler, Output, Task
+
+WORKER = local_worker.__name__
 
 
 def look(task: Task, _: ArtifactStore) -> Output:
     """The number of resident workers, and this one's process id."""
-    siblings = psutil.Process(os.getppid()).children()
-    resident = [process for process in siblings if process.is_running() and any("spawn_main" in part for part in process.cmdline())]
+    transport = psutil.Process(os.getppid()).parent()
+    assert transport is not None
+    # Each worker is the child of a guard, which has the worker's command line among its arguments.
+    resident = [guard for guard in transport.children() if guard.is_running() and WORKER in program_of(guard)]
     return Output([{"resident": len(resident), "process": os.getpid()} for _ in task.items])
 
 
