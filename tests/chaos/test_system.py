@@ -14,14 +14,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.bus import DEAD, Bus, DeadLetter, dead_subject, encoded, task_subject
 from sfumato.runtime.settings import BusSettings
-from sfumato.runtime.tasks import Manifest, Task
+from sfumato.runtime.tasks import Task
+from tests.chaos.stores import contents, files_of_run, results
 from tests.chaos.whole import ROOT, Killer, Whole
 
 SPEC = """\
@@ -68,14 +67,11 @@ def test_a_run_among_falling_processes_ends_in_the_bytes_of_an_undisturbed_one(t
         begun = _tasks(system)
 
     disturbed = tmp_path / "remote" / undisturbed.name
-    for path in undisturbed.glob("*"):
-        if path.suffix in (".safetensors", ".html") or path.name == "report.json":
-            assert path.read_bytes() == (disturbed / path.name).read_bytes(), path.name
+    assert results(disturbed) == results(undisturbed)
     # Both stores hold the finished run's files as well.
     stores = system.artifacts, tmp_path / "local" / "artifacts"
-    delivered = [set(_outcome(store, undisturbed.name)["files"].items()) for store in stores]
-    assert delivered[0] == delivered[1]
-    assert _contents(stores[0]) == _contents(stores[1])
+    assert files_of_run(stores[0], undisturbed.name) == files_of_run(stores[1], undisturbed.name)
+    assert contents(stores[0]) == contents(stores[1])
     # What the wipe and the faults caught at work is all that may have been done again.
     planned = [task for task in begun if task not in {poison.id for poison in POISON}]
     assert len(planned) - len(set(planned)) <= killer.in_flight, killer.faults
@@ -128,18 +124,3 @@ def _tasks(system: Whole) -> list[str]:
     """The id of every piece of work that was begun, as often as it was, from the logs of all parts."""
     told = [json.loads(line) for line in system.logs().splitlines() if line.startswith("{") and line.endswith("}")]
     return [line["task"] for line in told if line.get("message") == "begun"]
-
-
-def _outcome(store: Path, run: str) -> dict[str, Any]:
-    return json.loads((store / "runs" / run / "outcome.json").read_text())
-
-
-def _contents(folder: Path) -> dict[str, str]:
-    """What a store holds of tasks: its blobs and manifests, without what belongs to a run or is of passing use."""
-    store = ArtifactStore(str(folder))
-    blobs = {key: "" for key in store.keys("blobs/")}
-    return blobs | {key: _portable(store.read_key(key) or b"") for key in store.keys("manifests/")}
-
-
-def _portable(manifest: bytes) -> str:
-    return Manifest.model_validate_json(manifest).model_dump_json()
