@@ -68,7 +68,9 @@ class Watcher:
         with contextlib.suppress(FileNotFoundError), self._log.open("rb") as log:
             log.seek(begin)
             stacks = log.read()
-        told = f"its threads:\n{stacks.decode(errors='replace')}" if stacks else "it writes no stacks: is it stopped?"
+        # The main thread's stack is the last; all of them are in the log.
+        main = stacks.decode(errors="replace").rstrip().rpartition("\n\n")[2]
+        told = f"all stacks are in {self._log}, the main thread's is\n{main}" if main else "it writes no stacks: is it stopped?"
         self._say(f"the event loop of process {self._pid} stands still for {self._patience:.0f} s; {told}")
 
     def _say(self, words: str) -> None:

@@ -13,8 +13,9 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from io import RawIOBase
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -59,7 +60,7 @@ class _ProgramState:
 
 
 class _ProcessEnded(Exception):
-    """The program's process ended without being stopped."""
+    """The program's process ended without being stopped, or could not be started."""
 
 
 class Supervisor:
@@ -115,18 +116,12 @@ class Supervisor:
         """Run a program once, from its start to its end.
 
         Raises:
-            _ProcessEnded: it ended within `STEADY` seconds.
+            _ProcessEnded: it ended within `STEADY` seconds, or could not be started.
         """
         program, began = kept.program, time.monotonic()
-        with (self._logs / f"{program.name}.log").open("ab") as log:
+        with self._log(program) as log:
             kept.ended = asyncio.Event()
-            process = kept.process = ChildProcess(
-                [sys.executable, "-m", program.module],
-                env=os.environ | dict(program.environment),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-            )
+            process = kept.process = _started(program)
             _when_ended(process, kept.ended)
             again = asyncio.create_task(self._tell_again(kept)) if kept.served else None
             assert process.stdout is not None
@@ -147,11 +142,21 @@ class Supervisor:
             raise _ProcessEnded(ended)
         self._tell(program.name, f"{ended}; it is started again now".encode())
 
-    def _line(self, kept: _ProgramState, log: BinaryIO, line: bytes) -> None:
-        log.write(line + b"\n")
-        log.flush()
+    def _log(self, program: Program) -> RawIOBase:
+        """A program's log. Raises _ProcessEnded: it cannot be opened."""
+        path = self._logs / f"{program.name}.log"
+        try:
+            return path.open("ab", buffering=0)
+        except OSError as error:
+            raise _ProcessEnded(f"cannot be started: {path} cannot be opened ({error.strerror})") from error
+
+    def _line(self, kept: _ProgramState, log: RawIOBase, line: bytes) -> None:
         kept.last_words.append(line)
         self._tell(kept.program.name, line)
+        try:
+            log.write(line + b"\n")
+        except OSError as error:  # a full disk does not keep a program from being started again
+            self._tell(kept.program.name, f"its log cannot be written ({error.strerror})".encode())
 
     async def _tell_again(self, kept: _ProgramState) -> None:
         began = time.monotonic()
@@ -198,6 +203,20 @@ def serving(address: str) -> bool:
             return health.Check(health_pb2.HealthCheckRequest(), timeout=2.0).status == health_pb2.HealthCheckResponse.SERVING
         except grpc.RpcError:
             return False
+
+
+def _started(program: Program) -> ChildProcess:
+    """A program's process. Raises _ProcessEnded: the machine has no memory or no process left for it."""
+    try:
+        return ChildProcess(
+            [sys.executable, "-m", program.module],
+            env=os.environ | dict(program.environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+    except OSError as error:
+        raise _ProcessEnded(f"cannot be started ({error.strerror})") from error
 
 
 def _when_ended(process: ChildProcess, ended: asyncio.Event) -> None:

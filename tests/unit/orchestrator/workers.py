@@ -1,6 +1,8 @@
 """Handlers for tests of the transports: real worker processes with nothing heavy in them."""
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -78,6 +80,14 @@ def process(_: Task, __: ArtifactStore) -> Output:
     return Output(os.getpid())
 
 
+def parent(task: Task, _: ArtifactStore) -> Output:
+    """Starts a process of a session of its own, writes down both numbers, and does not end."""
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    Path(task.items[0]).write_text(f"{os.getpid()} {child.pid}\n")
+    time.sleep(600)
+    return Output([])
+
+
 HANDLERS = {
     "echo.double": double,
     "echo.slow": slow,
@@ -89,4 +99,5 @@ HANDLERS = {
     "echo.die": die,
     "echo.fated": fated,
     "echo.process": process,
+    "echo.parent": parent,
 }

@@ -1,6 +1,7 @@
 """The embedded server: healthy when started, with the same content after a crash."""
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,20 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
         second = NatsServer(tmp_path / "second", port=int(first.url.rpartition(":")[2]))
         with pytest.raises(Unavailable, match="address already in use"):
             second.start()
+
+
+def test_a_second_server_on_the_same_folder_waits_for_the_first_and_is_refused_if_it_stays(tmp_path: Path) -> None:
+    with NatsServer(tmp_path) as first:
+        asyncio.run(_put(first))
+        refused = NatsServer(tmp_path, ready=0.3)
+        with pytest.raises(Unavailable, match=f"Another nats-server runs on {tmp_path}"):
+            refused.start()
+        refused.stop()
+        ending = threading.Timer(0.5, first.stop)
+        ending.start()
+        with NatsServer(tmp_path) as second:
+            assert asyncio.run(_stored(second)) == b"one"
+        ending.join()
 
 
 def test_no_server_is_an_error_with_a_hint(tmp_path: Path) -> None:
