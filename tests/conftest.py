@@ -22,7 +22,7 @@ NOT_RUN = pytest.StashKey[int]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How hard the chaos tests strike, and which cluster the cluster tests take."""
     parser.addoption("--kube-context", default="", help="the cluster for tests/cluster, instead of one made with kind; it has the images")
-    parser.addoption("--faults", type=int, default=8, help="faults in tests/chaos's run of the whole system (60: the long variant)")
+    parser.addoption("--faults", type=int, default=8, help="faults in tests/chaos's runs of the whole system (make chaos: 60 and 200)")
     parser.addoption("--fuzz", type=int, default=220, help="requests made up for each route of the inference service, as many bad ones")
 
 

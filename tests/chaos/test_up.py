@@ -28,18 +28,19 @@ ACK_WAIT = 5.0
 """Seconds after which a silent worker's task is given to another: short, so that a stop is soon longer."""
 SEED = 13
 SECONDS = 600.0
-SMALL, LARGE = {"prompts": 8, "iterations": 1, "backend": "transformers"}, {"prompts": 24, "iterations": 2, "backend": "vllm"}
+SMALL = {"backend": "transformers", "prompts": 8, "iterations": 1, "pairs": 2, "before": 6, "after": 6, "others": 4}
+LARGE = {"backend": "vllm", "prompts": 24, "iterations": 2, "pairs": 4, "before": 40, "after": 20, "others": 8}
 SPEC = """\
 name: chaos-{number}
 batch: 4
 prompts: {{file: {root}/configs/prompts/vista.txt, count: {prompts}, seed: {seed}}}
 ground: {{backend: {backend}}}
 filter: {{review: vlm}}
-train: {{pairs: 4, steps_before: 40, steps_after: 20, together: 1}}
+train: {{pairs: {pairs}, steps_before: {before}, steps_after: {after}, together: 1}}
 fuse: {{alpha: [1.0, 2.0], rank: 8, clip_loss: 100}}
 stop: {{max_iterations: {iterations}, min_pairs: 1}}
-tune: {{file: {root}/configs/prompts/vista-tune.txt, count: 8, seed: 500000}}
-evaluate: {{file: {root}/configs/prompts/vista-held-out.txt, count: 8, seed: 900000}}
+tune: {{file: {root}/configs/prompts/vista-tune.txt, count: {others}, seed: 500000}}
+evaluate: {{file: {root}/configs/prompts/vista-held-out.txt, count: {others}, seed: 900000}}
 """
 
 
