@@ -39,7 +39,8 @@ class View:
 
     def say(self, what: str, words: str) -> None:
         """Something of this command's own."""
-        self._write("sfumato", f"{what}: {words}", "bold")
+        for line in words.splitlines():
+            self._write("sfumato", f"{what}: {line}", "bold")
 
     def show(self, system: System, seconds: float) -> None:
         """Where everything is, once it is up after so many seconds."""

@@ -142,7 +142,7 @@ class NatsServer:
         """
         if self.process is None or self.process.poll() is not None:
             code = "never" if self.process is None else f"with code {self.process.returncode}"
-            raise Unavailable(f"nats-server ended {code}. Its last words:\n{self._last_words()}")
+            raise Unavailable(f"nats-server ended {code}.\nIts last words:\n{self._last_words()}")
 
     def _lock(self, lock: TextIO) -> None:
         """Wait until no nats-server runs on this folder: two on one store would damage it.
