@@ -88,9 +88,11 @@ class ChildProcess(subprocess.Popen[bytes]):
                 return
             os.close(self._lifeline)
             self._lifeline = -1
-            deadline = time.monotonic() + GONE
-            while (left := _in_session(self.pid)) and time.monotonic() < deadline:
+            began = time.monotonic()
+            while (left := _in_session(self.pid)) and time.monotonic() < began + GONE:
                 for process in left:
+                    if guard.cleans_up(process.pid) and time.monotonic() < began + guard.LEFT:
+                        continue
                     with contextlib.suppress(psutil.NoSuchProcess):
                         process.kill()
                 psutil.wait_procs(left, timeout=0.05)

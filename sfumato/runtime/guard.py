@@ -34,7 +34,7 @@ KILL = signal.SIGUSR1
 ORPHANED = 5.0
 """Seconds that the program has to end by SIGTERM when the process that asked for it is gone."""
 LEFT = 3.0
-"""Seconds that descendants have to end by SIGTERM when the program has ended."""
+"""Seconds that descendants have to end by SIGTERM when the program has ended, and what cleans up after them when they are killed."""
 UNKILLABLE = 10.0
 """Seconds after SIGKILL in which descendants must be gone; a process that waits for a device may take longer."""
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -131,12 +131,13 @@ class Guard:
             deadline = time.monotonic() + LEFT
             while self._reap() and not self._killing and time.monotonic() < deadline:
                 self._wait(0.05)
-        deadline = time.monotonic() + UNKILLABLE
+        began = time.monotonic()
         while self._reap():
             # Only direct children: their numbers cannot be reused before they are collected here.
             for pid in (left := _children()):
-                os.kill(pid, signal.SIGKILL)
-            if time.monotonic() > deadline:
+                spared = cleans_up(pid) and time.monotonic() < began + LEFT
+                os.kill(pid, signal.SIGCONT if spared else signal.SIGKILL)
+            if time.monotonic() > began + UNKILLABLE:
                 print(f"cannot end {', '.join(map(_name, left))}", file=sys.stderr, flush=True)
                 return
             time.sleep(0.01)
@@ -165,6 +166,13 @@ def _end_as(status: int) -> NoReturn:
             signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     os._exit(abs(code))
+
+
+def cleans_up(pid: int) -> bool:
+    """Whether a process is multiprocessing's tracker: it removes shared memory, and ends, when all that use it have ended."""
+    with contextlib.suppress(OSError):
+        return b"multiprocessing.resource_tracker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
 
 
 def _children() -> list[int]:

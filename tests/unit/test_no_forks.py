@@ -36,10 +36,9 @@ def forks(source: str, path: str = "module.py") -> Iterator[str]:
             case ast.ImportFrom(module=str(module), names=names):
                 yield from (f"{where} {module}" for _ in names[:1] if _multiprocessing(module))
                 yield from (f"{where} {name.name}" for name in names if name.name in POOLS or f"{module}.{name.name}" in FORKS)
-            case ast.Attribute() if ast.unparse(node) in FORKS or node.attr in POOLS:
-                yield f"{where} {ast.unparse(node)}"
-            case ast.Call(func=func, keywords=keywords):
-                name = ast.unparse(func).rpartition(".")[2]
+            case ast.Attribute(value=ast.Name(id=module), attr=name) if f"{module}.{name}" in FORKS or name in POOLS:
+                yield f"{where} {module}.{name}"
+            case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name), keywords=keywords):
                 if name in subprocess_calls:
                     yield from (f"{where} {keyword.arg}" for keyword in keywords if keyword.arg in FORKING)
                 if name in STAYING and path not in STARTERS:

@@ -142,6 +142,42 @@ def test_the_program_and_its_session_end_when_the_guard_itself_is_killed(family:
             os.kill(pid, signal.SIGKILL)
 
 
+# Shared memory that a child uses too, which ignores SIGTERM: as that of vLLM's engine.
+SHARED = """
+import multiprocessing, signal, time
+from multiprocessing.shared_memory import SharedMemory
+
+def use(memory):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    print(memory.name, flush=True)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    memory = SharedMemory(create=True, size=4096)
+    multiprocessing.get_context("spawn").Process(target=use, args=[memory]).start()
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("killed", ["the program", "its guard", "all by its parent"])
+def test_shared_memory_is_removed(tmp_path: Path, killed: str) -> None:
+    script = tmp_path / "shared.py"
+    script.write_text(SHARED)
+    process = ChildProcess([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout is not None
+    memory = Path("/dev/shm") / process.stdout.readline().decode().strip()
+    assert memory.is_file()
+    if killed == "the program":
+        psutil.Process(process.pid).children()[0].kill()
+    elif killed == "its guard":
+        os.kill(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+    assert process.wait(SECONDS) == -signal.SIGKILL
+    process.stdout.close()
+    assert not memory.exists()
+
+
 def test_exit_codes_are_the_programs(tmp_path: Path) -> None:
     assert ChildProcess([sys.executable, "-c", "raise SystemExit(7)"]).wait(SECONDS) == 7
     process = ChildProcess(["no-such-program"], stderr=subprocess.PIPE)
