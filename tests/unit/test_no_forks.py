@@ -21,11 +21,15 @@ FORKS = {"os.fork", "os.forkpty", "pty.fork", "pty.spawn", "os.system", "os.pope
 FORKING = {"preexec_fn", "user", "group", "extra_groups", "umask"}
 """Options for which `subprocess` forks, or ran code between fork and exec."""
 STAYING = {"Popen", "create_subprocess_exec", "create_subprocess_shell", "subprocess_exec", "subprocess_shell"}
+WORDS = ("fork", "subprocess", "multiprocessing", "ProcessPool", "pty.", "os.system", "os.popen")
+"""One of these is in every module of which anything is found; most modules have none, and are not parsed."""
 POOLS = {"ProcessPoolExecutor"}
 
 
 def forks(source: str, path: str = "module.py") -> Iterator[str]:
     """What in a module may fork, or starts a process past `ChildProcess`."""
+    if not any(word in source for word in WORDS):
+        return
     tree = ast.parse(source)
     subprocess_calls = {"run", "call", "check_call", "check_output", *STAYING, "ChildProcess"}
     for node in ast.walk(tree):
