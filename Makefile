@@ -7,7 +7,7 @@ SPEC ?= configs/artaug-vista.yaml
 BIN := .venv/bin
 PACKAGES := sfumato services orchestrator deploy tests
 
-.PHONY: help setup demo up test lint types contracts chaos system browser unit protos images smoke cluster manifests clean
+.PHONY: help setup demo up test lint types contracts chaos pictures system browser unit protos images smoke cluster manifests clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -46,6 +46,9 @@ contracts: setup  ## import contracts (import-linter)
 
 chaos: setup  ## a run of the whole system with sixty injected faults
 	$(BIN)/pytest tests/chaos --faults 60
+
+pictures: setup  ## ten thousand pictures with damaged metadata, and as many damaged ones
+	$(BIN)/pytest tests/unit/runtime/test_hostile_pictures.py --pictures 10000 --timeout 3600
 
 browser: setup  ## find a Chromium for the browser tests, or install one
 	@$(BIN)/python -m deploy.browser
