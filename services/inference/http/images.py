@@ -179,7 +179,7 @@ class Images:
         seed = fields.seed if fields.seed is not None else secrets.randbelow(RANDOM_SEEDS)
         if seed + fields.pictures - 1 > MAX_SEED:
             raise InvalidInput("seed", f"{fields.pictures} pictures from {seed} on go beyond 2^63-1.")
-        start = None if edit is None else _started(edit, limits)
+        start = None if edit is None else start_of(edit, limits)
         size = (limits.default_size, limits.default_size) if start is None else start.image.shape[1::-1]
         width, height = fields.pixels(*size)
         first = PaintRequest(
@@ -210,10 +210,13 @@ async def look_at(images: Sequence[Image], detector: NudityDetector | None) -> N
         raise RequestRefused(400, message, "moderation_blocked", "prompt", "image_generation_user_error")
 
 
-def _started(edit: EditForm, limits: ModelLimits) -> Start:
+def start_of(edit: EditForm, limits: ModelLimits) -> Start:
     """The picture to start from and its mask, in the painted size: the requested size, else the picture's own.
 
     Without a file for it, the mask is the hole in the picture, if it has one (OpenAI's convention).
+
+    Raises:
+        InvalidInput: naming ``image``, ``mask`` or ``size``.
     """
     image, hole = decode_cut_out(edit.image, "image")
     mask = hole if edit.mask is None else decode_mask(edit.mask, "mask")
