@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 import sys
 from pathlib import Path
 
@@ -56,6 +57,20 @@ def test_a_picture_is_painted_scored_and_grounded(
     assert all(0 <= x1 < x2 <= 64 and 0 <= y1 < y2 <= 64 for x1, y1, x2, y2 in (entry["bbox"] for entry in entries))
     with Image.open(drawn) as page:
         assert page.width >= 512
+
+
+def test_a_photograph_with_damaged_exif_is_scored_and_grounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Orientation 6, and XResolution as text."""
+    entries = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack(">HHI", 0x011A, 2, 4) + b"abc\0"
+    exif, path = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 2) + entries + bytes(4), tmp_path / "photograph.jpg"
+    Image.fromarray(np.full((48, 64, 3), 90, np.uint8)).save(path, exif=exif)
+    status, out, err = sfumato(monkeypatch, capsys, "score", path, "--prompt", MOON, "--metrics", "aesthetic", "--json")
+    assert status == 0 and np.isfinite(json.loads(out)["scores"][0]["aesthetic"]), err
+    drawn = tmp_path / "drawn.png"
+    status, _, err = sfumato(monkeypatch, capsys, "ground", path, "--prompt", MOON, "--draw", drawn, "--backend", "transformers")
+    assert status == 0, err
 
 
 def test_beautiful_words_make_a_more_beautiful_picture(
