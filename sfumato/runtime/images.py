@@ -16,6 +16,8 @@ from sfumato.types import Image
 
 MAX_BYTES = 20_000_000
 MAX_PIXELS = 16_000_000
+MAX_RATIO = 200
+"""Of the longer side to the shorter: models scale pictures by their shorter side, and a line of pixels would become gigabytes."""
 
 _TURNS = {
     2: Pillow.Transpose.FLIP_LEFT_RIGHT,
@@ -33,7 +35,7 @@ def read_image(path: Path | str, field: str = "image") -> Image:
     """The picture in a PNG, JPEG or WebP file, ``[height, width, 3]``; see `decode_image`.
 
     Raises:
-        InvalidInput: named after ``field``: no such file, not a picture, damaged, over 20 MB or over 16 megapixels.
+        InvalidInput: named after ``field``: no such file, not a picture, damaged, or too large (`MAX_BYTES`, `MAX_PIXELS`, `MAX_RATIO`).
     """
     path = Path(path)
     if not path.is_file():
@@ -52,7 +54,7 @@ def decode_image(data: bytes, field: str = "image", *, name: str = "the image") 
     Of the file's metadata only EXIF's Orientation is read; the rest is dropped unread (`image_containers`), however large or damaged.
 
     Raises:
-        InvalidInput: named after ``field``: not a picture, damaged, over 20 MB or over 16 megapixels.
+        InvalidInput: named after ``field``: not a picture, damaged, or too large (`MAX_BYTES`, `MAX_PIXELS`, `MAX_RATIO`).
     """
     return _over_white(_decoded(data, field, name))
 
@@ -96,6 +98,8 @@ def _decoded(data: bytes, field: str, name: str) -> Pillow.Image:
     if width * height > MAX_PIXELS:
         message = f"{name} is {width} x {height} pixels; the limit is {MAX_PIXELS // 1_000_000} megapixels."
         raise InvalidInput(field, message, hint="Scale it down first.")
+    if max(file.size) > MAX_RATIO * min(file.size) > 0:
+        raise InvalidInput(field, f"{name} is {width} x {height} pixels; the longer side may be {MAX_RATIO} times the shorter.")
     try:
         with Pillow.open(io.BytesIO(file.data), formats=[file.kind]) as picture:
             if picture.size != file.size:

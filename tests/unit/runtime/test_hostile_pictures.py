@@ -182,6 +182,13 @@ def test_what_is_no_picture_is_refused_by_what_it_is(data: bytes, words: str) ->
         decode_image(data)
 
 
+@pytest.mark.parametrize(("width", "height"), [(1, 201), (100_000, 1), (4000, 3)])
+def test_a_line_of_pixels_is_refused(width: int, height: int) -> None:
+    with pytest.raises(InvalidInput, match=f"{width} x {height} pixels; the longer side"):
+        decode_image(saved(Pillow.new("RGB", (width, height)), "PNG"))
+    assert decode_image(saved(Pillow.new("RGB", (200, 1)), "PNG")).shape == (1, 200, 3)
+
+
 def test_a_jpeg_of_hundreds_of_scans_is_refused_before_it_is_decoded() -> None:
     """Each scan is a pass over all pixels, however few bytes it has."""
     file = saved(Pillow.fromarray(noise(64, 64)), "JPEG", progressive=True)
