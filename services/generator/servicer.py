@@ -49,6 +49,7 @@ class GeneratorServicer(GeneratorServiceServicer):
             default_size=limits.default_size,
             default_steps=limits.default_steps,
             default_guidance=limits.default_guidance,
+            sampler=limits.sampler,
         )
 
     async def Generate(self, request: generator_pb2.GenerateRequest, context: Any) -> generator_pb2.GenerateResponse:

@@ -145,6 +145,8 @@ class GroundingEngine:
         Raises:
             InvalidInput, AnswerRejected, Unavailable: as `ground`.
         """
+        self._checked_size(image_a, "image_a")
+        self._checked_size(image_b, "image_b")
         question = questions.preference(self.profile, self._checked_text(prompt, "prompt"))
         first = self._preferred(image_a, image_b, question)
         if both_orders:
@@ -159,8 +161,6 @@ class GroundingEngine:
             return list(pool.map(call, items))
 
     def _preferred(self, first: Image, second: Image, question: VlmQuestion[Preference]) -> Preference:
-        for image in (first, second):
-            self._checked_size(image)
         return self._asked((first, second), question)[0]
 
     def _asked(self, images: Sequence[Image], question: VlmQuestion[Answer]) -> tuple[Answer, str]:
@@ -208,10 +208,10 @@ class GroundingEngine:
             raise InvalidInput(field, f"holds {CONTROL!r}, which begins a control token.", hint="Leave it out.")
         return cleaned
 
-    def _checked_size(self, image: Image) -> tuple[int, int]:
+    def _checked_size(self, image: Image, field: str = "image") -> tuple[int, int]:
         height, width = image.shape[:2]
         if not (MIN_SIDE <= height <= MAX_SIDE and MIN_SIDE <= width <= MAX_SIDE):
-            raise InvalidInput("image", f"is {width} x {height} pixels; sides of {MIN_SIDE} to {MAX_SIDE} are taken.")
+            raise InvalidInput(field, f"is {width} x {height} pixels; sides of {MIN_SIDE} to {MAX_SIDE} are taken.")
         return height, width
 
     def _shown(self, image: Image) -> Image:

@@ -13,13 +13,17 @@ import typer
 from sfumato.cli.servers import Local, server_option
 
 if TYPE_CHECKING:
+    from sfumato.runtime.infotext import GenerationParameters
+    from sfumato.runtime.picture_files import Format
     from sfumato.types import GenerateRequest, Image, Region
 
 
 def generate(
     prompt: Annotated[str, typer.Argument(help="What the picture should show.")],
     seed: Annotated[int, typer.Option(help="The same seed and prompt give the same picture.")] = 0,
-    output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write; it also holds the parameters.")] = Path("out.png"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .png, .jpg or .webp to write, with its parameters.")] = Path(
+        "out.png"
+    ),
     steps: Annotated[int | None, typer.Option(help="Sampling steps (default: the model's).")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance (default: the model's).")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels (default: the model's).")] = None,
@@ -41,20 +45,23 @@ def generate(
     """
     from sfumato.cli.calls import address_of
     from sfumato.errors import InvalidInput
+    from sfumato.runtime.picture_files import format_of
 
     if not output.parent.is_dir() or output.is_dir():
         raise InvalidInput("output", f"{output} cannot be written: its folder does not exist or it is a folder.")
+    kind = format_of(output, "output")
     advice = _regions(regions)
     if not prompt.strip():
         raise InvalidInput("prompt", "is empty.", hint="Say what the picture should show.")
     address = address_of("generator", server, local, "" if model == "vista" else "model")
     options = _Options(prompt, seed, width, height, steps, guidance, advice, regional_steps, soft_edges)
     paint = _painted_there if address else _painted_here
-    image, request, seconds = paint(options, address or model, adapter, scale)
-    parameters = _parameters(request, model) | ({"adapter": str(adapter), "scale": scale} if adapter else {})
-    _write(image, upscale, parameters, output)
-    report = json.dumps({"file": str(output), "seconds": round(seconds, 3), **parameters})
-    typer.echo(report if as_json else f"{output}  ({seconds:.2f} s)")
+    painted = paint(options, address or model, adapter, scale)
+    settings = ({"Adapter": adapter.name} if adapter else {}) | ({"Enlarged": upscale} if upscale > 1 else {})
+    _write(painted, upscale, painted.parameters(scale if adapter else None, settings), kind, output)
+    report = {"file": str(output), "seconds": round(painted.seconds, 3), **_report(painted.request, painted.model or painted.version)}
+    report |= {"adapter": str(adapter), "scale": scale} if adapter else {}
+    typer.echo(json.dumps(report) if as_json else f"{output}  ({painted.seconds:.2f} s)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,34 +95,86 @@ class _Options:
         )
 
 
-def _painted_here(options: _Options, model: str, adapter: Path | None, scale: float) -> tuple[Image, GenerateRequest, float]:
-    """The image by a model in this process, the complete request, and the seconds."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Painted:
+    """An image, the complete request, the seconds, the sampler, and the model's name and version; each is empty if it is not known."""
+
+    image: Image
+    request: GenerateRequest
+    seconds: float
+    sampler: str
+    model: str
+    version: str
+
+    def parameters(self, adapter_scale: float | None, settings: dict[str, Any]) -> GenerationParameters:
+        """What the file says of how it was made; values that are the default of every model are left out."""
+        from sfumato.runtime.infotext import GenerationParameters
+
+        request = self.request
+        shares = {"Regional steps": (request.regional_steps, 1.0), "Soft edges": (request.soft_edges, 0.0)}
+        return GenerationParameters(
+            prompt=request.prompt,
+            seed=request.seed,
+            steps=request.steps,
+            sampler=self.sampler,
+            guidance_scale=request.guidance_scale,
+            width=request.width,
+            height=request.height,
+            model=self.model,
+            version=self.version,
+            adapter_scale=adapter_scale,
+            regions=request.regions,
+            settings=settings | {name: f"{value:g}" for name, (value, default) in shares.items() if value != default},
+        )
+
+
+def _painted_here(options: _Options, model: str, adapter: Path | None, scale: float) -> _Painted:
+    """The image by a model in this process. The version of another model than Vista is not computed: its files may be tens of GB."""
     from services.generator.engine import load_generator
     from sfumato.lora.files import load
     from sfumato.runtime.device import pick_device
-    from sfumato.runtime.models.references import vista_root
-    from sfumato.runtime.settings import Settings
-    from sfumato.vista import weights
+    from sfumato.runtime.models.versions import model_version
 
-    folder = weights.locate("generator", vista_root(Settings())) if model == "vista" else Path(model)
+    folder = _vista() if model == "vista" else Path(model)
     engine = load_generator(folder, device=pick_device())
     request = options.request(engine.limits)
     if adapter is not None:
         engine.set_adapter(load(adapter), scale)
     started = time.perf_counter()
-    return engine.generate([request])[0].image, request, time.perf_counter() - started
+    image = engine.generate([request])[0].image
+    seconds = time.perf_counter() - started
+    version = model_version(folder) if model == "vista" else ""
+    return _Painted(image, request, seconds, engine.limits.sampler, folder.resolve().name if version == "" else model, version)
 
 
-def _painted_there(options: _Options, address: str, adapter: Path | None, scale: float) -> tuple[Image, GenerateRequest, float]:
-    """The same by the service at an address."""
+def _painted_there(options: _Options, address: str, adapter: Path | None, scale: float) -> _Painted:
+    """The same by the service at an address, which knows its model's version but no name."""
     from sfumato.cli.calls import painter
+    from sfumato.errors import BrokenWeights, MissingWeights
+    from sfumato.runtime.models.versions import model_version
 
     with painter(address) as served:
         request = options.request(served.limits)
         if adapter is not None:
             served.use(adapter, scale)
         started = time.perf_counter()
-        return served.paint(request), request, time.perf_counter() - started
+        image = served.paint(request)
+        seconds = time.perf_counter() - started
+        limits = served.limits
+    try:
+        name = "vista" if model_version(_vista()) == limits.base else ""
+    except (MissingWeights, BrokenWeights):
+        name = ""
+    return _Painted(image, request, seconds, limits.sampler, name, limits.base)
+
+
+def _vista() -> Path:
+    """The folder of Vista's generator. Raises: as `sfumato.vista.weights.locate`."""
+    from sfumato.runtime.models.references import vista_root
+    from sfumato.runtime.settings import Settings
+    from sfumato.vista import weights
+
+    return weights.locate("generator", vista_root(Settings()))
 
 
 def _regions(text: str) -> tuple[Region, ...]:
@@ -151,7 +210,7 @@ def _region(index: int, entry: Any) -> Region:
     return Region(words, (box[0], box[1], box[2], box[3]))
 
 
-def _parameters(request: GenerateRequest, model: str) -> dict[str, Any]:
+def _report(request: GenerateRequest, model: str) -> dict[str, Any]:
     return {
         "prompt": request.prompt,
         "seed": request.seed,
@@ -166,12 +225,19 @@ def _parameters(request: GenerateRequest, model: str) -> dict[str, Any]:
     }
 
 
-def _write(image: Image, upscale: int, parameters: dict[str, Any], output: Path) -> None:
-    """A PNG with the generation parameters as JSON in its tEXt chunk ``parameters``."""
-    import numpy as np
-    from PIL import Image as Pillow
-    from PIL.PngImagePlugin import PngInfo
+def _write(painted: _Painted, upscale: int, parameters: GenerationParameters, kind: Format, output: Path) -> None:
+    """The picture's file, with its parameters.
 
-    info = PngInfo()
-    info.add_text("parameters", json.dumps(parameters, ensure_ascii=True))
-    Pillow.fromarray(np.repeat(np.repeat(image, upscale, 0), upscale, 1)).save(output, format="PNG", pnginfo=info)
+    Raises:
+        InvalidInput: it cannot be written.
+    """
+    import numpy as np
+
+    from sfumato.errors import InvalidInput
+    from sfumato.runtime.files import write_whole
+    from sfumato.runtime.picture_files import encode
+
+    try:
+        write_whole(output, encode(np.repeat(np.repeat(painted.image, upscale, 0), upscale, 1), parameters, kind))
+    except OSError as error:
+        raise InvalidInput("output", f"{output} cannot be written ({error.strerror}).") from error

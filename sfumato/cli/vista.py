@@ -53,7 +53,7 @@ def sample(
     rng = random.Random(seed)
     scenes = [world.sample_scene(rng, count=None if grid else 3) for _ in range(16 if grid else 1)]
     pictures = [world.render(world.with_finish(s, f), size) for s in scenes for f in ((False, True) if grid else (True,))]
-    write_png(sheets.sheet(pictures, columns=8 if grid else 1), output)
+    write_png(sheets.sheet(pictures, columns=8 if grid else 1), output, "output")
     if as_json:
         entries = [{"caption": phrases.caption(s, rng), "boxes": {e.kind: world.pixel_box(e, size) for e in s.elements}} for s in scenes]
         typer.echo(json.dumps(entries))

@@ -21,6 +21,7 @@ class ModelLimits:
 
     Sizes are pixels; ``grid`` divides width and height; ``min_size == max_size`` marks a model of one fixed size.
     ``prompt_tokens`` counts the end token. ``negative_prompts`` marks a model with classifier-free guidance, at a guidance above 1.
+    ``sampler`` is the solver that paints, as in `sfumato.diffusion.samplers`; requests cannot choose it.
     """
 
     grid: int
@@ -34,6 +35,7 @@ class ModelLimits:
     default_steps: int
     default_guidance: float
     negative_prompts: bool = False
+    sampler: str = ""
 
 
 def check_request(request: GenerateRequest, limits: ModelLimits, count_tokens: Callable[[str], int]) -> None:

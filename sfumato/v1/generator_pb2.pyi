@@ -47,7 +47,7 @@ class GetLimitsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetLimitsResponse(_message.Message):
-    __slots__ = ("base", "grid", "min_size", "max_size", "prompt_tokens", "max_steps", "min_guidance", "max_guidance", "max_regions", "default_size", "default_steps", "default_guidance")
+    __slots__ = ("base", "grid", "min_size", "max_size", "prompt_tokens", "max_steps", "min_guidance", "max_guidance", "max_regions", "default_size", "default_steps", "default_guidance", "sampler")
     BASE_FIELD_NUMBER: _ClassVar[int]
     GRID_FIELD_NUMBER: _ClassVar[int]
     MIN_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -60,6 +60,7 @@ class GetLimitsResponse(_message.Message):
     DEFAULT_SIZE_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_STEPS_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_GUIDANCE_FIELD_NUMBER: _ClassVar[int]
+    SAMPLER_FIELD_NUMBER: _ClassVar[int]
     base: str
     grid: int
     min_size: int
@@ -72,7 +73,8 @@ class GetLimitsResponse(_message.Message):
     default_size: int
     default_steps: int
     default_guidance: float
-    def __init__(self, base: _Optional[str] = ..., grid: _Optional[int] = ..., min_size: _Optional[int] = ..., max_size: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., max_steps: _Optional[int] = ..., min_guidance: _Optional[float] = ..., max_guidance: _Optional[float] = ..., max_regions: _Optional[int] = ..., default_size: _Optional[int] = ..., default_steps: _Optional[int] = ..., default_guidance: _Optional[float] = ...) -> None: ...
+    sampler: str
+    def __init__(self, base: _Optional[str] = ..., grid: _Optional[int] = ..., min_size: _Optional[int] = ..., max_size: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., max_steps: _Optional[int] = ..., min_guidance: _Optional[float] = ..., max_guidance: _Optional[float] = ..., max_regions: _Optional[int] = ..., default_size: _Optional[int] = ..., default_steps: _Optional[int] = ..., default_guidance: _Optional[float] = ..., sampler: _Optional[str] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
     __slots__ = ("painting", "model", "delivery")

@@ -114,7 +114,9 @@ def _expect(request: Request, kind: str) -> None:
 
 
 async def _file(form: FormData, *names: str) -> bytes | None:
-    files = [entry for name in names for entry in form.getlist(name)]
+    """The bytes of the one file under any of the names; a browser's input in which no file was chosen counts as absent."""
+    entries = [entry for name in names for entry in form.getlist(name)]
+    files = [entry for entry in entries if not (isinstance(entry, UploadFile) and not entry.filename and not entry.size)]
     if not files:
         return None
     field = names[0]
@@ -122,7 +124,7 @@ async def _file(form: FormData, *names: str) -> bytes | None:
         raise InvalidInput(field, f"{len(files)} files are too many.", hint="This model starts from one picture.")
     (file,) = files
     if not isinstance(file, UploadFile):
-        raise InvalidInput(field, "must be a file.", hint="Send it as a part with a file name.")
+        raise InvalidInput(field, "must be a file.", hint="Send it as a part with filename=, not filename*= (RFC 7578, 4.2).")
     data = await file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise InvalidInput(field, f"is larger than {MAX_BYTES // 1_000_000} MB.", hint="Bring a smaller file.")

@@ -120,7 +120,10 @@ def _description(app: FastAPI) -> dict[str, Any]:
 
 def _form(fields: dict[str, Any]) -> dict[str, Any]:
     """The form of an edit: its fields and its files. Regions are JSON text in a form."""
-    files = {"image": {**_FILE, "description": "PNG, JPEG or WebP."}, "mask": {**_FILE, "description": "Transparent parts are repainted."}}
+    files = {
+        "image": {**_FILE, "description": "PNG, JPEG or WebP. Without a mask, its transparent parts are repainted, if it has any."},
+        "mask": {**_FILE, "description": "Of the image's size. Transparent parts are repainted; white parts, if nothing is transparent."},
+    }
     regions = {"type": "string", "contentMediaType": "application/json", "description": "As in generations, as JSON."}
     properties = fields["properties"] | {"regions": regions} | files
     return {**fields, "title": "EditForm", "properties": properties, "required": ["image", "prompt"]}

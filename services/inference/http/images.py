@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from services.inference.http.bodies import EditForm
-from services.inference.http.encoding import Format, GenerationParameters, encode
 from services.inference.http.errors import RequestRefused
 from services.inference.http.schemas import MAX_SEED, ImageFields
 from sfumato.diffusion.limits import ModelLimits
 from sfumato.diffusion.previews import Previews
 from sfumato.errors import Busy, InvalidInput, NotFound, Unavailable
 from sfumato.runtime.cancel import cancel_all
-from sfumato.runtime.images import decode_image, decode_mask, resize
+from sfumato.runtime.images import decode_cut_out, decode_mask, resize
+from sfumato.runtime.infotext import GenerationParameters
+from sfumato.runtime.picture_files import Format, encode
 from sfumato.types import GenerateRequest, Image, Region, Start
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from sfumato.runtime.models.nudenet import NudityDetector
 
 INLINE = 1 << 17
-"""Bytes of pictures up to which encoding takes less time than starting a thread."""
+"""Bytes of pictures, and characters of their parameters, up to which encoding takes less time than starting a thread."""
 RANDOM_SEEDS = 2**32
 """Range of random seeds: integers that JSON parsers of all languages hold exactly."""
 
@@ -97,8 +98,9 @@ class Images:
     ) -> FinishedImages:
         painted = await self._timed(all_wanted, lease, fields, show)
         await look_at([each.image for each in painted], self.detector)
-        small = sum(each.image.size for each in painted) < INLINE
-        files = _files(painted, all_wanted, fields, lease) if small else await asyncio.to_thread(_files, painted, all_wanted, fields, lease)
+        parameters = [_parameters(wanted, lease, self.engine.limits.sampler) for wanted in all_wanted]
+        small = sum(each.image.size for each in painted) + sum(made.characters for made in parameters) < INLINE
+        files = _files(painted, parameters, fields) if small else await asyncio.to_thread(_files, painted, parameters, fields)
         size = f"{all_wanted[0].request.width}x{all_wanted[0].request.height}"
         return FinishedImages(files, int(time.time()), size, fields.kind, fields.quality, _name(lease), lease.version)
 
@@ -149,7 +151,8 @@ class Images:
         most = fields.partial_images
 
         async def encoded(before: asyncio.Task[None] | None, index: int, image: Image, words: str) -> None:
-            file = await asyncio.to_thread(encode, image, _parameters(wanted, lease, {"Preview": words}), fields.kind)
+            parameters = _parameters(wanted, lease, self.engine.limits.sampler, {"Preview": words})
+            file = await asyncio.to_thread(encode, image, parameters, fields.kind)
             if before is not None:
                 await before
             show(Preview(picture, index, file, lease.version))
@@ -176,7 +179,7 @@ class Images:
         seed = fields.seed if fields.seed is not None else secrets.randbelow(RANDOM_SEEDS)
         if seed + fields.pictures - 1 > MAX_SEED:
             raise InvalidInput("seed", f"{fields.pictures} pictures from {seed} on go beyond 2^63-1.")
-        start = None if edit is None else _started(edit, limits)
+        start = None if edit is None else start_of(edit, limits)
         size = (limits.default_size, limits.default_size) if start is None else start.image.shape[1::-1]
         width, height = fields.pixels(*size)
         first = PaintRequest(
@@ -207,10 +210,16 @@ async def look_at(images: Sequence[Image], detector: NudityDetector | None) -> N
         raise RequestRefused(400, message, "moderation_blocked", "prompt", "image_generation_user_error")
 
 
-def _started(edit: EditForm, limits: ModelLimits) -> Start:
-    """The picture to start from and its mask, in the painted size: the requested size, else the picture's own."""
-    image = decode_image(edit.image, "image")
-    mask = None if edit.mask is None else decode_mask(edit.mask, "mask")
+def start_of(edit: EditForm, limits: ModelLimits) -> Start:
+    """The picture to start from and its mask, in the painted size: the requested size, else the picture's own.
+
+    Without a file for it, the mask is the hole in the picture, if it has one (OpenAI's convention).
+
+    Raises:
+        InvalidInput: naming ``image``, ``mask`` or ``size``.
+    """
+    image, hole = decode_cut_out(edit.image, "image")
+    mask = hole if edit.mask is None else decode_mask(edit.mask, "mask")
     if mask is not None and mask.shape != image.shape[:2]:
         sizes = " and ".join(f"{each.shape[1]} x {each.shape[0]}" for each in (mask, image))
         raise InvalidInput("mask", f"must be of the image's size: they are {sizes} pixels.")
@@ -222,36 +231,37 @@ def _started(edit: EditForm, limits: ModelLimits) -> Start:
         raise InvalidInput("size", f"{width}x{height} is no picture.")
     if mask is not None:
         mask = np.where(resize(mask, width, height) > 127, np.uint8(255), np.uint8(0))
-    return Start(resize(image, width, height), edit.fields.distance(), mask)
+        if edit.mask is None and not mask.any():
+            mask = None  # the hole is smaller than a pixel of the painted size
+    return Start(resize(image, width, height), edit.fields.distance(hole=edit.mask is None and mask is not None), mask)
 
 
 def _files(
-    painted: Sequence[PaintedImage], all_wanted: Sequence[PaintRequest], fields: ImageFields, lease: VersionLease
+    painted: Sequence[PaintedImage], parameters: Sequence[GenerationParameters], fields: ImageFields
 ) -> tuple[tuple[int, bytes], ...]:
     quality = 95 if fields.output_compression is None else fields.output_compression
-    pairs = zip(painted, all_wanted, strict=True)
-    return tuple((each.seed, encode(each.image, _parameters(wanted, lease), fields.kind, quality)) for each, wanted in pairs)
+    return tuple((each.seed, encode(each.image, made, fields.kind, quality)) for each, made in zip(painted, parameters, strict=True))
 
 
-def _parameters(wanted: PaintRequest, lease: VersionLease, settings: dict[str, Any] | None = None) -> GenerationParameters:
+def _parameters(wanted: PaintRequest, lease: VersionLease, sampler: str, settings: dict[str, Any] | None = None) -> GenerationParameters:
     request, told = wanted.request, dict(settings or {})
     if request.start is not None:
         told["Denoising strength"] = f"{request.start.strength:g}"
     if lease.extras:
         told["Adapters"] = ", ".join(f"{name}:{weight:g}" for name, weight in lease.extras)
-    for index, region in enumerate(request.regions):
-        told[f"Region {index}"] = f"{','.join(map(str, region.box))} x {region.strength:g}: {region.prompt}"
     return GenerationParameters(
         prompt=request.prompt,
         negative_prompt=request.negative_prompt,
         seed=request.seed,
         steps=request.steps,
+        sampler=sampler,
         guidance_scale=request.guidance_scale,
         width=request.width,
         height=request.height,
         model=_name(lease),
         version=lease.version,
         adapter_scale=wanted.adapter_scale,
+        regions=request.regions,
         settings=told,
     )
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from services.inference.http.encoding import Format
+from sfumato.runtime.picture_files import Format
 
 LONGEST_PROMPT = 32_000
 """Characters, as in OpenAI's API; the limit in tokens is the model's."""
@@ -106,10 +106,12 @@ class EditRequest(ImageFields):
     strength: Annotated[float | None, Field(ge=0, le=1, description="How far from the image: 0 gives it back, 1 forgets it.")] = None
     input_fidelity: Annotated[Literal["high", "low"] | None, Field(description="high: strength 0.4, where that is absent.")] = None
 
-    def distance(self) -> float:
-        """The share of the steps that is run on the picture."""
+    def distance(self, hole: bool = False) -> float:
+        """The share of the steps that is run on the picture; all of them where it has a ``hole``, in which there is nothing to keep."""
         if self.strength is not None:
             return self.strength
+        if hole:
+            return 1.0
         return 0.4 if self.input_fidelity == "high" else 0.8
 
 

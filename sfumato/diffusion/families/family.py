@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from sfumato.diffusion.families.calling import call_pipeline, quiet
 from sfumato.diffusion.families.description import Description
 from sfumato.diffusion.limits import ModelLimits
+from sfumato.diffusion.samplers import sampler_name
 from sfumato.types import Box, GenerateRequest, Image
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ class Family(Description):
     def __init__(self, pipeline: DiffusionPipeline) -> None:
         # Typed loosely: diffusers declares what pipelines share on each class.
         self.pipeline: Any = pipeline
-        self.limits = self._limits()
+        self.limits = replace(self._limits(), sampler=sampler_name(self.pipeline.scheduler))
         self.parameterization = self._parameterization()
 
     @property

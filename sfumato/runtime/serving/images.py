@@ -16,7 +16,7 @@ def read_image(image: common_pb2.Image, field: str, artifacts: ArtifactStore) ->
     """The image that a message holds or names, ``[height, width, 3]``; its header is checked before it is decoded.
 
     Raises:
-        InvalidInput: named after ``field``: not a picture, damaged, over 20 MB or over 16 megapixels.
+        InvalidInput: named after ``field``, as `sfumato.runtime.images.decode_image`.
         NotFound: there is no such artifact.
         BrokenWeights: the artifact is damaged.
     """

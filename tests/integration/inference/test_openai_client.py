@@ -19,6 +19,7 @@ import openai
 import pytest
 from openai import OpenAI
 from PIL import Image as Pillow
+from sd_prompt_reader.image_data_reader import ImageDataReader
 
 from sfumato.runtime.images import decode_image, encode_png
 from sfumato.types import Image
@@ -72,7 +73,8 @@ def test_the_same_request_gives_the_same_files_which_say_how_they_were_made(serv
     assert np.abs(pixels(again[0]).astype(int) - pixels(first)).max() <= 1  # alone now, in company before
     with Pillow.open(io.BytesIO(first)) as picture:
         assert picture.info["model_version"] == served.version
-        assert picture.info["parameters"].startswith(f"{PROMPT}\nSteps: 20, CFG scale: ") and "Seed: 7" in picture.info["parameters"]
+        words = picture.info["parameters"]
+        assert words.startswith(f"{PROMPT}\nSteps: 20, Sampler: Euler, CFG scale: ") and "Seed: 7" in words
 
 
 def test_the_adapters_weight_turns_what_was_learned_up_and_down(served: Serving) -> None:
@@ -116,6 +118,40 @@ def test_edits_start_from_a_picture_and_a_mask_keeps_the_rest(served: Serving) -
     assert change[:30].mean() < 8 < change[34:].mean()
     large = encode_png(np.kron(pixels(start), np.ones((3, 3, 1), np.uint8)))
     assert ask.edit(image=large, prompt=PROMPT, size="64x64", extra_body=steps).size == "64x64"
+
+
+def test_a_hole_in_the_picture_is_painted_and_the_rest_stays(served: Serving) -> None:
+    ask = client(served).images
+    start = files(ask.generate(prompt=PROMPT, extra_body={"seed": 7}))[0]
+    cut_out = np.dstack([pixels(start), np.full((64, 64), 255, np.uint8)])
+    cut_out[:, 32:] = 0
+    file = io.BytesIO()
+    Pillow.fromarray(cut_out).save(file, format="PNG")
+    answer = ask.edit(image=file.getvalue(), prompt="a red house by day", extra_body={"seed": 3, "num_inference_steps": 6})
+    painted = pixels(files(answer)[0]).astype(int)
+    change = np.abs(painted - pixels(start)).mean(axis=(0, 2))
+    assert change[:30].mean() < 8 < change[34:].mean()
+    assert (painted[:, 34:].min(axis=2) < 250).any(axis=0).all()  # not the white that lies under the hole
+
+
+def test_a_photograph_with_damaged_exif_is_edited_upright(served: Serving) -> None:
+    """Orientation 6, and XResolution as text."""
+    start, file = files(client(served).images.generate(prompt=PROMPT, extra_body={"seed": 7}))[0], io.BytesIO()
+    entries = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack(">HHI", 0x011A, 2, 4) + b"abc\0"
+    exif = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 2) + entries + bytes(4)
+    Pillow.fromarray(np.rot90(pixels(start)).copy()).save(file, "JPEG", quality=100, subsampling=0, exif=exif)
+    more = {"seed": 3, "num_inference_steps": 6, "strength": 0.0}
+    again = files(client(served).images.edit(image=file.getvalue(), prompt=PROMPT, extra_body=more))[0]
+    assert np.abs(pixels(again).astype(int) - pixels(start)).mean() < 8
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
+@pytest.mark.parametrize("prompt", ["\N{CRESCENT MOON}" * 20_000, "a moon\r\nNegative prompt: b\0\x1b\u2028\nSteps: 3", "é" * 200])
+def test_a_prompt_of_any_characters_is_painted_into_every_format(served: Serving, kind: str, prompt: str) -> None:
+    ask: Any = client(served).images.generate
+    answer = ask(prompt=prompt, output_format=kind, extra_body={"seed": 7, "num_inference_steps": 1})
+    read = ImageDataReader(io.BytesIO(files(answer)[0]))
+    assert (read.parameter["seed"], read.parameter["steps"], read.parameter["sampler"]) == ("7", "1", "Euler")
 
 
 @pytest.mark.parametrize("kind", ["image_generation", "image_edit"])

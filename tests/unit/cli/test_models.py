@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from sd_prompt_reader.image_data_reader import ImageDataReader
 
 from sfumato.cli.main import main
+from sfumato.runtime.models.versions import model_version
 from sfumato.vista import weights
 
 MOON = "a full moon over mountains and a lake at night"
@@ -56,6 +59,20 @@ def test_a_picture_is_painted_scored_and_grounded(
         assert page.width >= 512
 
 
+def test_a_photograph_with_damaged_exif_is_scored_and_grounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Orientation 6, and XResolution as text."""
+    entries = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack(">HHI", 0x011A, 2, 4) + b"abc\0"
+    exif, path = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 2) + entries + bytes(4), tmp_path / "photograph.jpg"
+    Image.fromarray(np.full((48, 64, 3), 90, np.uint8)).save(path, exif=exif)
+    status, out, err = sfumato(monkeypatch, capsys, "score", path, "--prompt", MOON, "--metrics", "aesthetic", "--json")
+    assert status == 0 and np.isfinite(json.loads(out)["scores"][0]["aesthetic"]), err
+    drawn = tmp_path / "drawn.png"
+    status, _, err = sfumato(monkeypatch, capsys, "ground", path, "--prompt", MOON, "--draw", drawn, "--backend", "transformers")
+    assert status == 0, err
+
+
 def test_beautiful_words_make_a_more_beautiful_picture(
     moon: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -75,9 +92,29 @@ def test_the_same_seed_gives_the_same_picture(
     assert again.read_bytes() == moon.read_bytes()
 
 
+@pytest.mark.parametrize("end", ["png", "jpg", "webp"])
+def test_a_picture_says_how_it_was_made_in_the_format_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], end: str
+) -> None:
+    path, advice = tmp_path / f"moon.{end}", '[{"bbox": [0, 0, 32, 32], "prompt": "bright stars"}]'
+    more = ("--steps", 3, "--seed", 9, "--regions", advice, "--regional-steps", 0.5, "--upscale", 2)
+    status, _, err = sfumato(monkeypatch, capsys, "generate", MOON, *more, "-o", path)
+    assert status == 0, err
+    with Image.open(path) as picture:
+        assert picture.format == {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}[end] and picture.size == (128, 128)
+    found = ImageDataReader(str(path))
+    assert (found.positive, found.parameter["sampler"], found.parameter["seed"], found.parameter["steps"]) == (MOON, "Euler", "9", "3")
+    assert (found.parameter["model"], found.parameter["size"]) == ("vista", "64x64")
+    assert f"Model hash: {model_version(weights.locate('generator'))[:10]}" in found.setting
+    assert "bright stars" in found.setting and "Regional steps: 0.5" in found.setting and "Enlarged: 2" in found.setting
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (("generate", MOON, "-o", "moon.gif"), "output: moon.gif ends in no format of pictures"),
+        (("ground", "{good}", "--prompt", MOON, "--draw", "boxes.jpg", "--backend", "transformers"), "draw: boxes.jpg would be a PNG file"),
+        (("vista", "sample", "-o", "world.webp"), "output: world.webp would be a PNG file"),
         (("generate", "moon " * 100), "prompt: "),
         (("generate", MOON, "--width", 100), "width: "),
         (("generate", MOON, "--steps", 0), "steps: "),

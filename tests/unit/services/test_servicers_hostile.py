@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import math
 import random
 import re
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -18,6 +21,7 @@ import pytest
 import torch
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
+from PIL import Image as Pillow
 from safetensors.torch import save
 
 from services.generator import served as generator_served
@@ -52,6 +56,7 @@ from sfumato.v1 import (
     trainer_pb2_grpc,
 )
 from tests.unit.diffusion import tiny
+from tests.unit.runtime.hostile_pictures import damaged_file, hostile_picture
 from tests.unit.services.serving import SECONDS, bomb, served, told
 
 REQUESTS = 5200
@@ -67,6 +72,7 @@ TEXTS = ["brightness", "clip", "", " ", "\0", "é" * 3000, "a" * 4001, "../../et
          "0" * 64, "f" * 64 + "\n", BASE, "\xa0", "\x1f\x85", "a moon", "a " * 40, "\U0001f319", "\u202e"]  # fmt: skip
 OTHER = encode_png(np.zeros((8, 40, 3), np.uint8))
 BYTES = [PNG, OTHER, b"", b"x", PNG[:40], bomb(), bomb(5000), b"GIF89a" + bytes(20), PNG[:-20] + bytes(20)]
+BYTES += [file for seed in range(4) for file in (hostile_picture(seed).file, damaged_file(seed))]
 NUMBERS = [0, 1, 2, -1, 7, 16, 32, 64, 2**31 - 1, 2**32 - 1, 2**63 - 1, -(2**63)]
 FRACTIONS = [0.0, 0.5, 1.0, -1.0, 1e308, 1e-320, math.nan, math.inf]
 COSTLY = ("steps", "steps_before", "steps_after", "batch", "fixed_rank")
@@ -259,6 +265,24 @@ def calling(target: Target, store: ArtifactStore) -> Iterator[Any]:
         digest(data, store)
     with served(lambda _: [target.service(store)]) as channel:
         yield target.stub(channel)
+
+
+@pytest.mark.parametrize("name", ["scoring", "grounding"])
+def test_damaged_metadata_changes_no_answer(name: str, tmp_path: Path) -> None:
+    target, store = TARGETS[name], ArtifactStore(str(tmp_path))
+    entries = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack(">HHI", 0x011A, 2, 4) + b"abc\0"
+    exif, file = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 2) + entries + bytes(4), io.BytesIO()
+    Pillow.fromarray(np.full((32, 32, 3), 90, np.uint8)).save(file, "JPEG", exif=exif)
+    photograph = common_pb2.Image(data=file.getvalue())
+    with calling(target, store) as stub:
+        if name == "scoring":
+            items = [scoring_pb2.ScoreItem(image=photograph, prompt="a moon")]
+            (row,) = stub.Score(scoring_pb2.ScoreRequest(items=items, metrics=["brightness"]), timeout=SECONDS).scores
+            assert abs(row.values["brightness"] - 90) < 1
+        else:
+            asked = grounding_pb2.AskRequest(image=photograph, question="Is it night?")
+            plain = grounding_pb2.AskRequest(image=IMAGE, question="Is it night?")
+            assert stub.Ask(asked, timeout=SECONDS) == stub.Ask(plain, timeout=SECONDS)
 
 
 @pytest.mark.parametrize("name", TARGETS)

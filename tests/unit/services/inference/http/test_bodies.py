@@ -133,6 +133,55 @@ def test_a_form_that_cannot_be_used_is_refused_by_its_parameter(parts: list[tupl
     assert (refused.status, refused.param) == (400, parameter), refused
 
 
+def form_with_file(disposition: bytes, data: bytes, *more: bytes) -> EditForm:
+    """A form whose image has these further parameters and headers; ``more`` are whole parts."""
+    parts = (b'name="prompt"\r\n\r\nx', b'name="image"; ' + disposition + b"\r\n\r\n" + data, *more)
+    body = b"".join(b"--b\r\nContent-Disposition: form-data; " + part + b"\r\n" for part in parts) + b"--b--\r\n"
+    return asyncio.run(read_edit(request_of(body, "multipart/form-data; boundary=b"), 100_000))
+
+
+@pytest.mark.parametrize(
+    "disposition",
+    [
+        b'filename="a.png"',
+        b"filename=a.png",
+        b'filename=""',
+        'filename="\N{CRESCENT MOON}.png"'.encode(),
+        b'filename="\xff\xfe.png"',
+        b'filename="../../etc/passwd"',
+        b'filename="C:\\a.png"',
+        b'filename="a\0b\x1b.png"',
+        b'filename="a\\".png"',
+        b"filename=\"a.png\"; filename*=UTF-8''%e2%82%ac.png",
+        b'filename="a.png"\r\nContent-Type: text/html',
+        b'filename="a.png"\r\nContent-Type: image/gif',
+        b'filename="a.png"\r\nContent-Type: \xff\xfe',
+    ],
+)
+def test_a_files_name_and_kind_are_not_looked_at(disposition: bytes) -> None:
+    assert form_with_file(disposition, PNG).image == PNG
+
+
+def test_a_file_that_was_not_chosen_is_absent_and_an_empty_one_is_not() -> None:
+    unchosen = b'name="mask"; filename=""\r\nContent-Type: application/octet-stream\r\n\r\n'
+    assert form_with_file(b'filename="a.png"', PNG, unchosen).mask is None
+    assert refusal(form_with_file, b'filename=""', b"").param == "image"
+    assert form_with_file(b'filename="a.png"', b"").image == b""  # is no picture, which the decoder says
+    assert form_with_file(b'filename="a.png"', PNG, unchosen.replace(b'""', b'"m.png"')).mask == b""
+
+
+@pytest.mark.parametrize("disposition", [b"filename*=UTF-8''%e2%82%ac.png", b"filename*=UTF-8''%ff", b"filename*=bogus'x", b"", b"x=y"])
+def test_a_part_without_a_plain_file_name_is_no_file(disposition: bytes) -> None:
+    refused = refusal(form_with_file, disposition, PNG)
+    assert (refused.status, refused.param) == (400, "image") and "filename=" in refused.message
+
+
+def test_a_picture_as_text_and_a_name_without_end_are_refused() -> None:
+    assert refusal(form_with_file, b"", b"iVBORw0KGgoAAAANSUhEUg==").param == "image"
+    assert refusal(form_with_file, b'filename="' + b"x" * 50_000 + b'"', PNG).status == 400
+    assert refusal(form_with_file, b'filename="a.png"', PNG, b'name="mask"\r\n\r\ndata:image/png;base64,iVBORw0KGgo=').param == "mask"
+
+
 NAMELESS = b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n--b--\r\n"
 
 
