@@ -138,7 +138,7 @@ class Records:
         """
         stands = self.outcome(name)
         if stands is not None and stands.outcome.state == "finished" and not finished:
-            raise WrongState(f"The run {name} is finished.", hint="Its files: sfumato runs show ID --files FOLDER")
+            raise WrongState(f"The run {name} is finished.", hint=f"Its files: sfumato runs show {name} --files FOLDER")
         self._artifacts.delete_key(_key(name, OUTCOME))
 
     def page(self, size: int, token: str = "") -> tuple[list[str], str]:

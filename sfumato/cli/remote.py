@@ -47,6 +47,16 @@ def connect(server: str, settings: Settings) -> RunClient:
     return RunClient(found)
 
 
+def continued(client: RunClient, name: str) -> RunStatus:
+    """Continue a run; a finished one stays as it is, as in a run of this process.
+
+    Raises:
+        NotFound: there is no such run.
+    """
+    status, _ = client.get(name)
+    return status if status.state is RunState.FINISHED else client.resume(name)
+
+
 def follow(client: RunClient, name: str, settings: Settings) -> Path:
     """Show the progress of a run until it is finished, and fetch its files into its folder among the runs; that folder.
 

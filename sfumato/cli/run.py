@@ -64,7 +64,7 @@ def _remote(spec: Path | None, resume: str, server: str, settings: Settings) -> 
     from sfumato.cli import remote
 
     with remote.connect(server, settings) as client:
-        run = client.resume(resume) if spec is None else client.submit(*submittable(spec))[0]
+        run = remote.continued(client, resume) if spec is None else client.submit(*submittable(spec))[0]
         return remote.follow(client, run.id, settings)
 
 

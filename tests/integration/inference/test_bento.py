@@ -27,11 +27,10 @@ from sfumato.registry.client import RegistryClient
 from sfumato.runtime.images import decode_image, read_image
 from sfumato.runtime.processes import free_ports
 from sfumato.runtime.settings import ClientSettings
+from tests.docs.samples import samples
 from tests.integration.inference.serving import Serving, register, registry_with_a_version, serving
 from tests.integration.programs import ROOT, SECONDS
 
-PAGE = ROOT / "docs" / "services" / "inference.md"
-EXAMPLE = re.compile(r"<!-- tested: (\w+) -->\n```\w+\n(.*?)```", re.DOTALL)
 CHECKS = ("not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance")
 
 
@@ -48,13 +47,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
 
 
 def test_the_documents_examples_work_as_they_stand_there(served: Serving, tmp_path: Path) -> None:
-    examples = dict(EXAMPLE.findall(PAGE.read_text()))
-    assert set(examples) == {"curl", "python"}
-    for name, program in (("curl", ["bash", "-euo", "pipefail", "-c"]), ("python", [sys.executable, "-c"])):
-        text = examples[name].replace("http://localhost:3000", served.url)
+    examples = {sample.language: sample.text for sample in samples("served")}
+    assert len(samples("served")) == 2
+    for language, program in (("bash", ["bash", "-euo", "pipefail", "-c"]), ("python", [sys.executable, "-c"])):
+        text = examples[language].replace("http://localhost:3000", served.url)
         done = subprocess.run([*program, text], cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS, env=os.environ)
         assert done.returncode == 0, done.stderr
-        if name == "curl":
+        if language == "bash":
             assert read_image(tmp_path / "moon.png").shape == (64, 64, 3)
         else:
             assert [line.split()[0] for line in done.stdout.splitlines()] == ["image_edit.partial_image"] * 2 + ["image_edit.completed"]
