@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
-import yaml
 
 from deploy import versions
-from deploy.binaries import HELM, binary
 from deploy.manifests import CHART, PRESETS
-from tests.deploy.api import Api, serving
+from tests.deploy.api import Api
 from tests.deploy.charts import BUILT_IN, JOINT, Object, jobs, templates
+from tests.deploy.releases import EARLIER, FIRST, RESET, REUSE, Upgrade, bus_of, fields_of, values_of
 
-NAMESPACE = "art"
-EARLIER = {entry.folder: entry for entry in versions.recorded()}
-REUSE, RESET = "--reuse-values", "--reset-then-reuse-values"
 OPTIONS = {
     "joint trainings": JOINT,
     "ingress": ("--set", "inference.ingress.enabled=true", "--set", "orchestrator.ingress.enabled=true"),
@@ -37,72 +31,15 @@ OPTIONS = {
 """Values that came after 0.1.0, each set without the others."""
 
 
-def _values(entry: versions.Version, preset: str = "") -> Any:
-    path = entry.values / (f"values-{preset}.yaml" if preset else "values.yaml")
-    return yaml.safe_load(path.read_text())
-
-
 def _distinct() -> Iterator[Any]:
     """Each set of values that a release may have: the defaults of a version under one of its presets."""
     seen = set()
     for entry in EARLIER.values():
         for preset in ("", *PRESETS):
-            values = json.dumps([_values(entry), _values(entry, preset) if preset else {}])
+            values = json.dumps([values_of(entry), values_of(entry, preset) if preset else {}])
             if values not in seen:
                 seen.add(values)
                 yield pytest.param(entry, preset, id=f"{entry.folder} {preset or 'defaults'}")
-
-
-@pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Api, Path]]:
-    with serving(NAMESPACE, tmp_path_factory.mktemp("api")) as found:
-        yield found
-
-
-@pytest.fixture
-def cluster(api: tuple[Api, Path]) -> Api:
-    """The API server with nothing in it."""
-    server, _ = api
-    server.objects.clear()
-    server.asked.clear()
-    server.refusal, server.groups = "", ("apps/v1",)
-    return server
-
-
-class Upgrade:
-    """`helm upgrade` of a release that has the values of an earlier version; Helm keeps the release in memory."""
-
-    def __init__(self, folder: Path, kubeconfig: Path, values: Object, config: Object) -> None:
-        chart = {"metadata": {"apiVersion": "v2", "name": "sfumato", "version": "0.1.0"}, "values": values}
-        times = {"first_deployed": "2026-11-21T00:00:00Z", "last_deployed": "2026-11-21T00:00:00Z"}
-        release = {"name": "sfumato", "namespace": NAMESPACE, "version": 1, "info": {"status": "deployed", **times}, "chart": chart}
-        path = folder / "releases.json"
-        path.write_text(json.dumps([release | {"config": config, "manifest": ""}]))
-        self._environment = os.environ | {"HELM_DRIVER": "memory", "HELM_MEMORY_DRIVER_DATA": str(path), "KUBECONFIG": str(kubeconfig)}
-
-    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        line = [binary(HELM), "upgrade", "sfumato", str(CHART), "--namespace", NAMESPACE, "--dry-run=server", "--output", "json", *words]
-        return subprocess.run(line, env=self._environment, capture_output=True, text=True)
-
-    def objects(self, *words: str) -> tuple[Object, ...]:
-        done = self.run(*words)
-        assert done.returncode == 0, done.stderr
-        assert "<no value>" not in done.stdout and "<nil>" not in done.stdout
-        release = json.loads(done.stdout)
-        parts = [release["manifest"], *(hook["manifest"] for hook in release["hooks"])]
-        return tuple(found for part in parts for found in yaml.load_all(part, Loader=yaml.CSafeLoader) if found)
-
-    def refused(self, *words: str) -> str:
-        done = self.run(*words)
-        assert done.returncode != 0 and "nil pointer" not in done.stderr
-        return done.stderr
-
-
-@pytest.fixture
-def upgrade(tmp_path: Path, api: tuple[Api, Path], cluster: Api) -> Upgrade:
-    """The upgrade of a release of the first version, with its defaults."""
-    first = next(iter(EARLIER.values()))
-    return Upgrade(tmp_path, api[1], _values(first), {})
 
 
 def _names(objects: tuple[Object, ...]) -> set[tuple[str, str]]:
@@ -120,18 +57,19 @@ def _validate(objects: tuple[Object, ...]) -> None:
 
 @pytest.mark.parametrize(("entry", "preset"), list(_distinct()))
 def test_the_values_of_every_earlier_version_are_enough(
-    entry: versions.Version, preset: str, tmp_path: Path, api: tuple[Api, Path], cluster: Api
+    entry: versions.Version, preset: str, tmp_path: Path, api: tuple[Api, Path]
 ) -> None:
-    upgrade = Upgrade(tmp_path, api[1], _values(entry), _values(entry, preset) if preset else {})
+    api[0].add(bus_of(entry, preset))
+    upgrade = Upgrade(tmp_path, api[1], api[0], entry, preset)
     reused, reset = upgrade.objects(REUSE), upgrade.objects(RESET)
     assert _names(reused) == _names(reset)
-    if entry is next(iter(EARLIER.values())):
+    assert ("Job", "sfumato-resize") not in _names(reused)
+    if entry is FIRST:
         _validate(reused)
     for objects in (reused, reset):
         now = versions.immutable(objects)
-        for name, fields in yaml.safe_load((entry.values / "immutable.yaml").read_text())[preset or "default"].items():
+        for name, fields in fields_of(entry, preset).items():
             if name in now and not name.startswith("Job/"):
-                # The namespace is not the record's, and in no such field.
                 assert now[name] == fields, name
 
 

@@ -1,6 +1,6 @@
 {{/*
-What Kubernetes does not let an upgrade change, compared with what is there: with a cluster (`helm upgrade`) a value that cannot be had is
-refused in a sentence. Without one (`helm template`, GitOps) nothing is known, and docs/operators.md says what to do by hand.
+What Kubernetes does not let an upgrade change, compared with the cluster: a value that needs such a change is refused in a sentence.
+Without a cluster (`helm template`, GitOps) lookup finds nothing, and docs/operators.md says what to do by hand.
 */}}
 
 {{/* The bytes of a quantity. */}}
@@ -27,7 +27,7 @@ refused in a sentence. Without one (`helm template`, GitOps) nothing is known, a
 {{- if and $live $wanted (ne $wanted ($live.storageClassName | default "")) }}
 {{- fail (printf "nats.volume.storageClass: the claims of the StatefulSet %s-nats have the class %q, and Kubernetes cannot change it to %q. Leave it; docs/operators.md, Enlarging volumes, says how to move." (include "sfumato.name" .) ($live.storageClassName | default "") $wanted) }}
 {{- end -}}
-{{- if $live }}{{ $live.storageClassName }}{{ else }}{{ $wanted }}{{ end }}
+{{- if $live }}{{ $live.storageClassName | default "" }}{{ else }}{{ $wanted }}{{ end }}
 {{- end }}
 
 {{/* Whether NATS's claims are to be larger than they are. Smaller ones there cannot be. */}}
@@ -68,7 +68,7 @@ storageClassName: {{ . }}
 resources: {requests: {storage: {{ $volume.size }}}}
 {{- end }}
 
-{{/* A release keeps its names: under others it would begin with empty volumes beside its old ones. */}}
+{{/* A release keeps its names: with other names it would start with empty volumes beside its old ones. */}}
 {{- define "sfumato.keepsNames" -}}
 {{- if .Release.IsUpgrade -}}
 {{- $name := printf "%s-nats" (include "sfumato.name" .) -}}

@@ -15,9 +15,9 @@ those at the top of the values, and a component's own of the same name.
 {{- end }}
 
 {{/*
-The settings of a component's pod: what is said once for all pods, and the component's own over it. Of scalars and lists its own replaces
-the other, maps are merged, and additions (extra...) are joined. A job that has no place of its own goes where the component goes whose
-work it does. Takes (list $ component).
+The settings of a component's pod: those of all pods, and the component's own over them. Its scalars and lists replace the general ones,
+maps are merged, and lists of additions (extra...) are concatenated. A job without a nodeSelector or tolerations of its own has those of the
+component whose image it runs. Takes (list $ component).
 */}}
 {{- define "sfumato.settings" -}}
 {{- $values := (index . 0).Values }}{{ $component := index . 1 -}}
@@ -49,8 +49,8 @@ work it does. Takes (list $ component).
 {{- end }}
 
 {{/*
-A security context: of the values, or where these have none (they are of an older chart) of the standard `restricted`; a component's own
-over it. A null takes a field away, and so do OpenShift's ids, which differ between namespaces. Takes (list (list $ component) name own).
+A security context: that of the values (values of chart 0.1.0 have none: then the standard `restricted`), and a component's own over it. A
+null removes a field. On OpenShift the ids are removed: each namespace has its own range. Takes (list (list $ component) name own).
 */}}
 {{- define "sfumato.securityContext" -}}
 {{- $root := index . 0 | first }}{{ $name := index . 1 -}}
@@ -140,7 +140,7 @@ metadata:
   annotations: {{- toYaml . | nindent 4 }}
   {{- end }}
 spec:
-  {{- /* One alone speaks to Kubernetes always, and only where it has Jobs to start; another where it has volumes to enlarge. */}}
+  {{- /* Only two call Kubernetes' API: the orchestrator where it starts Jobs, and the job that enlarges volumes. */}}
   automountServiceAccountToken: {{ or (eq $component "resize") (and (eq $component "orchestrator") (not (empty (include "sfumato.jointJobs" $root)))) }}
   enableServiceLinks: false
   {{- include "sfumato.ordered" (list (omit $pod "containers" "volumes") (list "serviceAccountName" "securityContext" "imagePullSecrets" "priorityClassName" "runtimeClassName" "nodeSelector" "tolerations" "affinity" "topologySpreadConstraints" "subdomain" "restartPolicy" "terminationGracePeriodSeconds")) | trim | nindent 2 }}
