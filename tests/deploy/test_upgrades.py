@@ -135,6 +135,15 @@ def test_no_time_to_leave_the_endpoints_is_no_sleep_as_the_first_versions_took_i
         assert "sleep" not in container.get("lifecycle", {}).get("preStop", {})
 
 
+@pytest.mark.parametrize("flag", [REUSE, RESET])
+def test_a_field_removed_from_the_contexts_leaves_the_others(flag: str, upgrade: Upgrade) -> None:
+    for _, template in templates(upgrade.objects(flag, "--set", "podSecurityContext.runAsUser=null")):
+        context = template["spec"]["securityContext"]
+        assert "runAsUser" not in context and context["runAsNonRoot"] is True and context["seccompProfile"]
+        (container,) = template["spec"]["containers"]
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
 def test_a_global_value_that_the_chart_does_not_read_is_refused_by_name(upgrade: Upgrade) -> None:
     assert "global.nodeSelector: this chart does not read it" in upgrade.refused(REUSE, "--set", "global.nodeSelector.a=b")
 

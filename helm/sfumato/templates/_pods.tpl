@@ -55,7 +55,9 @@ null removes a field. On OpenShift the ids are removed: each namespace has its o
 {{- define "sfumato.securityContext" -}}
 {{- $root := index . 0 | first }}{{ $name := index . 1 -}}
 {{- $context := include (printf "sfumato.%s" $name) $root | fromYaml -}}
-{{- if hasKey $root.Values $name }}{{ $context = index $root.Values $name | default dict | deepCopy }}{{ end -}}
+{{- /* Values of chart 0.1.0 have neither this nor `jobs`: what is set over them is laid over the standard. */}}
+{{- if hasKey $root.Values "jobs" }}{{ $context = dict }}{{ end -}}
+{{- range $field, $value := index $root.Values $name }}{{ $_ := set $context $field $value }}{{ end -}}
 {{- range $field, $value := index . 2 }}{{ $_ := set $context $field $value }}{{ end -}}
 {{- $adapt := $root.Values.global | default dict | dig "compatibility" "openshift" "adaptSecurityContext" "auto" -}}
 {{- if or (eq $adapt "force") (and (eq $adapt "auto") ($root.Capabilities.APIVersions.Has "security.openshift.io/v1")) -}}
