@@ -7,7 +7,7 @@ SPEC ?= configs/artaug-vista.yaml
 BIN := .venv/bin
 PACKAGES := sfumato services orchestrator deploy tests
 
-.PHONY: help setup demo up test lint types contracts chaos pictures system browser unit protos images smoke cluster manifests clean
+.PHONY: help setup demo up test lint types contracts chaos pictures system browser unit protos images smoke cluster manifests clean chart
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -69,6 +69,10 @@ smoke: setup  ## start every image as a pod would, until it is ready
 
 cluster: setup  ## the tests that need a cluster: kind and `make images`, or CONTEXT=...
 	$(BIN)/pytest -m cluster tests/cluster $(if $(CONTEXT),--kube-context $(CONTEXT))
+
+chart: setup  ## give a changed chart a new version, record it, and render it to deploy/k8s/
+	$(BIN)/python -m deploy.versions
+	$(BIN)/python -m deploy.manifests
 
 manifests: setup  ## render the chart to deploy/k8s/
 	$(BIN)/python -m deploy.manifests

@@ -28,10 +28,10 @@ Object = dict[str, Any]
 Key = tuple[str, str]
 
 
-def rendered(preset: str = "", *words: str) -> list[Object]:
+def rendered(preset: str = "", *words: str, chart: Path = CHART) -> list[Object]:
     """All objects that the chart renders for a preset, including hooks."""
-    values = ("--values", str(CHART / f"values-{preset}.yaml")) if preset else ()
-    text = run(HELM, "template", "sfumato", str(CHART), "--namespace", NAMESPACE, *values, *words)
+    values = ("--values", str(chart / f"values-{preset}.yaml")) if preset else ()
+    text = run(HELM, "template", "sfumato", str(chart), "--namespace", NAMESPACE, *values, *words)
     return [found for found in yaml.load_all(text, Loader=yaml.CSafeLoader) if found]
 
 

@@ -17,6 +17,12 @@ from tests.deploy.charts import ALL, BUILT_IN, EVERYTHING, Object, named, render
 SCHEMAS = Path(__file__).parent / "schemas"
 FORMATS = FormatChecker(formats=())
 OWN_ISSUER = ("--set", "tls.certManager.issuer.name=company", "--set", "tls.certManager.issuer.kind=ClusterIssuer")
+ROUTES = tuple(
+    word
+    for component, route in (("inference", "httpRoute"), ("orchestrator", "grpcRoute"), ("registry", "grpcRoute"))
+    for setting in ("enabled=true", "parentRefs[0].name=gateway", "parentRefs[0].namespace=gateways", "hostnames[0]=art.example.org")
+    for word in ("--set", f"{component}.{route}.{setting}")
+)
 KEDA = ("--set", "autoscaling.kind=keda")
 
 
@@ -65,7 +71,7 @@ def _refused(found: Object) -> list[str]:
 def test_their_controllers_take_every_object_of_every_preset() -> None:
     seen = set()
     for preset in ALL:
-        for more in ((), EVERYTHING, (*EVERYTHING, *KEDA), (*EVERYTHING, *OWN_ISSUER)):
+        for more in ((), (*EVERYTHING, *ROUTES), (*EVERYTHING, *KEDA), (*EVERYTHING, *OWN_ISSUER)):
             for found in rendered(preset, *more):
                 if found["apiVersion"].partition("/")[0] not in BUILT_IN:
                     seen.add((found["apiVersion"], found["kind"]))
@@ -82,13 +88,16 @@ WRONG = [
     ("Certificate", "sfumato-nats", ("spec", "usages", 0), "signing everything", "is not one of"),
     ("Issuer", "sfumato-ca", ("spec", "ca", "secret"), "x", "'secret' was unexpected"),
     ("ServiceMonitor", "sfumato", ("spec", "endpoints", 0, "interval"), "often", "does not match"),
+    ("HTTPRoute", "sfumato-inference", ("spec", "rules", 0, "timeouts", "request"), "long", "does not match"),
+    ("HTTPRoute", "sfumato-inference", ("spec", "rules", 0, "backends"), [], "'backends' was unexpected"),
+    ("GRPCRoute", "sfumato-registry", ("spec", "parentRefs", 0, "port"), 0, "less than the minimum"),
     ("PrometheusRule", "sfumato", ("spec", "groups", 0, "rules", 0, "for"), "soon", "does not match"),
 ]
 
 
 @pytest.mark.parametrize(("kind", "name", "path", "value", "reason"), WRONG)
 def test_a_wrong_field_is_refused(kind: str, name: str, path: tuple[Any, ...], value: object, reason: str) -> None:
-    wrong = copy.deepcopy(named(rendered("flux1-dev"), kind, name))
+    wrong = copy.deepcopy(named(rendered("flux1-dev", *ROUTES), kind, name))
     at: Any = wrong
     for step in path[:-1]:
         at = at[step]

@@ -55,7 +55,9 @@ outside:
   {{- if .Values.models.fetch }}
   - {from: fetch, to: {{ $policy.egress.models | toJson }}}
   {{- end }}
-{{- range $joint }}
-  - {from: orchestrator, to: {{ $policy.egress.kubernetes | toJson }}}
+{{- $kubernetes := $policy.egress.kubernetes | default (dict "ports" (list (dict "port" 443 "protocol" "TCP") (dict "port" 6443 "protocol" "TCP"))) }}
+  {{- range $joint }}
+  - {from: orchestrator, to: {{ $kubernetes | toJson }}}
   {{- end }}
+  - {from: resize, to: {{ $kubernetes | toJson }}}
 {{- end }}

@@ -1,26 +1,66 @@
-{{/* What everything is called: the release's name, with the chart's where that is not in it. */}}
+{{/* What everything is called: fullnameOverride, or the release's name, with the chart's where that is not in it. */}}
 {{- define "sfumato.name" -}}
-{{- if contains .Chart.Name .Release.Name }}{{ .Release.Name | trunc 40 | trimSuffix "-" }}{{ else }}{{ printf "%s-%s" .Release.Name .Chart.Name | trunc 40 | trimSuffix "-" }}{{ end }}
+{{- $chart := .Values.nameOverride | default .Chart.Name -}}
+{{- if .Values.fullnameOverride }}{{ .Values.fullnameOverride | trunc 40 | trimSuffix "-" }}
+{{- else if contains $chart .Release.Name }}{{ .Release.Name | trunc 40 | trimSuffix "-" }}
+{{- else }}{{ printf "%s-%s" .Release.Name $chart | trunc 40 | trimSuffix "-" }}{{ end }}
+{{- end }}
+
+{{/* What selects all pods of the release. Selectors are immutable: no value but nameOverride may change them. */}}
+{{- define "sfumato.releaseSelector" -}}
+app.kubernetes.io/name: {{ .Values.nameOverride | default .Chart.Name }}
+app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
 {{/* What selects a component's pods. Takes (list $ "component"). */}}
 {{- define "sfumato.selector" -}}
-app.kubernetes.io/name: {{ (index . 0).Chart.Name }}
-app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
+{{ include "sfumato.releaseSelector" (index . 0) }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end }}
 
+{{/* The labels of an object: commonLabels, and below them those that are the chart's own. Takes (list $ "component"). */}}
 {{- define "sfumato.labels" -}}
+{{- $labels := dict "app.kubernetes.io/part-of" "sfumato" -}}
+{{- range $label, $value := (index . 0).Values.commonLabels }}{{ $_ := set $labels $label $value }}{{ end -}}
 {{ include "sfumato.selector" . }}
 app.kubernetes.io/version: {{ (index . 0).Chart.AppVersion | quote }}
-app.kubernetes.io/part-of: sfumato
 app.kubernetes.io/managed-by: {{ (index . 0).Release.Service }}
+{{ toYaml $labels }}
 {{- end }}
 
-{{/* The image of one of docker/'s deployables. */}}
+{{/* The metadata of every object. Takes (list $ "component" name annotations labels); the last two may be left out. */}}
+{{- define "sfumato.metadata" -}}
+{{- $annotations := dict -}}
+{{- range $annotation, $value := (index . 0).Values.commonAnnotations }}{{ $_ := set $annotations $annotation $value }}{{ end -}}
+{{- if gt (len .) 3 }}{{ range $annotation, $value := index . 3 }}{{ $_ := set $annotations $annotation $value }}{{ end }}{{ end -}}
+{{- $labels := include "sfumato.labels" (list (index . 0) (index . 1)) | fromYaml -}}
+{{- if gt (len .) 4 }}{{ range $label, $value := index . 4 }}{{ $_ := set $labels $label $value }}{{ end }}{{ end -}}
+name: {{ index . 2 }}
+labels: {{- toYaml $labels | nindent 2 }}
+{{- with $annotations }}
+annotations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* An image of another's under global.imageRegistry, which takes the place of the registry that is named. Takes (list $ image). */}}
+{{- define "sfumato.otherImage" -}}
+{{- $registry := (index . 0).Values.global | default dict | dig "imageRegistry" "" -}}
+{{- $image := index . 1 -}}
+{{- if $registry -}}
+{{- $parts := splitList "/" $image -}}
+{{- if and (gt (len $parts) 1) (regexMatch "[.:]|^localhost$" (first $parts)) }}{{ $image = rest $parts | join "/" }}{{ end -}}
+{{- $image = printf "%s/%s" $registry $image -}}
+{{- end -}}
+{{- $image -}}
+{{- end }}
+
+{{/* The image of one of docker/'s deployables. Takes (list $ deployable). */}}
 {{- define "sfumato.image" -}}
-{{- $image := (index . 0).Values.image -}}
-{{- if $image.registry }}{{ $image.registry }}/{{ end }}{{ $image.repository }}/{{ index . 1 }}:{{ $image.tag | default (index . 0).Chart.AppVersion }}
+{{- $root := index . 0 }}{{ $deployable := index . 1 }}{{ $image := $root.Values.image -}}
+{{- $registry := $root.Values.global | default dict | dig "imageRegistry" "" | default $image.registry -}}
+{{- $digest := dig $deployable "" ($image.digests | default dict) -}}
+{{- if $registry }}{{ $registry }}/{{ end }}{{ $image.repository }}/{{ $deployable }}
+{{- if $digest }}@{{ $digest }}{{ else }}:{{ $image.tag | default $root.Chart.AppVersion }}{{ end }}
 {{- end }}
 
 {{/* The services that answer gRPC: ports, and whether each does tasks of the bus. */}}
@@ -33,9 +73,18 @@ registry: {port: 7105, tasks: false}
 orchestrator: {port: 7106, tasks: false}
 {{- end }}
 
-{{/* Processes of a joint training: one on each GPU, or one in each pod. More than one are a Job that the orchestrator starts. */}}
-{{- define "sfumato.jointProcesses" -}}{{ mul .Values.trainer.joint.pods (max 1 .Values.trainer.joint.gpus) }}{{- end }}
-{{- define "sfumato.jointJobs" -}}{{ if gt (int (include "sfumato.jointProcesses" .)) 1 }}true{{ end }}{{- end }}
+{{/* The values of joint trainings. Each has its default here too: values of chart 0.1.0 have none of them. */}}
+{{- define "sfumato.joint" -}}
+{{- $joint := dict "pods" 1 "gpus" 0 "threads" 1 "env" dict "resources" .Values.trainer.resources -}}
+{{- range $name, $value := .Values.trainer.joint }}{{ $_ := set $joint $name $value }}{{ end -}}
+{{ toYaml $joint }}
+{{- end }}
+
+{{/* Whether a joint training is a Job that the orchestrator starts: it is one of several processes, one on each GPU or one in each pod. */}}
+{{- define "sfumato.jointJobs" -}}
+{{- $joint := include "sfumato.joint" . | fromYaml -}}
+{{- if gt (mul $joint.pods (max 1 $joint.gpus) | int) 1 }}true{{ end }}
+{{- end }}
 
 {{/* The queues of the bus that a service's workers take tasks from. */}}
 {{- define "sfumato.queues" -}}
@@ -43,67 +92,6 @@ generator: [generator]
 grounding: [grounding]
 scoring: [scoring]
 trainer: [trainer, joint]
-{{- end }}
-
-{{- define "sfumato.podSecurity" -}}
-runAsNonRoot: true
-runAsUser: 10001
-runAsGroup: 10001
-fsGroup: 10001
-fsGroupChangePolicy: OnRootMismatch
-seccompProfile: {type: RuntimeDefault}
-{{- end }}
-
-{{- define "sfumato.containerSecurity" -}}
-allowPrivilegeEscalation: false
-readOnlyRootFilesystem: true
-capabilities: {drop: [ALL]}
-{{- end }}
-
-{{/* The beginning of every pod's spec. Takes (list $ component values). */}}
-{{- define "sfumato.pod" -}}
-{{- $root := index . 0 }}{{ $component := index . 1 }}{{ $values := index . 2 -}}
-serviceAccountName: {{ include "sfumato.name" $root }}-{{ $component }}
-{{- /* One alone speaks to Kubernetes, and only where it has Jobs to start. */}}
-automountServiceAccountToken: {{ and (eq $component "orchestrator") (not (empty (include "sfumato.jointJobs" $root))) }}
-enableServiceLinks: false
-securityContext: {{- include "sfumato.podSecurity" $root | nindent 2 }}
-{{- with $root.Values.image.pullSecrets }}
-imagePullSecrets:
-  {{- range . }}
-  - name: {{ . }}
-  {{- end }}
-{{- end }}
-{{- with $values.priorityClassName }}
-priorityClassName: {{ . }}
-{{- end }}
-{{- with $values.nodeSelector }}
-nodeSelector: {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- with $values.tolerations }}
-tolerations: {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- with $values.affinity }}
-affinity: {{- toYaml . | nindent 2 }}
-{{- end }}
-topologySpreadConstraints:
-  {{- range list "topology.kubernetes.io/zone" "kubernetes.io/hostname" }}
-  - maxSkew: 1
-    topologyKey: {{ . }}
-    whenUnsatisfiable: ScheduleAnyway
-    labelSelector:
-      matchLabels: {{- include "sfumato.selector" (list $root $component) | nindent 8 }}
-  {{- end }}
-{{- end }}
-
-{{/* Seconds from the word to end until a pod is killed: out of the endpoints, the grace to finish or hand back, and the rest. */}}
-{{- define "sfumato.terminationGrace" -}}
-{{ add .Values.drain.endpoints .Values.drain.grace 30 }}
-{{- end }}
-
-{{- define "sfumato.preStop" -}}
-preStop:
-  sleep: {seconds: {{ .Values.drain.endpoints }}}
 {{- end }}
 
 {{/* Where the bus is, and on how many of its servers streams are kept. */}}
@@ -226,15 +214,6 @@ preStop:
 {{- end }}
 {{- end }}
 
-{{/* Requests and limits, with the GPUs that a component is given. */}}
-{{- define "sfumato.resources" -}}
-{{- $resources := deepCopy .resources -}}
-{{- if gt (int (.gpus | default 0)) 0 -}}
-{{- $_ := set $resources "limits" (merge (dict "nvidia.com/gpu" (int .gpus)) ($resources.limits | default dict)) -}}
-{{- end -}}
-{{- toYaml $resources }}
-{{- end }}
-
 {{- define "sfumato.vlmUrl" -}}
 {{ if eq .Values.vlm.kind "external" }}{{ .Values.vlm.external.url }}{{ else }}http{{ ternary "s" "" .Values.tls.enabled }}://{{ include "sfumato.name" . }}-vlm.{{ .Release.Namespace }}.svc:8000{{ end }}
 {{- end }}
@@ -266,4 +245,57 @@ preStop:
     items:
       - {key: keys.json, path: keys.json}
 {{- end }}
+{{- end }}
+
+{{/*
+A component's Service. Takes a dict: root, component, name (for what comes after the component's), ports, metrics (ports that stay within
+the cluster when the type of the Service opens it to others). The values' service gives type, annotations and what else Kubernetes knows.
+*/}}
+{{- define "sfumato.service" -}}
+{{- $root := .root }}{{ $component := .component -}}
+{{- $name := printf "%s-%s" (include "sfumato.name" $root) $component -}}
+{{- $service := (include "sfumato.own" (list $root $component) | fromYaml).service | default dict -}}
+{{- $type := $service.type | default "ClusterIP" -}}
+{{- $open := ne $type "ClusterIP" -}}
+{{- $ports := list -}}
+{{- range $index, $port := .ports -}}
+{{- if and $open (eq $index 0) $service.nodePort }}{{ $port = merge (dict "nodePort" (int $service.nodePort)) $port }}{{ end -}}
+{{- $ports = append $ports $port -}}
+{{- end -}}
+{{- if not $open }}{{ $ports = concat $ports (.metrics | default list) }}{{ end }}
+---
+apiVersion: v1
+kind: Service
+metadata: {{- include "sfumato.metadata" (list $root $component $name ($service.annotations | default dict) ($service.labels | default dict)) | nindent 2 }}
+spec:
+  {{- if $open }}
+  type: {{ $type }}
+  {{- end }}
+  {{- with omit $service "type" "annotations" "labels" "nodePort" }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+  selector: {{- include "sfumato.selector" (list $root $component) | nindent 4 }}
+  ports: {{- toYaml $ports | nindent 4 }}
+{{- if and $open .metrics }}
+---
+# The Service above is open to others; this one is not.
+apiVersion: v1
+kind: Service
+metadata: {{- include "sfumato.metadata" (list $root $component (printf "%s-metrics" $name)) | nindent 2 }}
+spec:
+  selector: {{- include "sfumato.selector" (list $root $component) | nindent 4 }}
+  ports: {{- toYaml .metrics | nindent 4 }}
+{{- end }}
+{{- end }}
+
+{{/* A disruption budget: one pod at a time. Takes (list $ component). */}}
+{{- define "sfumato.budget" }}
+---
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata: {{- include "sfumato.metadata" (list (index . 0) (index . 1) (printf "%s-%s" (include "sfumato.name" (index . 0)) (index . 1))) | nindent 2 }}
+spec:
+  maxUnavailable: 1
+  selector:
+    matchLabels: {{- include "sfumato.selector" . | nindent 6 }}
 {{- end }}
