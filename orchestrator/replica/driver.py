@@ -27,6 +27,7 @@ from orchestrator.transports.jetstream import JetStreamTransport
 from sfumato.errors import NotFound, SfumatoError, Unavailable
 from sfumato.registry.client import RegistryClient
 from sfumato.runs.records import Event, Outcome
+from sfumato.runtime.addresses import ServiceAddress
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.cancel import cancel_all
 from sfumato.runtime.settings import BusSettings, FiledSettings
@@ -63,7 +64,7 @@ class DriverSettings(FiledSettings):
     # Lifetime of a lease without renewal, in seconds; after it another replica takes over the run.
     lease: float = Field(default=10.0, ge=1)
     # The address of the registry for the models of finished runs; empty: models are not registered automatically.
-    registry: str = ""
+    registry: ServiceAddress = ""
     # Seconds between two publications of a run's events.
     tell: float = Field(default=0.25, ge=0.01)
     # The template (YAML) of the Kubernetes Job that is created for each joint training; empty: existing workers do them.

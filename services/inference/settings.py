@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from sfumato.runtime.addresses import ServiceAddress
 from sfumato.runtime.settings import FiledSettings
 
 
@@ -21,11 +22,11 @@ class InferenceSettings(FiledSettings):
     # The base model's weights: vista, a name on the hub, or a folder of this machine where SFUMATO_MODEL_FOLDERS allows it.
     base: str = "vista"
     # Precision of the weights: float32 or bfloat16.
-    precision: str = "float32"
+    precision: Literal["float32", "bfloat16"] = "float32"
     # The registry whose aliases are followed, as host:port.
-    registry: str = "127.0.0.1:7105"
+    registry: ServiceAddress = "127.0.0.1:7105"
     # The scoring service for new versions' pictures; empty: they are checked for finite numbers only.
-    scoring: str = ""
+    scoring: ServiceAddress = ""
     # Pictures in work at the same time, and pictures that may wait.
     pictures: int = Field(default=16, ge=1, le=256)
     waiting: int = Field(default=64, ge=0)
