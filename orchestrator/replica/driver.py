@@ -24,7 +24,7 @@ from orchestrator.replica.index import DESIRED, DesiredState, Index
 from orchestrator.runs.drive import RunExecution, Stopped
 from orchestrator.runs.records import Record, Records
 from orchestrator.transports.jetstream import JetStreamTransport
-from sfumato.errors import NotFound, SfumatoError, Unavailable
+from sfumato.errors import Blocked, NotFound, SfumatoError, Unavailable
 from sfumato.registry.client import RegistryClient
 from sfumato.runs.records import Event, Outcome
 from sfumato.runtime.addresses import ServiceAddress
@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 ROUND = 1.0
 """Seconds between two reads of the desired states if no change is received."""
+LATER = 30.0
+"""Seconds until a run is driven again whose outcome could not be stored, for a reason that lasts."""
 TRIES = 5
 """Retries of a run after the bus or the store was unavailable, before it counts as failed."""
 KEPT = "Finished work is kept. Continue from there: sfumato runs resume ID"
@@ -182,6 +184,7 @@ class Driver:
                     await self._index.change(name, lambda _: None)
             except Unavailable as error:
                 log.warning("%s", error)  # the next replica that drives the run completes it
+                self._retry_at[name] = time.monotonic() + (LATER if isinstance(error, Blocked) else ROUND)
             finally:
                 await cancel_all(side)
                 await self._leave(name, driven)
@@ -200,6 +203,9 @@ class Driver:
             log.info("The run %s is stopped on this replica.", name)
         except Waiting as waiting:
             await self._wait(name, driven.attempt, waiting)
+        except Blocked as error:
+            log.warning("The run %s ends: %s", name, error)
+            return await self._failed(name, driven, error)
         except Unavailable as error:
             self._retries[name] += 1
             log.warning("The run %s cannot continue now: %s", name, error)
