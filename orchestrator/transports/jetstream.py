@@ -27,7 +27,7 @@ from nats.js.errors import NotFoundError
 from opentelemetry.trace import SpanKind
 
 from orchestrator.transports.dead_letters import DeadLetters
-from sfumato.errors import Blocked, InvalidInput, PoisonTask, SfumatoError, Unavailable
+from sfumato.errors import InvalidInput, PoisonTask, SfumatoError, Unavailable
 from sfumato.runtime import telemetry
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.bus import ADVISORIES, CONSUMER, Bus, Result, encoded, gone, present, result_subject, stream_of, task_subject
@@ -83,7 +83,7 @@ class JetStreamTransport:
         self._open: Counter[str] = Counter()
         self._services: set[str] = set()
         self._ready: set[str] = set()
-        # What refuses, a service's queue or the store: since when, and why.
+        # What refuses for a reason that lasts, a service's queue or the store (for any reason): since when, and why.
         self._refusals: dict[str, tuple[float, SfumatoError]] = {}
         # Read by `next`: why the run cannot continue.
         self._lasting: SfumatoError | None = None
@@ -238,7 +238,7 @@ class JetStreamTransport:
                 log.warning("the queue of %s cannot be created now: %s", service, error)
 
     def _refused(self, what: str, error: SfumatoError | None) -> bool:
-        """Record that a service's queue, or the store, refuses for a reason that lasts; whether it does."""
+        """Record that a service's queue, or the store, refuses; whether it does."""
         if error is None:
             return False
         since, before = self._refusals.get(what, (time.monotonic(), None))
@@ -359,8 +359,8 @@ class JetStreamTransport:
                     continue
                 if found is None:
                     self._refusals.pop(STORE, None)
-                elif not self._refused(STORE, found if isinstance(found, Blocked) else None):
-                    log.warning("the artifact store cannot be read now: %s", found)
+                else:
+                    self._refused(STORE, found if isinstance(found, SfumatoError) else Unavailable(f"The artifact store fails: {found!r}."))
                 if pending.task.id in self._pending:
                     pending.interval = min(2 * pending.interval, MAX_BACKOFF * self._settings.look)
                     await self._post(pending)

@@ -24,9 +24,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     digest = hashlib.sha256(KEY.encode()).hexdigest()
     (folder / "keys.json").write_text("\ufeff" + json.dumps([{"name": "web", "sha256": digest}]), encoding="utf-8")
     values = {"SFUMATO_INFERENCE_CORS": f"{PAGE}, http://localhost:5173", "SFUMATO_INFERENCE_KEEP_ALIVE": "0.05"}
-    with registry_with_a_version(folder) as (registry, version):
-        with serving(registry, version, "--keys", str(folder / "keys.json"), **values) as running:
-            yield running
+    keys = str(folder / "keys.json")
+    with registry_with_a_version(folder) as (registry, version), serving(registry, version, "--keys", keys, **values) as running:
+        yield running
 
 
 def ask(served: Serving, method: str, path: str, headers: dict[str, str], body: bytes | None = None) -> tuple[int, dict[str, str], bytes]:

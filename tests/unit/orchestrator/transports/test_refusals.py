@@ -68,9 +68,7 @@ def test_a_worker_ends_with_what_to_do(why: str, tmp_path: Path) -> None:
     with nats(tmp_path, config) as url:
         system = System(tmp_path, None, _settings(url, **values))  # pyright: ignore[reportArgumentType] (no server of its own)
         line = [sys.executable, "-m", "sfumato.runtime.bus.worker", "--service", "echo", "--handlers", HANDLERS]
-        secret = {"SFUMATO_BUS_PASSWORD": "p"} if values else {}
-        environment = system.environment() | secret
-        done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120, check=False, cwd=ROOT)
+        done = subprocess.run(line, env=system.environment(), capture_output=True, text=True, timeout=120, check=False, cwd=ROOT)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert "refuses" in done.stderr.splitlines()[-1] and words.partition(".*")[0] in done.stderr.splitlines()[-1]
 
@@ -128,9 +126,8 @@ def test_the_state_of_runs_cannot_be_kept_and_the_caller_is_told_why(tmp_path: P
         async with Bus(settings, "test") as bus:
             await Index(bus, lease=5.0).change("x", lambda _: DesiredState(wanted="run"))
 
-    small = ACCOUNT.format(limits="jetstream: { max_streams: 0, max_file: 1, max_mem: 1 },")
     for config, values, kind, words in (
-        (small, USER, Blocked, "refuses"),
+        (JETSTREAM, {"replicas": 3}, Blocked, "fewer servers"),
         (DENYING.format(denied='"$JS.API.STREAM.CREATE.KV_>", "$KV.>"'), USER, Blocked, "permissions violation"),
         ("", {}, Unavailable, "JetStream"),
     ):
