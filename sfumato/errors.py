@@ -55,6 +55,13 @@ class Unavailable(SfumatoError):
     """A required service is not running or does not answer (CLI exit 1, UNAVAILABLE)."""
 
 
+class Blocked(Unavailable):
+    """A required service refuses, and will until somebody changes it: a full disk, a missing permission, a bucket that does not exist.
+
+    It is not tried again for long: ``hint`` says what to change (CLI exit 1, UNAVAILABLE, HTTP 503).
+    """
+
+
 class Busy(SfumatoError):
     """The queue is full; try again later (CLI exit 1, RESOURCE_EXHAUSTED, HTTP 429).
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from orchestrator.engine.rows import to_row_file
 from sfumato.errors import InvalidInput
+from sfumato.texts import lines_of
 
 MANY = 10_000
 """Maximum number of prompts that are held in memory; larger sets are read from a file."""
@@ -56,18 +57,14 @@ def value_at(content: Mapping[str, Any], section: str, key: str) -> Any:
 
 
 def prompts_in(file: Path, count: int | None, field: str) -> Iterator[str]:
-    """The first ``count`` prompts of a file, fewer if it has fewer; empty lines and lines that begin with # are skipped.
+    """The first ``count`` prompts of a file, normalised, fewer if it has fewer; empty lines and lines that begin with # are skipped.
 
     Raises:
-        InvalidInput: named after ``field``: no such file, or not text.
+        InvalidInput: named after ``field``: no such file, or not UTF-8 text.
     """
     if not file.is_file():
         raise InvalidInput(f"{field}.file", f"there is no file {file}.", hint="Give a text file with one prompt a line.")
-    try:
-        with file.open(encoding="utf-8") as lines:
-            yield from islice((prompt for line in lines if (prompt := line.strip()) and not prompt.startswith("#")), count)
-    except UnicodeDecodeError as error:
-        raise InvalidInput(f"{field}.file", f"{file} is not UTF-8 text.") from error
+    yield from islice(lines_of(file, f"{field}.file"), count)
 
 
 def held(prompts: Iterable[str], count: int) -> Sequence[str]:

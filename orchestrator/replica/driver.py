@@ -24,9 +24,10 @@ from orchestrator.replica.index import DESIRED, DesiredState, Index
 from orchestrator.runs.drive import RunExecution, Stopped
 from orchestrator.runs.records import Record, Records
 from orchestrator.transports.jetstream import JetStreamTransport
-from sfumato.errors import NotFound, SfumatoError, Unavailable
+from sfumato.errors import Blocked, NotFound, SfumatoError, Unavailable
 from sfumato.registry.client import RegistryClient
 from sfumato.runs.records import Event, Outcome
+from sfumato.runtime.addresses import ServiceAddress
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.cancel import cancel_all
 from sfumato.runtime.settings import BusSettings, FiledSettings
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 
 ROUND = 1.0
 """Seconds between two reads of the desired states if no change is received."""
+LATER = 30.0
+"""Seconds until a run is driven again whose outcome could not be stored, for a reason that lasts."""
 TRIES = 5
 """Retries of a run after the bus or the store was unavailable, before it counts as failed."""
 KEPT = "Finished work is kept. Continue from there: sfumato runs resume ID"
@@ -63,7 +66,7 @@ class DriverSettings(FiledSettings):
     # Lifetime of a lease without renewal, in seconds; after it another replica takes over the run.
     lease: float = Field(default=10.0, ge=1)
     # The address of the registry for the models of finished runs; empty: models are not registered automatically.
-    registry: str = ""
+    registry: ServiceAddress = ""
     # Seconds between two publications of a run's events.
     tell: float = Field(default=0.25, ge=0.01)
     # The template (YAML) of the Kubernetes Job that is created for each joint training; empty: existing workers do them.
@@ -181,6 +184,7 @@ class Driver:
                     await self._index.change(name, lambda _: None)
             except Unavailable as error:
                 log.warning("%s", error)  # the next replica that drives the run completes it
+                self._retry_at[name] = time.monotonic() + (LATER if isinstance(error, Blocked) else ROUND)
             finally:
                 await cancel_all(side)
                 await self._leave(name, driven)
@@ -199,6 +203,9 @@ class Driver:
             log.info("The run %s is stopped on this replica.", name)
         except Waiting as waiting:
             await self._wait(name, driven.attempt, waiting)
+        except Blocked as error:
+            log.warning("The run %s ends: %s", name, error)
+            return await self._failed(name, driven, error)
         except Unavailable as error:
             self._retries[name] += 1
             log.warning("The run %s cannot continue now: %s", name, error)

@@ -251,8 +251,12 @@ class Index:
             self._buckets.pop(name, None)
             if isinstance(error, Unavailable):
                 raise
-        self._buckets[name] = await self._answered(self._bucket(name))
-        return await self._answered(act(self._buckets[name]))
+        try:
+            self._buckets[name] = await self._answered(self._bucket(name))
+            return await self._answered(act(self._buckets[name]))
+        except _Missing as error:
+            hint = "Is JetStream enabled and ready there?"
+            raise Unavailable(f"The bus at {self._bus.settings.url} does not keep the state of runs.", hint=hint) from error
 
     async def _bucket(self, name: str) -> KeyValue:
         age = {DESIRED: None, LEASES: self._lease, EVENTS: 30 * DAY}[name]
@@ -270,9 +274,10 @@ class Index:
             _Lost: another replica wrote first.
             KeyNotFoundError: the key does not exist.
             Unavailable: the bus does not answer.
+            Blocked: the bus refuses for a reason that lasts.
         """
         try:
-            return await asyncio.wait_for(call, ANSWERS)
+            return await asyncio.wait_for(self._unless_refused(call), ANSWERS)
         except KeyNotFoundError:
             raise
         except KeyWrongLastSequenceError as error:
@@ -286,7 +291,17 @@ class Index:
         except NotFoundError as error:
             raise _Missing from error
         except (NatsError, TimeoutError) as error:
-            raise Unavailable(f"The bus does not answer ({type(error).__name__}).", hint="Is nats-server running?") from error
+            silent = Unavailable(f"The bus does not answer ({type(error).__name__}).", hint="Is nats-server running?")
+            raise self._bus.refusal(error) or silent from error
+
+    async def _unless_refused(self, call: Awaitable[Result]) -> Result:
+        try:
+            return await call
+        except (NatsError, TimeoutError) as error:
+            refused = self._bus.refusal(error)
+            if refused is None:
+                raise
+            raise refused from error
 
 
 class _Missing(Exception):

@@ -48,7 +48,7 @@ class Jobs:
             InvalidInput: the template is not a Job, or Kubernetes is not configured.
         """
         try:
-            content = yaml.safe_load(template.read_text(encoding="utf-8"))
+            content = yaml.safe_load(template.read_text(encoding="utf-8-sig"))
             if content["kind"] != "Job":
                 raise TypeError("it is not a Job")
             self._template = cast(Job, Job.from_dict(content))

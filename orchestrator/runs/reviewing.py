@@ -14,11 +14,10 @@ from sfumato.runs.records import Answer, Question
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.models.versions import libraries
 from sfumato.runtime.tasks import Output, Task, perform
+from sfumato.texts import normalised
 
 
-def waiting_questions(
-    recipe: Recipe[Any, Any, Any], plan: Plan[Any], name: str, artifacts: ArtifactStore
-) -> list[tuple[Task, Question]]:
+def waiting_questions(recipe: Recipe[Any, Any, Any], plan: Plan[Any], name: str, artifacts: ArtifactStore) -> list[tuple[Task, Question]]:
     """The questions that wait for a person, each with its task, in the order of the samples; none if all are answered.
 
     Raises:
@@ -54,6 +53,6 @@ def waiting_questions(
 
 def store_answer(task: Task, artifacts: ArtifactStore, accepted: bool, reason: str = "") -> Answer:
     """Store the answer to a question, and return the valid one: the first that was stored."""
-    answer = Output([{"accepted": accepted, "reason": "" if accepted else reason}])
+    answer = Output([{"accepted": accepted, "reason": "" if accepted else normalised(reason)}])
     manifest = perform(task, lambda _, __: answer, artifacts, libraries())
     return Answer(task.id, **manifest.values[0])

@@ -16,11 +16,14 @@ from orchestrator.recipes.inputs import held, prompts_in, value_at
 from orchestrator.recipes.recipe import Recipe
 from orchestrator.recipes.spec import RunSpec, references
 from sfumato.errors import Faults, InvalidInput
+from sfumato.texts import read_text
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 DEEPEST = 16
 """Maximum nesting of a spec; valid ones have three levels."""
 _NAMED = re.compile(r"(?:Value error, )?([a-z_.]+): (.*)", re.DOTALL)
+
+_SURROGATES = re.compile(r"(?<!\\)\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}")
 
 AnyRecipe = Recipe[Any, Any, Any]
 Content = dict[str, Any]
@@ -33,6 +36,7 @@ def parsed(text: str) -> Content:
     Raises:
         Faults: the text is not a mapping in YAML.
     """
+    text = _SURROGATES.sub(_joined, text.removeprefix("\ufeff"))
     try:
         depth = 0
         for event in yaml.parse(text, Loader=LOADER):
@@ -47,6 +51,11 @@ def parsed(text: str) -> Content:
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise Faults([("spec", "this is no mapping of keys to values; see configs/ for examples.")])
     return content
+
+
+def _joined(pair: re.Match[str]) -> str:
+    """A character beyond the first 65536, which JSON writes as two escapes and YAML does not read so."""
+    return json.loads(f'"{pair[0]}"')
 
 
 def recipe_of(content: Mapping[str, Any]) -> AnyRecipe:
@@ -119,16 +128,13 @@ def submittable(path: Path) -> tuple[str, dict[str, list[str]]]:
         InvalidInput: see `with_prompts`.
     """
     content, inputs = with_prompts(path, anchor=False)
-    return json.dumps(content, default=str), {name: list(prompts) for name, prompts in inputs.items()}
+    return json.dumps(content, default=str, ensure_ascii=False), {name: list(prompts) for name, prompts in inputs.items()}
 
 
 def _read(path: Path) -> Content:
     if not path.is_file():
         raise InvalidInput("spec", f"there is no file {path}.", hint="See configs/ for examples.")
-    try:
-        return parsed(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise InvalidInput("spec", f"{path} is not UTF-8 text.") from error
+    return parsed(read_text(path, "spec"))
 
 
 def _anchored(content: Content, here: Path) -> Content:

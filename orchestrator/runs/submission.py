@@ -19,6 +19,7 @@ from sfumato.runtime.models.hub import is_hub_name
 from sfumato.runtime.models.references import VISTA, model_folder, present_folder
 from sfumato.runtime.settings import Settings
 from sfumato.runtime.tasks import canonical
+from sfumato.texts import normalised, same_key
 from sfumato.vista import weights
 
 BUILT_IN = tuple(metric for metric in METRICS if metric in weights.PARTS)
@@ -97,7 +98,7 @@ def run_id(recipe: AnyRecipe, spec: RunSpec, inputs: Mapping[str, Sequence[str]]
 
 def _submission(content: Content, given: Mapping[str, Sequence[str]], settings: Settings, *, fetch: bool) -> Submission:
     recipe = recipe_of(content)
-    inputs = {wanted.name: [prompt.strip() for prompt in given.get(wanted.name, ())] for wanted in recipe.inputs}
+    inputs = {wanted.name: [normalised(prompt) for prompt in given.get(wanted.name, ())] for wanted in recipe.inputs}
     spec, faults = validated(_with_names(content, inputs, recipe), recipe)
     faults += [*_unknown(given, recipe), *_paths(content, recipe), *_prompt_faults(content, inputs, recipe)]
     faults += [*(_references(content, recipe, settings) if not fetch else ()), *_without_weights(content, spec, recipe)]
@@ -158,7 +159,7 @@ def _prompt_faults(content: Content, inputs: Mapping[str, Sequence[str]], recipe
         blank = next((index for index, prompt in enumerate(prompts) if not prompt), None)
         if blank is not None:
             yield f"inputs.{wanted.name}", f"the prompt at {blank} is blank."
-    named = {wanted.name: set(inputs[wanted.name][: wanted.count(content)]) for wanted in recipe.inputs}
+    named = {wanted.name: {same_key(prompt) for prompt in inputs[wanted.name][: wanted.count(content)]} for wanted in recipe.inputs}
     for wanted in recipe.inputs:
         for other in wanted.apart_from:
             shared = named[wanted.name] & named[other] - {""}
@@ -205,7 +206,7 @@ def _metrics(content: Content, spec: RunSpec | None, recipe: AnyRecipe) -> Itera
 def _missing(reference: str, part: str, settings: Settings) -> str:
     """The fault of a reference to a model; empty if the model is on this machine."""
     if reference != VISTA and not is_hub_name(reference) and not settings.model_folders:
-        return f"{reference[:200]!r} is neither \"vista\" nor a name on the hub (OWNER/NAME), and folders of a client are not accepted."
+        return f'{reference[:200]!r} is neither "vista" nor a name on the hub (OWNER/NAME), and folders of a client are not accepted.'
     if reference == VISTA and part not in ("generator", "understanding", *BUILT_IN):
         return "Vista has no weights for it: name some, as OWNER/NAME."
     if reference == VISTA:

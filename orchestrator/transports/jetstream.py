@@ -22,11 +22,12 @@ from typing import Any
 
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
+from nats.errors import MaxPayloadError
 from nats.js.errors import NotFoundError
 from opentelemetry.trace import SpanKind
 
 from orchestrator.transports.dead_letters import DeadLetters
-from sfumato.errors import PoisonTask, SfumatoError, Unavailable
+from sfumato.errors import InvalidInput, PoisonTask, SfumatoError, Unavailable
 from sfumato.runtime import telemetry
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.bus import ADVISORIES, CONSUMER, Bus, Result, encoded, gone, present, result_subject, stream_of, task_subject
@@ -40,6 +41,7 @@ log = logging.getLogger(__name__)
 READERS = 8
 RETRY = 0.3
 """Seconds until a failed publication is retried."""
+STORE = "the artifact store"
 MAX_BACKOFF = 12
 """The interval between two checks of a task doubles up to this multiple of the first one."""
 
@@ -59,6 +61,8 @@ class _PendingTask:
     posted: asyncio.Future[dict[str, Any]] | None = field(default=None, compare=False)
     # The number of consecutive publications that found it in the queue.
     queued: int = field(default=0, compare=False)
+    # Whether the last publication that was answered left it in the queue.
+    held: bool = field(default=False, compare=False)
 
 
 class JetStreamTransport:
@@ -79,6 +83,10 @@ class JetStreamTransport:
         self._open: Counter[str] = Counter()
         self._services: set[str] = set()
         self._ready: set[str] = set()
+        # What refuses for a reason that lasts, a service's queue or the store (for any reason): since when, and why.
+        self._refusals: dict[str, tuple[float, SfumatoError]] = {}
+        # Read by `next`: why the run cannot continue.
+        self._lasting: SfumatoError | None = None
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="manifests")
         self._thread = threading.Thread(target=self._run_loop, name="bus", daemon=True)
         self._started: Future[None] = Future()
@@ -116,7 +124,7 @@ class JetStreamTransport:
         self._count += 1
         with telemetry.bound(stage=task.stage), telemetry.tracer.start_as_current_span(f"submit {task.kind}", kind=SpanKind.PRODUCER):
             headers = telemetry.outgoing()
-        self._submitted.append(_PendingTask((-urgency, self._count), task, encoded(task), headers))
+        self._submitted.append(_PendingTask((-urgency, self._count), task, encoded(task, self._bus.largest_task), headers))
         if not self._awake:
             self._awake = True
             self._loop.call_soon_threadsafe(self._wake)
@@ -128,6 +136,7 @@ class JetStreamTransport:
             PoisonTask: a task failed at every try and became a dead letter.
             SfumatoError: a task failed, with the worker's message.
             Unavailable: the bus was unavailable for too long.
+            Blocked: the bus or the store refused for too long, for a reason that lasts.
         """
         while True:
             try:
@@ -150,7 +159,11 @@ class JetStreamTransport:
         since = self._bus.away_since
         if since is not None and time.monotonic() - since > self._settings.patience:
             hint = "Finished work is kept: run the same command again when the bus is back."
+            if self._bus.trouble is not None:
+                raise self._bus.trouble
             raise Unavailable(f"The bus at {self._settings.url} has been unavailable for {self._settings.patience:.0f} s.", hint=hint)
+        if self._lasting is not None:
+            raise self._lasting
         if not self._thread.is_alive():
             raise Unavailable("The connection to the bus is closed.", hint="Run the same command again: finished work is kept.")
 
@@ -219,17 +232,44 @@ class JetStreamTransport:
         try:
             await self._bus.ensure(service)
             self._ready.add(service)
+            self._refusals.pop(f"the queue of {service}", None)
         except (NatsError, TimeoutError) as error:
-            log.warning("the queue of %s cannot be created now: %s", service, error)
+            if not self._refused(f"the queue of {service}", self._bus.refusal(error)):
+                log.warning("the queue of %s cannot be created now: %s", service, error)
+
+    def _refused(self, what: str, error: SfumatoError | None) -> bool:
+        """Record that a service's queue, or the store, refuses; whether it does."""
+        if error is None:
+            return False
+        since, before = self._refusals.get(what, (time.monotonic(), None))
+        if before is None or before.message != error.message:
+            log.warning("%s: %s", what, error)
+        self._refusals[what] = since, error
+        return True
+
+    def _lasting_refusal(self) -> SfumatoError | None:
+        """The refusal for which the run ends: it has lasted for the settings' patience, and no task is in that queue to make room."""
+        now = time.monotonic()
+        for what, (since, error) in self._refusals.items():
+            in_queue = any(pending.held and pending.task.service == what for pending in self._pending.values())
+            if now - since > self._settings.patience and not in_queue:
+                return error
+        return None
 
     async def _post(self, pending: _PendingTask) -> None:
-        """Publish a task; it is checked when it is due, even if the message is lost."""
+        """Publish a task, if its queue is ready; it is checked when it is due, even if the message is lost."""
         pending.due = time.monotonic() + pending.interval
         if pending.posted is not None:
             pending.posted.cancel()
+        if pending.task.service not in self._ready:
+            pending.due = time.monotonic() + RETRY
+            return
         try:
             subject = task_subject(pending.task.service, pending.task.id)
             pending.posted = await self._bus.send(subject, pending.data, pending.headers)
+        except MaxPayloadError as error:  # another server of the cluster accepts less than the one before
+            reason = f"a task of stage {pending.task.stage!r} has {len(pending.data)} bytes. {self._bus.explained(error)}"
+            return self._settle(pending, InvalidInput("batch", reason, hint="Or make micro-batches smaller."))
         except NatsError:
             pending.due = time.monotonic() + RETRY
             return
@@ -239,11 +279,15 @@ class JetStreamTransport:
         if future.cancelled():
             return
         error = future.exception()
+        pending.held = error is None or present(error)
+        if pending.held:
+            self._refusals.pop(pending.task.service, None)
         if error is None:
             pending.queued = 0
         elif present(error):
             pending.queued += 1
         else:
+            self._refused(pending.task.service, self._bus.refusal(error))
             if gone(error):
                 self._ready.discard(pending.task.service)  # the streams are gone: the server lost its data
             pending.due = time.monotonic() + RETRY
@@ -300,6 +344,7 @@ class JetStreamTransport:
         """Check tasks whose result is overdue: first look in the store, then publish them again."""
         while True:
             await asyncio.sleep(min(RETRY, self._settings.look))
+            self._lasting = self._lasting_refusal()
             if self._bus.away_since is not None:
                 continue
             now = time.monotonic()
@@ -309,10 +354,13 @@ class JetStreamTransport:
             reading = [self._loop.run_in_executor(self._readers, find, pending.task, self._artifacts) for pending in overdue]
             for pending, found in zip(overdue, await asyncio.gather(*reading, return_exceptions=True), strict=True):
                 if isinstance(found, Manifest):
+                    self._refusals.pop(STORE, None)
                     self._settle(pending, found)
                     continue
-                if found is not None:
-                    log.warning("the artifact store cannot be read now: %s", found)
+                if found is None:
+                    self._refusals.pop(STORE, None)
+                else:
+                    self._refused(STORE, found if isinstance(found, SfumatoError) else Unavailable(f"The artifact store fails: {found!r}."))
                 if pending.task.id in self._pending:
                     pending.interval = min(2 * pending.interval, MAX_BACKOFF * self._settings.look)
                     await self._post(pending)

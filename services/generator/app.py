@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
@@ -31,7 +32,7 @@ class PaintingSettings(FiledSettings):
     # The folder of a diffusers pipeline, or its name on the hub; Vista's where empty.
     model: str = ""
     # Numbers of its weights: float32 or bfloat16.
-    precision: str = "float32"
+    precision: Literal["float32", "bfloat16"] = "float32"
     # Rows (pictures, unconditional and region branches) of one forward at most.
     max_batch: int = Field(default=16, ge=1)
 

@@ -17,6 +17,7 @@ from sfumato.runtime.images import encode_png, resize
 from sfumato.runtime.serving.engine_queue import Caller, EngineQueue
 from sfumato.runtime.serving.images import read_image, within, write_image
 from sfumato.runtime.serving.models import adapter_of, check_base, fused_of
+from sfumato.texts import normalised
 from sfumato.types import GenerateRequest, Image, Region, Start
 from sfumato.v1 import common_pb2, generator_pb2
 from sfumato.v1.generator_pb2_grpc import GeneratorServiceServicer
@@ -144,13 +145,13 @@ def requests_of(painting: generator_pb2.Painting, limits: ModelLimits, artifacts
 
     def request(seed: int) -> GenerateRequest:
         return GenerateRequest(
-            prompt=painting.prompt,
+            prompt=normalised(painting.prompt),
             seed=seed,
             width=given("width", width),
             height=given("height", height),
             steps=given("steps", limits.default_steps),
             guidance_scale=given("guidance_scale", limits.default_guidance),
-            regions=tuple(Region(r.prompt, (r.box.x1, r.box.y1, r.box.x2, r.box.y2)) for r in painting.regions),
+            regions=tuple(Region(normalised(r.prompt), (r.box.x1, r.box.y1, r.box.x2, r.box.y2)) for r in painting.regions),
             regional_steps=given("regional_steps", 1.0),
             soft_edges=given("soft_edges", 0.0),
             condition_noise=given("condition_noise", 0.0),

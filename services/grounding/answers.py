@@ -14,6 +14,7 @@ from typing import Any
 from services.grounding.profiles import Profile
 from sfumato.advice import DESCRIPTION
 from sfumato.errors import AnswerRejected
+from sfumato.texts import normalised
 from sfumato.types import Box, Region
 
 MAX_RAW = 100_000
@@ -22,6 +23,8 @@ KEPT_RAW = 2_000
 """Characters of a rejected answer that the report shows."""
 CONTROL = "<|"
 """The first characters of chat templates' control tokens; texts in questions must not contain it."""
+BLANK = " \t\r\n\ufeff\u200b\u00a0"
+"""Characters before an answer's JSON that mean nothing."""
 SAME = 0.9
 """Two boxes with a larger intersection over union are the same."""
 
@@ -51,7 +54,7 @@ def parse_choice(raw: str, choices: tuple[str, ...]) -> str:
     Raises:
         AnswerRejected: it is none of them.
     """
-    said = raw[:100].strip().rstrip(".").casefold()
+    said = normalised(raw[:100]).rstrip(".").casefold()
     for choice in choices:
         if said == choice.casefold():
             return choice
@@ -97,7 +100,7 @@ def overlap(a: Box, b: Box) -> float:
 
 def clean(text: str) -> str:
     """Text on one line, without control, format, private and unassigned characters."""
-    kept = (" " if c.isspace() else c for c in text if c.isspace() or unicodedata.category(c)[0] != "C")
+    kept = (" " if c.isspace() else c for c in normalised(text) if c.isspace() or unicodedata.category(c)[0] != "C")
     return " ".join("".join(kept).split())
 
 
@@ -115,7 +118,7 @@ def _json(raw: str) -> Any:
     if len(raw) > MAX_RAW:
         raise AnswerRejected(f"The answer has more than {MAX_RAW} characters.", raw[:KEPT_RAW])
     try:
-        return json.loads(_unfenced(raw), parse_constant=_refuse)
+        return json.loads(_unfenced(raw.lstrip(BLANK)), parse_constant=_refuse)
     except (ValueError, RecursionError):
         raise AnswerRejected("The answer is not JSON.", raw[:KEPT_RAW]) from None
 

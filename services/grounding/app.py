@@ -32,11 +32,11 @@ class QuestionSettings(FiledSettings):
     # Where the model runs: vllm is an OpenAI-compatible server at SFUMATO_VLM_URL, transformers is this process.
     backend: Literal["vllm", "transformers"] = "vllm"
     # The model's conventions: vista, qwen2-vl, qwen2.5-vl or qwen3-vl.
-    profile: str = "vista"
+    profile: Literal["vista", "qwen2-vl", "qwen2.5-vl", "qwen3-vl"] = "vista"
     # vllm: the model's name on the server; empty for the profile's name. transformers: the reference of its weights; empty for vista.
     model: str = ""
     # Default strategy for advice: single-turn or three-turn.
-    strategy: str = Strategy.single_turn
+    strategy: Strategy = Strategy.single_turn
 
 
 def services(serving: ServingSettings) -> Sequence[Service]:

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 from tenacity import Retrying, before_sleep_log, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_exponential, wait_fixed
@@ -16,6 +17,7 @@ from tenacity import Retrying, before_sleep_log, retry_if_exception_type, stop_a
 from services.grounding.engine import SAMPLED, Query
 from sfumato.errors import InvalidInput, Unavailable
 from sfumato.runtime.images import encode_png
+from sfumato.runtime.proxies import proxy_of
 from sfumato.types import Image
 
 log = logging.getLogger(__name__)
@@ -55,13 +57,13 @@ class HttpBackend:
         """Ask ``model`` at ``url`` (with or without ``/v1``); ``pause`` seconds before the second try, twice that before the third.
 
         Raises:
-            InvalidInput: ``ca`` cannot be read.
+            InvalidInput: ``ca`` cannot be read, or the proxy that the environment names cannot be used.
         """
         self.url = _root(url)
         self.model = model
         self.concurrency = concurrency
         self._timeout = timeout
-        self._client = _client(api_key, ca, timeout)
+        self._client = _client(self.url, api_key, ca, timeout)
         # A worker keeps its backend until it ends or its settings name another server.
         weakref.finalize(self, self._client.close)
         self._retrying = Retrying(
@@ -122,7 +124,7 @@ def model_served(url: str, names: Sequence[str], *, api_key: str = "", ca: Path 
     """
     root = _root(url)
     retrying = Retrying(retry=retry_if_exception_type(_Passing), stop=stop_after_delay(wait), wait=wait_fixed(0.5), reraise=True)
-    with _client(api_key, ca, PROBE) as client:
+    with _client(root, api_key, ca, PROBE) as client:
         try:
             served = retrying(_listed, client, root)
         except _Passing as passing:
@@ -189,14 +191,18 @@ def _user(images: Sequence[Image], text: str) -> dict[str, Any]:
     return {"role": "user", "content": [*pictures, {"type": "text", "text": text}]}
 
 
-def _client(api_key: str, ca: Path | None, timeout: float) -> httpx.Client:
+def _client(url: str, api_key: str, ca: Path | None, timeout: float) -> httpx.Client:
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     try:
-        verify = True if ca is None else ssl.create_default_context(cafile=ca)
+        verify = httpx.create_ssl_context() if ca is None else ssl.create_default_context(cafile=ca)
     except (OSError, ssl.SSLError) as error:
         raise InvalidInput("vlm_ca", f"{ca} cannot be read ({error}).", hint="Name a PEM file of certificates.") from error
-    # Requests to this machine do not use a proxy.
-    return httpx.Client(headers=headers, timeout=timeout, verify=verify, mounts={"all://localhost": None, "all://127.0.0.1": None})
+    proxy = proxy_of(url)
+    try:
+        return httpx.Client(headers=headers, timeout=timeout, verify=verify, proxy=proxy, trust_env=False)
+    except (ValueError, ImportError, httpx.InvalidURL) as error:
+        hint = "Set http_proxy, https_proxy and all_proxy to http://host:port, or name the server in no_proxy."
+        raise InvalidInput("proxy", f"the proxy for {urlsplit(url).hostname} cannot be used ({error}).", hint=hint) from error
 
 
 def _root(url: str) -> str:

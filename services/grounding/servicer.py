@@ -9,6 +9,7 @@ from services.grounding.profiles import Strategy
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.serving.engine_queue import Caller, EngineQueue
 from sfumato.runtime.serving.images import read_image
+from sfumato.texts import normalised
 from sfumato.v1 import common_pb2, grounding_pb2
 from sfumato.v1.grounding_pb2_grpc import GroundingServiceServicer
 
@@ -29,7 +30,7 @@ class GroundingServicer(GroundingServiceServicer):
             image = read_image(request.image, "image", self._artifacts)
             if request.strategy:
                 engine = GroundingEngine(engine.backend, engine.profile, STRATEGIES[request.strategy])
-            answer = engine.ground(image, request.prompt)
+            answer = engine.ground(image, normalised(request.prompt))
             boxes = [common_pb2.Box(x1=x1, y1=y1, x2=x2, y2=y2) for x1, y1, x2, y2 in (region.box for region in answer.regions)]
             regions = [common_pb2.Region(prompt=region.prompt, box=box) for region, box in zip(answer.regions, boxes, strict=True)]
             return grounding_pb2.GroundResponse(regions=regions, raw=answer.raw)
@@ -38,14 +39,14 @@ class GroundingServicer(GroundingServiceServicer):
 
     async def Refine(self, request: grounding_pb2.RefineRequest, context: Any) -> grounding_pb2.RefineResponse:
         """A prompt without ambiguities."""
-        prompt, raw = await self._queue.call(lambda engine, caller: engine.refine(request.prompt))
+        prompt, raw = await self._queue.call(lambda engine, caller: engine.refine(normalised(request.prompt)))
         return grounding_pb2.RefineResponse(prompt=prompt, raw=raw)
 
     async def Ask(self, request: grounding_pb2.AskRequest, context: Any) -> grounding_pb2.AskResponse:
         """A yes/no question about an image."""
 
         def work(engine: GroundingEngine, caller: Caller) -> bool:
-            return engine.ask(read_image(request.image, "image", self._artifacts), request.question)
+            return engine.ask(read_image(request.image, "image", self._artifacts), normalised(request.question))
 
         return grounding_pb2.AskResponse(yes=await self._queue.call(work))
 
@@ -54,7 +55,7 @@ class GroundingServicer(GroundingServiceServicer):
 
         def work(engine: GroundingEngine, caller: Caller) -> grounding_pb2.CompareResponse:
             a, b = (read_image(image, f"image_{name}", self._artifacts) for name, image in (("a", request.image_a), ("b", request.image_b)))
-            said = engine.compare(a, b, request.prompt, both_orders=not request.one_order)
+            said = engine.compare(a, b, normalised(request.prompt), both_orders=not request.one_order)
             return grounding_pb2.CompareResponse(choice=CHOICES[said.choice], reason=said.reason)
 
         return await self._queue.call(work)

@@ -16,6 +16,7 @@ import bentoml
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.inference.http.app import AppState, make_app
+from services.inference.http.cors import allowing
 from services.inference.settings import InferenceSettings
 from services.inference.wiring import opened
 from sfumato.errors import SfumatoError
@@ -30,7 +31,7 @@ LOOK = 0.2
 """Seconds between checks whether the first version is ready."""
 
 state = AppState(InferenceSettings())
-_app = make_app(state)
+_app = allowing(make_app(state), state.settings.cors)
 
 
 class Dispatcher:

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic_settings import SettingsConfigDict
 
+from sfumato.runtime.addresses import ServiceAddress, parsed_url
 from sfumato.runtime.settings import FiledSettings
+
+
+def _origins(text: str) -> str:
+    for origin in filter(None, (part.strip() for part in text.split(","))):
+        if origin == "*":
+            continue
+        parts = parsed_url(origin, ("http", "https"))
+        if parts.path or parts.query or parts.fragment or parts.username or origin != origin.lower():
+            raise ValueError("must be origins such as https://example.com, in small letters without a path, separated by commas, or *")
+    return text
+
+
+Origins = Annotated[str, AfterValidator(_origins)]
 
 
 class InferenceSettings(FiledSettings):
@@ -21,11 +35,11 @@ class InferenceSettings(FiledSettings):
     # The base model's weights: vista, a name on the hub, or a folder of this machine where SFUMATO_MODEL_FOLDERS allows it.
     base: str = "vista"
     # Precision of the weights: float32 or bfloat16.
-    precision: str = "float32"
+    precision: Literal["float32", "bfloat16"] = "float32"
     # The registry whose aliases are followed, as host:port.
-    registry: str = "127.0.0.1:7105"
+    registry: ServiceAddress = "127.0.0.1:7105"
     # The scoring service for new versions' pictures; empty: they are checked for finite numbers only.
-    scoring: str = ""
+    scoring: ServiceAddress = ""
     # Pictures in work at the same time, and pictures that may wait.
     pictures: int = Field(default=16, ge=1, le=256)
     waiting: int = Field(default=64, ge=0)
@@ -65,6 +79,11 @@ class InferenceSettings(FiledSettings):
     # Answers to requests with an Idempotency-Key are kept for so many seconds, up to so many bytes of pictures in all.
     idempotency_seconds: float = Field(default=3600.0, gt=0)
     idempotency_bytes: int = Field(default=64 * 2**20, ge=0)
+
+    # The origins of web pages that may call the service from a browser (https://example.com, separated by commas), or *; empty: none.
+    cors: Origins = ""
+    # Seconds without an event after which a stream sends a comment, so that proxies on the way do not close it.
+    keep_alive: float = Field(default=15.0, ge=0.05)
 
     # nudenet: pictures in which it detects nudity are held back.
     safety: Literal["off", "nudenet"] = "off"

@@ -8,6 +8,7 @@ from services.scoring.engine import ScoringEngine
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.serving.engine_queue import Caller, EngineQueue
 from sfumato.runtime.serving.images import read_image
+from sfumato.texts import normalised
 from sfumato.v1.scoring_pb2 import ListMetricsRequest, ListMetricsResponse, Metric, ScoreRequest, ScoreResponse, Scores
 from sfumato.v1.scoring_pb2_grpc import ScoringServiceServicer
 
@@ -24,7 +25,7 @@ class ScoringServicer(ScoringServiceServicer):
         def work(engine: ScoringEngine, caller: Caller) -> list[dict[str, float]]:
             images = [read_image(item.image, f"items[{k}].image", self._artifacts) for k, item in enumerate(request.items)]
             caller.check()
-            return engine.score(images, [item.prompt for item in request.items], list(request.metrics) or None)
+            return engine.score(images, [normalised(item.prompt) for item in request.items], list(request.metrics) or None)
 
         return ScoreResponse(scores=[Scores(values=row) for row in await self._queue.call(work)])
 

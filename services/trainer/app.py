@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Literal
 
 from pydantic_settings import SettingsConfigDict
 
@@ -30,7 +31,7 @@ class BaseModelSettings(FiledSettings):
     # The folder of a diffusers pipeline, or its name on the hub; Vista's where empty.
     model: str = ""
     # Numbers of its weights: float32 or bfloat16.
-    precision: str = "float32"
+    precision: Literal["float32", "bfloat16"] = "float32"
     # Whether it takes joint trainings as well; not where groups of processes do (`services.trainer.distributed`).
     joint: bool = True
 

@@ -25,6 +25,7 @@ from sfumato.runtime.models.adapters import encode_adapter
 from sfumato.runtime.serving.engine_queue import Caller, EngineQueue
 from sfumato.runtime.serving.images import read_artifact, within
 from sfumato.runtime.serving.models import adapter_of, check_base, fused_of
+from sfumato.texts import normalised
 from sfumato.v1 import trainer_pb2
 from sfumato.v1.trainer_pb2_grpc import TrainerServiceServicer
 
@@ -68,7 +69,7 @@ class TrainerServicer(TrainerServiceServicer):
         height = request.height if request.HasField("height") else size
         return [
             TrainingPair(
-                pair.prompt,
+                normalised(pair.prompt),
                 self._latents(pair.before, f"pairs[{index}].before"),
                 self._latents(pair.after, f"pairs[{index}].after"),
                 pair.seed,
@@ -103,7 +104,7 @@ def _joint(
         raise InvalidInput("rank", "joint training needs a fixed one.", hint="Convergence is tested on single pairs.")
     asked, rank = request.joint, request.fixed_rank
     settings = JointSettings(rank, request.learning_rate, asked.steps, asked.pictures, asked.together, _guidance(request), asked.seed)
-    pictures = [JointPicture(pair.prompt, pair.after) for pair in pairs]
+    pictures = [JointPicture(normalised(pair.prompt), pair.after) for pair in pairs]
     names = {"together": "joint.together", "steps": "joint.steps"}
     names |= {f"pictures[{index}].{own}": f"pairs[{index}].{name}" for index in range(len(pairs)) for own, name in PAIR.items()}
     with within("", **names):

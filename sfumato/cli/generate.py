@@ -46,12 +46,14 @@ def generate(
     from sfumato.cli.calls import address_of
     from sfumato.errors import InvalidInput
     from sfumato.runtime.picture_files import format_of
+    from sfumato.texts import normalised
 
     if not output.parent.is_dir() or output.is_dir():
         raise InvalidInput("output", f"{output} cannot be written: its folder does not exist or it is a folder.")
     kind = format_of(output, "output")
     advice = _regions(regions)
-    if not prompt.strip():
+    prompt = normalised(prompt)
+    if not prompt:
         raise InvalidInput("prompt", "is empty.", hint="Say what the picture should show.")
     address = address_of("generator", server, local, "" if model == "vista" else "model")
     options = _Options(prompt, seed, width, height, steps, guidance, advice, regional_steps, soft_edges)
@@ -184,13 +186,12 @@ def _regions(text: str) -> tuple[Region, ...]:
         InvalidInput: not JSON, or not in this form.
     """
     from sfumato.errors import InvalidInput
+    from sfumato.texts import read_text
 
     if not text:
         return ()
     try:
-        data = json.loads(text if text.lstrip()[:1] in "[{" else Path(text).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput("regions", f"{text[:80]!r} is neither JSON nor a readable file.") from error
+        data = json.loads(text if text.lstrip()[:1] in "[{" else read_text(Path(text), "regions"))
     except json.JSONDecodeError as error:
         raise InvalidInput("regions", f"is not JSON: {error}.") from error
     entries = data.get("regions") if isinstance(data, dict) else data
@@ -201,13 +202,14 @@ def _regions(text: str) -> tuple[Region, ...]:
 
 def _region(index: int, entry: Any) -> Region:
     from sfumato.errors import InvalidInput
+    from sfumato.texts import normalised
     from sfumato.types import Region
 
     box = entry.get("bbox", entry.get("box")) if isinstance(entry, dict) else None
     words = entry.get("prompt", entry.get("aesthetical description")) if isinstance(entry, dict) else None
     if not isinstance(words, str) or not isinstance(box, list) or len(box) != 4 or not all(type(side) is int for side in box):
         raise InvalidInput(f"regions[{index}]", "needs a bbox of four whole numbers and a prompt.")
-    return Region(words, (box[0], box[1], box[2], box[3]))
+    return Region(normalised(words), (box[0], box[1], box[2], box[3]))
 
 
 def _report(request: GenerateRequest, model: str) -> dict[str, Any]:

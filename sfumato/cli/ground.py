@@ -54,8 +54,9 @@ def ground(
     from sfumato.drawing import drawn
     from sfumato.errors import InvalidInput
     from sfumato.runtime.images import read_image, write_png
+    from sfumato.texts import normalised
 
-    console = Console(stderr=True)
+    console, prompt = Console(stderr=True), normalised(prompt)
     chosen = profile_named(profile)
     picture = read_image(image)
     if url and backend is Choice.transformers:

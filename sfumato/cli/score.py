@@ -32,6 +32,7 @@ def score(
     Example: sfumato score moon.png --prompt "a full moon over mountains at night"
     """
     from sfumato.cli.calls import address_of
+    from sfumato.texts import normalised
 
     if show:
         _list(_models(model or []), as_json)
@@ -39,6 +40,7 @@ def score(
     if not images:
         raise InvalidInput("image", "none is given.", hint="Name one or more files, or ask for --list.")
     names = list(dict.fromkeys(name.strip() for name in metrics.split(",") if name.strip()))
+    prompt = normalised(prompt)
     address = address_of("scoring", server, local, "model" if model else "")
     scores, versions = _scored_there(images, prompt, names, address) if address else _scored_here(images, prompt, names, model or [])
     preferred = {}

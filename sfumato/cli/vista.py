@@ -75,11 +75,12 @@ def prompts(
         sfumato vista prompts --count 64 --seed 1 > prompts.txt
         sfumato vista prompts --count 32 --seed 2 --without prompts.txt > held-out.txt
     """
+    from sfumato.texts import lines_of
     from sfumato.vista.phrases import outright, plain_prompt
     from sfumato.vista.training.questions import loose_prompt
 
     rng, ways = random.Random(f"prompts:{seed}"), random.Random(f"ways:{seed}")
-    taken = {line.strip() for file in without or [] for line in file.read_text(encoding="utf-8").splitlines()}
+    taken = {line for file in without or [] for line in lines_of(file, "without")}
     seen: dict[str, str] = {}
     while len(seen) < count:
         scene, prompt = loose_prompt(rng) if ways.random() < loose else plain_prompt(rng)

@@ -13,6 +13,8 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
 from google.rpc.status_pb2 import Status
 
 from sfumato.errors import AnswerRejected, BrokenWeights, Busy, Faults, InvalidInput, SfumatoError, Unavailable
+from sfumato.runtime.addresses import TLS, checked_target
+from sfumato.runtime.proxies import grpc_options
 from sfumato.runtime.renewing import RenewingChannel
 from sfumato.runtime.serving.artifacts import CHUNK
 from sfumato.runtime.serving.status import DETAILS, REASONS
@@ -21,7 +23,8 @@ from sfumato.runtime.telemetry import outgoing
 from sfumato.v1.artifacts_pb2 import GetRequest, PutRequest, StatRequest
 from sfumato.v1.artifacts_pb2_grpc import ArtifactServiceStub
 
-TLS = "tls://"
+KEEP_ALIVE = 60_000
+"""Milliseconds without data on an open call after which the channel checks its connection: routers forget quiet connections."""
 START_IT = "Is it running, and is this its address? `sfumato up` starts all services."
 
 
@@ -29,13 +32,24 @@ def channel(address: str, settings: ClientSettings | None = None) -> grpc.Channe
     """A channel to the service at ``host:port``, without TLS unless the settings name an authority or the address is ``tls://host:port``.
 
     Every call sends the settings' token; a call with one answer has the settings' timeout unless it sets its own. Replaced certificate
-    files are used from the next call on. The channel connects on the first call; close it, or use it in a ``with`` block.
+    files are used from the next call on. A proxy is used as `sfumato.runtime.proxies` says. The channel connects on the first call;
+    close it, or use it in a ``with`` block.
 
     Raises:
-        InvalidInput: a client certificate without its key, or the reverse, or a file that cannot be read.
+        InvalidInput: the address is not one; a client certificate without its key, or the reverse, or a file that cannot be read.
     """
     settings = settings or ClientSettings()
-    options = [("grpc.max_receive_message_length", settings.max_message), ("grpc.max_send_message_length", settings.max_message)]
+    try:
+        checked_target(address)
+    except ValueError as error:
+        raise InvalidInput("address", f"{address[:100]!r} {error}.", hint="Example: 127.0.0.1:7106") from None
+    options = [
+        ("grpc.max_receive_message_length", settings.max_message),
+        ("grpc.max_send_message_length", settings.max_message),
+        ("grpc.keepalive_time_ms", KEEP_ALIVE),
+        ("grpc.keepalive_timeout_ms", KEEP_ALIVE // 3),
+        *grpc_options(address),
+    ]
     target, tls = address.removeprefix(TLS), address.startswith(TLS)
 
     def opened() -> grpc.Channel:

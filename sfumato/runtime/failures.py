@@ -6,13 +6,13 @@ import traceback
 
 from pydantic import BaseModel, ConfigDict
 
-from sfumato.errors import AnswerRejected, BrokenWeights, Diverged, InvalidInput, MissingWeights, SfumatoError, Unavailable
+from sfumato.errors import AnswerRejected, Blocked, BrokenWeights, Diverged, InvalidInput, MissingWeights, SfumatoError, Unavailable
 
 # Characters; messages on the bus are limited.
 LONGEST_MESSAGE = 4_000
 LONGEST_TRACE = 16_000
 
-_PLAIN = {kind.__name__: kind for kind in (MissingWeights, BrokenWeights, Unavailable, Diverged)}
+_PLAIN = {kind.__name__: kind for kind in (MissingWeights, BrokenWeights, Unavailable, Blocked, Diverged)}
 
 
 class Failure(BaseModel):

@@ -1,19 +1,52 @@
-"""Settings of this machine: environment variables ``SFUMATO_*``. They never change a run's result."""
+"""Settings of this machine: environment variables ``SFUMATO_*``. They never change a run's result.
+
+Every value is checked where it is read, so that no library meets one that it cannot use: text is one line, numbers are finite, addresses
+and URLs have a valid host and port, and tokens fit into a header.
+"""
 
 from __future__ import annotations
 
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SecretsSettingsSource, SettingsConfigDict, SettingsError
 
 from sfumato.errors import Faults, InvalidInput
+from sfumato.runtime.addresses import BusUrls, CollectorAddress, HttpUrl, ListeningAddress
 
 SECRETS = "SFUMATO_SECRETS"
 """The variable that names a folder of files with secret settings (passwords, tokens), which should not be in an environment."""
+
+
+LARGEST = 1e9
+"""The largest number with a fraction that a setting takes: 31 years in seconds. Timers do not take every float."""
+_INVALID = "Value error, "
+
+
+def _one_line(text: str) -> str:
+    """The text. Raises ValueError: it has line breaks or other control characters, or bytes that are not UTF-8."""
+    if any(ord(letter) < 32 or 0x7F <= ord(letter) < 0xA0 for letter in text):
+        raise ValueError("must be one line without control characters")
+    if any(0xD800 <= ord(letter) < 0xE000 for letter in text):
+        raise ValueError("must be UTF-8 text")
+    return text
+
+
+def _header(secret: SecretStr) -> SecretStr:
+    """The secret. Raises ValueError: a header of HTTP or gRPC cannot carry it."""
+    text = secret.get_secret_value()
+    if not text.isascii():
+        raise ValueError("must be ASCII, because it is sent in a header; for example the output of: openssl rand -hex 32")
+    if text != text.strip():
+        raise ValueError("must not begin or end with a space")
+    return secret
+
+
+Token = Annotated[SecretStr, AfterValidator(_header)]
+"""A setting: a token or a key that is sent in a header."""
 
 
 class FiledSettings(BaseSettings):
@@ -25,15 +58,31 @@ class FiledSettings(BaseSettings):
         Faults: invalid variables, by name; their values are not repeated, since they may be secret.
     """
 
+    model_config = SettingsConfigDict(allow_inf_nan=False)
+
     def __init__(self, **given: Any) -> None:
         try:
             super().__init__(**given)
         except ValidationError as error:
             prefix = self.model_config.get("env_prefix", "")
             names = [(prefix + ".".join(str(part) for part in fault["loc"])).upper() for fault in error.errors()]
-            raise Faults([(name, f"{fault['msg']}.") for name, fault in zip(names, error.errors(), strict=True)]) from None
+            raise Faults(
+                [(name, f"{fault['msg'].removeprefix(_INVALID)}.") for name, fault in zip(names, error.errors(), strict=True)]
+            ) from None
         except SettingsError as error:
             raise InvalidInput("settings", f"{error}.", hint="Lists and objects are written as JSON.") from None
+
+    @field_validator("*")
+    @classmethod
+    def _usable(cls, value: object) -> object:
+        """Check what holds for values of every setting."""
+        if isinstance(value, float) and abs(value) > LARGEST:
+            raise ValueError(f"must be at most {LARGEST:.0f}")
+        if isinstance(value, str | Path):
+            _one_line(str(value))
+        if isinstance(value, SecretStr):
+            _one_line(value.get_secret_value())
+        return value
 
     @classmethod
     def settings_customise_sources(
@@ -71,9 +120,9 @@ class TelemetrySettings(FiledSettings):
     model_config = SettingsConfigDict(env_prefix="SFUMATO_", frozen=True)
 
     # A collector for OTLP over gRPC, such as http://127.0.0.1:4317; empty: no traces.
-    telemetry_otlp: str = ""
+    telemetry_otlp: CollectorAddress = ""
     # Address of the HTTP port for metrics and probes, as host:port; empty: none.
-    metrics_address: str = ""
+    metrics_address: ListeningAddress = ""
     # auto, json or text.
     log_format: LogFormat = LogFormat.auto
     # The lowest level that is logged.
@@ -86,9 +135,9 @@ class ServingSettings(FiledSettings):
     model_config = SettingsConfigDict(env_prefix="SFUMATO_GRPC_", frozen=True)
 
     # Address as host:port; empty: 127.0.0.1 and the service's default port.
-    address: str = ""
+    address: ListeningAddress = ""
     # Clients must send it as "authorization: Bearer TOKEN"; empty: no token.
-    token: SecretStr = SecretStr("")
+    token: Token = SecretStr("")
     # PEM files of its certificate chain and key; without them there is no TLS.
     tls_certificate: Path | None = None
     tls_key: Path | None = None
@@ -112,7 +161,7 @@ class ClientSettings(FiledSettings):
     model_config = SettingsConfigDict(env_prefix="SFUMATO_CLIENT_", frozen=True)
 
     # The services' token (their SFUMATO_GRPC_TOKEN), if they require one.
-    token: SecretStr = SecretStr("")
+    token: Token = SecretStr("")
     # PEM file of the authority that signed the services' certificates. TLS is used if it is set, or for addresses tls://host:port.
     ca: Path | None = None
     # PEM files of this client's certificate and key, if services require them (mTLS).
@@ -144,13 +193,13 @@ class Settings(FiledSettings):
     # CPU threads of each worker process. The last bits of a matrix product depend on it, so it is a fixed number, not the number of cores.
     threads: int = Field(default=1, ge=1, le=256)
     # Address of a running OpenAI-compatible VLM server; empty: a run starts its own.
-    vlm_url: str = ""
+    vlm_url: HttpUrl = ""
     # PEM file of the authority that signed its certificate, if it is a private one (addresses with https://).
     vlm_ca: Path | None = None
     # GPUs that a server started here uses for a large model (tensor parallel).
     vlm_gpus: int = Field(default=1, ge=1, le=64)
     # Its API key, if it requires one; never logged. A server that is started here requires the same key.
-    vlm_api_key: SecretStr = SecretStr("")
+    vlm_api_key: Token = SecretStr("")
     # Timeout in seconds of a question: a long answer of a large model takes a minute or two.
     vlm_timeout: float = Field(default=300.0, gt=0)
     # Seconds to wait for a server that is still starting; a run that starts its own waits longer.
@@ -172,9 +221,9 @@ class StoreSettings(FiledSettings):
 
     model_config = SettingsConfigDict(env_prefix="AWS_", frozen=True)
 
-    access_key_id: SecretStr = SecretStr("")
-    secret_access_key: SecretStr = SecretStr("")
-    session_token: SecretStr = SecretStr("")
+    access_key_id: Token = SecretStr("")
+    secret_access_key: Token = SecretStr("")
+    session_token: Token = SecretStr("")
 
 
 class BusSettings(FiledSettings):
@@ -183,7 +232,7 @@ class BusSettings(FiledSettings):
     model_config = SettingsConfigDict(env_prefix="SFUMATO_BUS_", frozen=True)
 
     # nats-server's address; for a cluster several, separated by commas.
-    url: str = "nats://127.0.0.1:4222"
+    url: BusUrls = "nats://127.0.0.1:4222"
     # Its token, if it requires one,
     token: SecretStr = SecretStr("")
     # or a user and a password. A user's replies come on subjects that begin with _INBOX.NAME, which other users may not read.

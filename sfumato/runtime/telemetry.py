@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import structlog.contextvars
 from opentelemetry import baggage, context, trace
@@ -22,6 +23,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from sfumato.runtime import logs
 from sfumato.runtime.probes import PROBES, listening
+from sfumato.runtime.proxies import grpc_options
 from sfumato.runtime.settings import TelemetrySettings
 
 CARRIED = ("run", "iteration", "stage")
@@ -119,7 +121,10 @@ def _exporting(service: str, address: str) -> Callable[[], None]:
             """Called before the span sets its own attributes."""
             span.set_attributes({f"sfumato.{name}": str(word) for name, word in structlog.contextvars.get_contextvars().items()})
 
-    exporter = OTLPSpanExporter(endpoint=address, insecure=not address.startswith("https://"), timeout=EXPORT_SECONDS)
+    options: Any = tuple(grpc_options(address.partition("://")[2] or address))  # the exporter's types are too narrow
+    exporter = OTLPSpanExporter(
+        endpoint=address, insecure=not address.startswith("https://"), timeout=EXPORT_SECONDS, channel_options=options
+    )
     provider = TracerProvider(resource=Resource.create({"service.name": f"sfumato-{service}"}), shutdown_on_exit=False)
     provider.add_span_processor(BoundFields())
     provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=1000 * EXPORT_SECONDS))

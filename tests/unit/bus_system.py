@@ -37,7 +37,11 @@ class System:
 
     def environment(self) -> dict[str, str]:
         """What a process must know to belong to the system."""
-        bus = {f"SFUMATO_BUS_{name.upper()}": str(value) for name, value in self.settings.model_dump(exclude={"token", "ca"}).items()}
+        bus = {
+            f"SFUMATO_BUS_{name.upper()}": str(value)
+            for name, value in self.settings.model_dump(exclude={"token", "ca", "password"}).items()
+        }
+        bus["SFUMATO_BUS_PASSWORD"] = self.settings.password.get_secret_value()
         store = {"SFUMATO_ARTIFACTS": str(self.folder / "artifacts"), "TEST_LEDGER": str(self.ledger)}
         return os.environ | bus | store | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 

@@ -167,7 +167,14 @@ async def _served(
             finished = await while_connected(request, paint(None))
             return JSONResponse(_images_answer(finished), headers={VERSION: finished.version, **context.headers})
         shared = {"background": "opaque", "output_format": fields.kind, "size": fields.size or "auto", "quality": fields.quality or "auto"}
-        return await streamed(request, kind, paint, shared, lambda version: {VERSION: version, **context.headers})
+        return await streamed(
+            request,
+            kind,
+            paint,
+            shared,
+            lambda version: ({VERSION: version} if version else {}) | context.headers,
+            state.settings.keep_alive,
+        )
     except Exception as error:
         if context.fields is None:
             _tell(state, context, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import re
@@ -51,7 +52,7 @@ async def read_generation(request: Request, most: int) -> GenerationRequest:
         ValidationError: it is not JSON, or does not fit the schema.
     """
     _expect(request, "application/json")
-    return GenerationRequest.model_validate_json(await _bounded(request, most).body())
+    return GenerationRequest.model_validate_json((await _bounded(request, most).body()).removeprefix(codecs.BOM_UTF8))
 
 
 async def read_edit(request: Request, most: int) -> EditForm:

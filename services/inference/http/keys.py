@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from services.inference.http.errors import RequestRefused, seconds
 from sfumato.errors import InvalidInput
+from sfumato.texts import read_text
 
 KEYLESS = "anybody"
 """The owner's name in the audit log when there are no keys."""
@@ -71,9 +72,7 @@ class Keyring:
             return cls(rate=rate, concurrency=concurrency)
         hint = 'It is a list of {"name": "web", "sha256": "<of the key>", "rate": "60/minute", "concurrency": 4}.'
         try:
-            keys = TypeAdapter(list[Key]).validate_json(path.read_bytes())
-        except OSError as error:
-            raise InvalidInput("keys", f"{path} cannot be read ({error.strerror}).") from error
+            keys = TypeAdapter(list[Key]).validate_json(read_text(path, "keys"))
         except ValidationError as error:
             first = error.errors(include_input=False)[0]
             where = ".".join(map(str, first["loc"]))
@@ -91,8 +90,9 @@ class Keyring:
         if self._keyless is not None:
             return self._keyless
         scheme, _, shown = authorization.strip().partition(" ")
-        # The digest is looked up, so that the timing does not depend on the keys.
-        owner = self._owners.get(hashlib.sha256(shown.strip().encode("utf-8", "replace")).hexdigest())
+        # Headers are decoded as Latin-1: this gives the bytes that were sent. The digest is looked up, so that the timing does not depend
+        # on the keys.
+        owner = self._owners.get(hashlib.sha256(shown.strip().encode("latin-1", "replace")).hexdigest())
         if scheme.lower() != "bearer" or owner is None:
             message = "This key is not known here." if shown else "This service wants a key: send the header 'Authorization: Bearer KEY'."
             raise RequestRefused(401, message, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from sfumato.runtime.picture_files import Format
+from sfumato.texts import normalised
 
 LONGEST_PROMPT = 32_000
 """Characters, as in OpenAI's API; the limit in tokens is the model's."""
@@ -28,7 +29,18 @@ Size = Annotated[
     AfterValidator(_size),
     Field(json_schema_extra={"pattern": r"^(auto|[0-9]{1,5}x[0-9]{1,5})$"}, description="WIDTHxHEIGHT in pixels, or auto."),
 ]
-Prompt = Annotated[str, Field(min_length=1, max_length=LONGEST_PROMPT)]
+
+
+def _visible(text: str) -> str:
+    """The normalised text. Raises ValueError: nothing of it can be seen."""
+    found = normalised(text)
+    if not found:
+        raise ValueError("must have a letter that can be seen")
+    return found
+
+
+Prompt = Annotated[str, Field(min_length=1, max_length=LONGEST_PROMPT), AfterValidator(_visible)]
+UnwantedPrompt = Annotated[str, Field(max_length=LONGEST_PROMPT), AfterValidator(normalised)]
 
 
 class RegionField(BaseModel):
@@ -46,7 +58,7 @@ class ImageFields(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    prompt: Annotated[str, Field(min_length=1, max_length=LONGEST_PROMPT, description="What the picture should show.")]
+    prompt: Annotated[Prompt, Field(description="What the picture should show.")]
     model: Annotated[str | None, Field(min_length=1, max_length=1000, description="vista, vista@ALIAS, a version, vista+LORA:0.6.")] = None
     n: Annotated[int | None, Field(ge=1, le=10, description="Pictures, of seeds that follow each other.")] = None
     size: Size | None = None
@@ -65,7 +77,7 @@ class ImageFields(BaseModel):
     moderation: Annotated[Literal["low", "auto"] | None, Field(description="Changes nothing here.")] = None
     complexity: Annotated[Literal["low", "medium", "high"] | None, Field(description="Changes nothing here.")] = None
 
-    negative_prompt: Annotated[str | None, Field(max_length=LONGEST_PROMPT, description="What it should not show; needs guidance.")] = None
+    negative_prompt: Annotated[UnwantedPrompt | None, Field(description="What it should not show; needs guidance.")] = None
     seed: Annotated[int | None, Field(ge=0, le=MAX_SEED, description="The same seed and words give the same picture; absent: any.")] = None
     num_inference_steps: Annotated[int | None, Field(ge=1, le=1000)] = None
     guidance_scale: Annotated[float | None, Field(ge=0, le=100)] = None

@@ -18,8 +18,8 @@ from sfumato.runtime.cancel import cancel_all
 
 Result = TypeVar("Result")
 
-QUIET = 15.0
-"""Seconds without an event after which a comment keeps the connection alive."""
+KEEP_ALIVE = b": keep-alive\n\n"
+"""A comment, which clients ignore."""
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
@@ -46,15 +46,20 @@ async def streamed(
     work: Callable[[Callable[[Preview], object]], Awaitable[FinishedImages]],
     shared: Mapping[str, Any],
     headers: Callable[[str], Mapping[str, str]],
+    keep_alive: float,
 ) -> StreamingResponse:
-    """A stream of the work's previews and pictures; an error before the first event is raised, so that it gets its own status.
+    """A stream of the work's previews and pictures, with a comment whenever nothing is sent for ``keep_alive`` seconds.
+
+    An error before the first event is raised, so that it gets its own status, if it comes within ``keep_alive`` seconds; the stream begins
+    then, because proxies close connections on which nothing comes.
 
     Args:
         request: the request to answer.
         kind: ``image_generation`` or ``image_edit``, the first part of the events' types.
         work: paints, and calls its argument with every preview.
         shared: fields of every event, such as output_format and size.
-        headers: of the response, by the version of the model that paints.
+        headers: of the response, by the version of the model that paints; empty if that is not known yet.
+        keep_alive: seconds.
     """
     events: asyncio.Queue[Preview | FinishedImages | Exception] = asyncio.Queue()
 
@@ -66,7 +71,7 @@ async def streamed(
 
     task = asyncio.create_task(working())
     try:
-        first = await while_connected(request, events.get())
+        first = await while_connected(request, _within(events, keep_alive))
         if isinstance(first, Exception):
             raise first
     except BaseException:
@@ -77,26 +82,35 @@ async def streamed(
         leaving, event = asyncio.create_task(_gone(request)), first
         try:
             while True:
-                for line in _lines(kind, event, shared):
-                    yield line
-                if not isinstance(event, Preview):
-                    return
-                event = None
-                while event is None:
-                    getting = asyncio.create_task(events.get())
-                    await asyncio.wait([getting, leaving], timeout=QUIET, return_when=asyncio.FIRST_COMPLETED)
-                    if getting.done():
-                        event = getting.result()
-                        continue
-                    await cancel_all([getting])
-                    if leaving.done():
+                if event is None:
+                    yield KEEP_ALIVE
+                else:
+                    for line in _lines(kind, event, shared):
+                        yield line
+                    if not isinstance(event, Preview):
                         return
-                    yield b": painting\n\n"
+                getting = asyncio.create_task(_within(events, keep_alive))
+                await asyncio.wait([getting, leaving], return_when=asyncio.FIRST_COMPLETED)
+                if not getting.done():
+                    await cancel_all([getting])
+                    return
+                event = getting.result()
         finally:
             await cancel_all([task, leaving])
 
     fixed = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(told_events(), media_type="text/event-stream", headers={**fixed, **headers(first.version)})
+    version = "" if first is None else first.version
+    return StreamingResponse(told_events(), media_type="text/event-stream", headers={**fixed, **headers(version)})
+
+
+async def _within(events: asyncio.Queue[Result], seconds: float) -> Result | None:
+    """The next event; None if there is none within so many seconds."""
+    getting = asyncio.create_task(events.get())
+    try:
+        await asyncio.wait([getting], timeout=seconds)
+        return getting.result() if getting.done() else None
+    finally:
+        await cancel_all([getting])
 
 
 def _lines(kind: str, event: Preview | FinishedImages | Exception, shared: Mapping[str, Any]) -> list[bytes]:

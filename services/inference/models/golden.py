@@ -17,6 +17,7 @@ from sfumato.registry.records import Version
 from sfumato.runtime.client import calling, channel
 from sfumato.runtime.images import encode_png
 from sfumato.runtime.settings import ClientSettings
+from sfumato.texts import lines_of
 from sfumato.types import GenerateRequest, Image
 from sfumato.v1 import common_pb2, scoring_pb2
 from sfumato.v1.scoring_pb2_grpc import ScoringServiceStub
@@ -161,11 +162,7 @@ def read_golden(path: Path = GOLDEN) -> tuple[str, ...]:
     Raises:
         InvalidInput: the file cannot be read, or has no prompt.
     """
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput("golden", f"{path} cannot be read.", hint="Give a text file with a prompt a line.") from error
-    prompts = tuple(line for line in lines if line and not line.startswith("#"))
+    prompts = tuple(lines_of(path, "golden"))
     if not prompts:
         raise InvalidInput("golden", f"{path} holds no prompt.")
     return prompts

@@ -2,6 +2,7 @@
 
     messages.py     the form of every message, and the names of subjects, streams and consumers
     connection.py   `Bus`: a connection that reconnects, streams and consumers as code, publishing
+    refusals.py     which refusals of nats-server last, and what to do
     puller.py       pulling messages from one consumer
     worker.py       a service's worker; also a program, ``python -m sfumato.runtime.bus.worker``
     nats_server.py  the embedded nats-server

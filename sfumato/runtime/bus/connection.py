@@ -16,17 +16,21 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import ConnectionReconnectingError
 from nats.errors import Error as NatsError
+from nats.errors import TimeoutError as NatsTimeout
 from nats.js import JetStreamContext, api
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError, ServiceUnavailableError
 
-from sfumato.errors import Unavailable
+from sfumato.errors import Blocked, Unavailable
 from sfumato.runtime import telemetry
 from sfumato.runtime.bus.messages import (
     ADVISORIES,
+    BESIDE_TASK,
     COLLECTOR,
     CONSUMER,
     DEAD,
     EVENTS,
+    LARGEST_TASK,
+    LEAST_PAYLOAD,
     Attempt,
     DeadLetter,
     Result,
@@ -36,15 +40,15 @@ from sfumato.runtime.bus.messages import (
     stream_of,
     task_subject,
 )
+from sfumato.runtime.bus.refusals import HELD_ALREADY, STORE_REFUSED, refusal
 from sfumato.runtime.failures import Failure
 from sfumato.runtime.settings import BusSettings
 
 log = logging.getLogger(__name__)
 
 _EXCEEDED = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.*." + CONSUMER
-# Error numbers of nats-server (`errors.json` in its sources).
-_OTHER_CONFIG, _STORE_REFUSED = 10058, 10077
-_FULL = "maximum messages per subject exceeded"
+# Error number of nats-server (`errors.json` in its sources).
+_OTHER_CONFIG = 10058
 
 DAY = 86_400.0
 ACKNOWLEDGED = 5.0
@@ -65,6 +69,9 @@ class Bus:
         # Monotonic time at which the connection broke, or JetStream stopped answering; None while it is connected, or answers.
         self._disconnected_since: float | None = None
         self._silent_since: float | None = None
+        # Why the last check that JetStream answers failed, if that lasts; and nats-server's last words about a missing permission.
+        self.trouble: Blocked | None = None
+        self._denied = ""
         # Called after each reconnect: the server drops what it held for the old connection, such as pull requests.
         self.on_return: list[Callable[[], None]] = []
         self._name = name
@@ -81,11 +88,25 @@ class Bus:
         """Monotonic time since which the bus is not usable; None while it is."""
         return min((since for since in (self._disconnected_since, self._silent_since) if since is not None), default=None)
 
+    @property
+    def largest_task(self) -> int:
+        """The most bytes of a task's message, by the size of messages that the server announces."""
+        return min(LARGEST_TASK, self.client.max_payload - BESIDE_TASK)
+
+    def refusal(self, error: BaseException) -> Blocked | None:
+        """The error with the words for a user, if it lasts until somebody changes something; None if it passes by itself."""
+        return refusal(error, self.settings.url, self._denied)
+
+    def explained(self, error: BaseException) -> BaseException:
+        """The error with the words for a user if it lasts; otherwise itself. For logs."""
+        return self.refusal(error) or error
+
     async def __aenter__(self) -> Bus:
         """Connect; wait for a server that is still starting.
 
         Raises:
             Unavailable: no server answers within ``settings.patience`` seconds, or the server refuses the credentials.
+            Blocked: the server's messages are too small.
         """
         settings = self.settings
         self.client = Client()
@@ -111,6 +132,11 @@ class Bus:
             await self.client.close()
             raise
         self._give_up = math.inf
+        if self.client.max_payload < LEAST_PAYLOAD:
+            most = self.client.max_payload
+            await self.client.close()
+            words = f"The bus at {settings.url} accepts messages of {most} bytes, and {LEAST_PAYLOAD} are needed at least."
+            raise Blocked(words, hint="Raise max_payload in nats-server's configuration to 1MB, its default.")
         self.js = self.client.jetstream()
         self._inbox = self.client.new_inbox()
         await self.client.subscribe(f"{self._inbox}.*", cb=self._acknowledged)
@@ -132,7 +158,7 @@ class Bus:
             self._disconnected_since = time.monotonic()
 
     async def _reconnected(self) -> None:
-        self._disconnected_since = None
+        self._disconnected_since, self._denied = None, ""
         self._forget()
         for listener in self.on_return:
             listener()
@@ -149,33 +175,42 @@ class Bus:
             since = time.monotonic()
             try:
                 await js.account_info()
-                silences = 0
-            except NatsError:
+                silences, self.trouble = 0, None
+            except NatsError as error:
                 silences += 1
+                self.trouble = self.refusal(error)
             _, oldest = next(iter(self._acknowledgements.values()), (None, math.inf))
             if oldest < since - SILENCES * PROBE:
-                silences, since = SILENCES, oldest
+                if self._denied:  # such a message gets no answer, and its sender is told why
+                    self._forget(NatsTimeout(), before=since - SILENCES * PROBE)
+                else:
+                    silences, since = SILENCES, oldest
             self._silent_since = min(since, self._silent_since or since) if silences else None
             if silences >= SILENCES and len(self.client.servers) > 1:
                 log.warning("this server of the bus seems cut off from its cluster; trying another")
                 silences = 0
                 await self.client.force_reconnect()
 
-    def _forget(self) -> None:
-        """Fail the acknowledgements that were pending when the connection broke: they never arrive."""
-        for future, _ in list(self._acknowledgements.values()):
-            if not future.done():
-                future.set_exception(ConnectionReconnectingError())
+    def _forget(self, error: NatsError | None = None, before: float = math.inf) -> None:
+        """Fail the pending acknowledgements of messages that were sent ``before`` a time: they never arrive."""
+        for future, sent in list(self._acknowledgements.values()):
+            if not future.done() and sent < before:
+                future.set_exception(error or ConnectionReconnectingError())
 
     async def _complained(self, error: Exception) -> None:
         """nats-py reports an error. During the first connection attempts, raising here ends them."""
         if self._give_up < math.inf:
-            if "authorization" in str(error).lower():
+            if "authorization" in str(error).lower() or "authentication" in str(error).lower():
                 hint = "Is SFUMATO_BUS_TOKEN its token, or SFUMATO_BUS_USER known to it, with this password?"
                 raise Unavailable(f"nats-server at {self.settings.url} refuses the credentials.", hint=hint)
             if time.monotonic() > self._give_up:
                 hint = "Is it running, and is SFUMATO_BUS_URL its address?"
                 raise Unavailable(f"nats-server at {self.settings.url} does not answer: {error}.", hint=hint) from error
+        if "permissions violation" in str(error).lower():
+            denied = str(error).removeprefix("nats: ")
+            if denied == self._denied:
+                return
+            self._denied = denied
         # Without a server this comes every tenth of a second: too often for the log.
         level = logging.DEBUG if isinstance(error, OSError) else logging.WARNING
         log.log(level, "bus: %s: %s", type(error).__name__, error)
@@ -318,14 +353,16 @@ async def _kept(*acknowledgements: asyncio.Future[dict[str, Any]]) -> None:
         async with asyncio.timeout(ACKNOWLEDGED):  # not wait_for, which may lose a cancellation before Python 3.12
             await asyncio.gather(*acknowledgements)
     except TimeoutError as error:
-        raise NatsError("messages were not acknowledged") from error
+        raise NatsTimeout from error
 
 
 def present(error: BaseException) -> bool:
     """Whether publishing a task failed because it is in the queue already."""
-    return isinstance(error, APIError) and error.err_code == _STORE_REFUSED and error.description == _FULL
+    return isinstance(error, APIError) and error.err_code == STORE_REFUSED and error.description == HELD_ALREADY
 
 
 def gone(error: BaseException) -> bool:
     """Whether a stream does not exist, or JetStream is not ready yet."""
-    return isinstance(error, NoStreamResponseError) or (isinstance(error, ServiceUnavailableError) and not present(error))
+    if isinstance(error, NoStreamResponseError):
+        return True
+    return isinstance(error, ServiceUnavailableError) and not present(error) and refusal(error, "") is None

@@ -11,7 +11,11 @@ from sfumato.runtime.failures import Failure
 from sfumato.runtime.tasks import Task
 
 LARGEST_TASK = 768 * 1024
-"""Bytes of a task's message. Blobs travel through the artifact store; nats-server accepts 1 MiB, and a dead letter adds its reason."""
+"""Most bytes of a task's message. Blobs travel through the artifact store."""
+BESIDE_TASK = 128 * 1024
+"""Bytes of a message that are not for the task: a dead letter holds the task and the reason."""
+LEAST_PAYLOAD = BESIDE_TASK + 64 * 1024
+"""The smallest limit of nats-server for a message with which the system works; its default is 1 MiB."""
 
 CONSUMER = "workers"
 """The durable consumer of a service's tasks: all its workers pull from it."""
@@ -63,17 +67,20 @@ class DeadLetter(BaseModel):
     task: str
 
 
-def encoded(task: Task) -> bytes:
-    """A task as a message.
+def encoded(task: Task, most: int = LARGEST_TASK) -> bytes:
+    """A task as a message of ``most`` bytes at most.
 
     Raises:
-        InvalidInput: it is larger than `LARGEST_TASK`, or the service's name is not valid.
+        InvalidInput: it is larger, or the service's name is not valid.
     """
     checked_service(task.service)
     data = task.model_dump_json().encode()
-    if len(data) > LARGEST_TASK:
-        reason = f"a task of stage {task.stage!r} has {len(data)} bytes, and a message takes at most {LARGEST_TASK}."
-        raise InvalidInput("batch", reason, hint="Make micro-batches smaller; blobs belong in the artifact store.")
+    if len(data) > most:
+        reason = f"a task of stage {task.stage!r} has {len(data)} bytes, and a message takes at most {most}."
+        hint = "Make micro-batches smaller; blobs belong in the artifact store."
+        if most < LARGEST_TASK:
+            hint = "Make micro-batches smaller, or raise max_payload in nats-server's configuration to 1MB, its default."
+        raise InvalidInput("batch", reason, hint=hint)
     return data
 
 

@@ -59,6 +59,7 @@ class Puller:
 
         Raises:
             NatsError: the consumer does not exist.
+            Blocked: this user may not pull.
         """
         while not self._messages and not self._closed:
             self._news.clear()
@@ -66,8 +67,12 @@ class Puller:
             try:
                 async with asyncio.timeout(max(0.0, self._until - time.monotonic())):
                     await self._news.wait()
-            except TimeoutError:
+            except TimeoutError as error:
                 self._wanted = 0
+                # The server answers a request before this, if only to say that there is no message.
+                refused = self._bus.refusal(error)
+                if refused is not None:
+                    raise refused from error
             if self._lost:
                 self._lost, self._wanted = False, 0
                 raise ServiceUnavailableError(code=503, description="no such consumer")

@@ -28,7 +28,7 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from opentelemetry.trace import Span, SpanKind, StatusCode
 
-from sfumato.errors import InvalidInput, SfumatoError, Unavailable
+from sfumato.errors import Blocked, InvalidInput, SfumatoError, Unavailable
 from sfumato.runtime import telemetry
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.backoff import pause
@@ -47,6 +47,8 @@ HANDFUL_SECONDS = 0.05
 HANDFUL = 64
 PAUSE = 0.2
 """Seconds before the next try, while the bus does not answer."""
+REPEATED = 30.0
+"""Seconds between two log lines about the same trouble."""
 LONGEST_DELAY = 30.0
 """The most seconds after which a failed task is delivered again."""
 
@@ -104,12 +106,19 @@ class Worker:
         self._slowest = HANDFUL_SECONDS
         self._ending = False
         self._closing: list[asyncio.Task[None]] = []
+        # Monotonic time since which the bus, and what tasks need, refuse for reasons that last; None while they do not.
+        self._refused_since: float | None = None
+        self._blocked_since: float | None = None
+        self._told = ("", 0.0)
 
     async def run(self, stop: asyncio.Event) -> bool:
         """Work until ``stop`` is set; then finish the tasks it has taken, or give them back when the settings' grace is over.
 
         Returns whether it drained: False when the engine is still busy with a task, which was given back to the queue. Waits while the
         bus is away. The connection must stay open until it returns.
+
+        Raises:
+            Blocked: the bus refuses for longer than the settings' patience, for a reason that lasts.
         """
         beating = asyncio.create_task(self._beat())
         puller = Puller(self._bus, stream_of(self._service), CONSUMER)
@@ -141,12 +150,13 @@ class Worker:
                 messages = await puller.take(most)
                 if most > 1:
                     await puller.ask(most)  # the next tasks arrive while these are done
-            except NatsError as error:
-                log.warning("tasks of %s cannot be pulled now: %s", self._service, error)
+            except (NatsError, Blocked) as error:
+                self._wait_or_give_up(f"tasks of {self._service} cannot be pulled now", error)
                 await asyncio.sleep(PAUSE)
                 await self._ensure()
                 continue
             if messages:
+                self._refused_since = None
                 await self._do(messages)
 
     async def _ensure(self) -> None:
@@ -155,8 +165,25 @@ class Worker:
             try:
                 return await self._bus.ensure(self._service)
             except (NatsError, TimeoutError) as error:
-                log.warning("the bus is not ready: %s", error)
+                self._wait_or_give_up("the bus is not ready", error)
                 await asyncio.sleep(PAUSE)
+
+    def _wait_or_give_up(self, what: str, error: Exception) -> None:
+        """Log why the bus is not usable, the same reason twice a minute.
+
+        Raises:
+            Blocked: it refuses since the settings' patience, for a reason that lasts.
+        """
+        now, refused = time.monotonic(), self._bus.refusal(error)
+        words, when = self._told
+        if str(error) != words or now - when > REPEATED:
+            self._told = str(error), now
+            log.warning("%s: %s", what, refused or error)
+        if refused is None:
+            return
+        self._refused_since = self._refused_since or now
+        if now - self._refused_since > self._bus.settings.patience:
+            raise refused from error
 
     async def _do(self, messages: list[Msg]) -> None:
         for message in messages:
@@ -183,7 +210,7 @@ class Worker:
                 await self._bus.announce([result for result, _ in done], [headers for _, headers in done])
         except NatsError as error:
             # The manifest is in the store: the worker that gets the task again only announces it.
-            log.warning("%d results could not be announced: %s", len(done), error)
+            log.warning("%d results could not be announced: %s", len(done), self._bus.explained(error))
             announced = False
         for outcome in outcomes:
             if outcome.failure is not None:
@@ -203,13 +230,11 @@ class Worker:
             if outcome.counted and failures >= settings.failures:
                 text = message.data.decode(errors="replace")
                 await self._bus.set_aside(
-                    DeadLetter(
-                        task_id=task_id, service=self._service, deliveries=delivery, failures=failures, failure=failure, task=text
-                    )
+                    DeadLetter(task_id=task_id, service=self._service, deliveries=delivery, failures=failures, failure=failure, task=text)
                 )
                 return await self._say(message.term())
         except (NatsError, ValueError) as error:
-            log.warning("a failure could not be stored: %s", error)
+            log.warning("a failure could not be stored: %s", self._bus.explained(error))
         await self._say(message.nak(delay=pause(delivery, settings.retry_delay, LONGEST_DELAY)))
 
     async def _say(self, word: Coroutine[object, object, None]) -> None:
@@ -246,8 +271,10 @@ class Worker:
                 span.update_name(kind)
                 span.set_attributes({"sfumato.kind": kind, "sfumato.samples": samples})
                 perform(task, self._handlers[kind], self._artifacts, self._versions)
+                self._blocked_since = None
             except Exception as error:
-                failure, final, counted = Failure.of(error), is_final(error), not is_passing(error)
+                failure, counted = Failure.of(error), not is_passing(error)
+                final = is_final(error) or self._blocked_too_long(error)
                 _told(span, failure, error)
             seconds = time.perf_counter() - started
             _measured(kind, samples, "done" if failure is None else "failed" if final else "retried", seconds)
@@ -255,6 +282,14 @@ class Worker:
                 return _Outcome(message, None, failure, counted, seconds)
             result = Result(task_id=task_id, service=self._service, failure=failure, worker=self._name, seconds=round(seconds, 6))
             return _Outcome(message, result, None, seconds=seconds, headers=telemetry.outgoing())
+
+    def _blocked_too_long(self, error: Exception) -> bool:
+        """Whether what tasks need has refused since the settings' patience: then the run is told, instead of trying again."""
+        if not isinstance(error, Blocked):
+            return False
+        now = time.monotonic()
+        self._blocked_since = self._blocked_since or now
+        return now - self._blocked_since > self._bus.settings.patience
 
 
 class _OwnThread:

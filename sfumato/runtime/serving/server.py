@@ -34,6 +34,8 @@ from sfumato.runtime.telemetry import observing
 
 log = logging.getLogger(__name__)
 
+PINGS = 10_000
+"""The fewest milliseconds between a client's pings on a quiet connection."""
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
@@ -91,6 +93,8 @@ class Server:
                 ("grpc.max_receive_message_length", settings.max_message),
                 ("grpc.max_send_message_length", settings.max_message),
                 ("grpc.so_reuseport", 0),  # a taken port is an error, not shared
+                ("grpc.http2.min_ping_interval_without_data_ms", PINGS),  # a client's keep-alive would otherwise count as abuse
+                ("grpc.keepalive_permit_without_calls", 1),
             ],
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -145,12 +149,12 @@ def run(services: Callable[[ServingSettings], Sequence[Service]], address: str) 
     try:
         telemetry = TelemetrySettings()
         logs.configure(telemetry)
-        settings = ServingSettings()
+        settings, bus = ServingSettings(), BusSettings()
         offered = services(settings)
         with observing(offered[0].short, telemetry) as metrics:
             if metrics:
                 log.info("Metrics on port %d.", metrics)
-            stuck = asyncio.run(_serve(offered, settings, address))
+            stuck = asyncio.run(_serve(offered, settings, bus, address))
     except SfumatoError as error:
         log.error("%s", error)
         raise SystemExit(1 if isinstance(error, Unavailable) else 2) from error
@@ -161,7 +165,7 @@ def run(services: Callable[[ServingSettings], Sequence[Service]], address: str) 
         os._exit(1)
 
 
-async def _serve(offered: Sequence[Service], settings: ServingSettings, address: str) -> bool:
+async def _serve(offered: Sequence[Service], settings: ServingSettings, bus: BusSettings, address: str) -> bool:
     """Serve until a signal; returns whether an engine is still busy after the grace.
 
     Raises:
@@ -182,8 +186,8 @@ async def _serve(offered: Sequence[Service], settings: ServingSettings, address:
         if loading.done():
             loading.result()
             log.info("Serving %s.", ", ".join(service.name for service in offered))
-            queues = [(service, queue) for service in offered for queue in service.queues] if _on_bus() else []
-            working = [asyncio.create_task(_work(service, queue, artifacts, stop)) for service, queue in queues]
+            queues = [(service, queue) for service in offered for queue in service.queues] if _configured(bus) else []
+            working = [asyncio.create_task(_work(service, queue, bus, artifacts, stop)) for service, queue in queues]
             await asyncio.wait([*working, stopping], return_when=asyncio.FIRST_COMPLETED)
     finally:
         log.info("Draining.")
@@ -195,20 +199,19 @@ async def _serve(offered: Sequence[Service], settings: ServingSettings, address:
     return any(service.engine_queue.busy for service in offered)
 
 
-def _on_bus() -> bool:
+def _configured(settings: BusSettings) -> bool:
     """Whether the bus is configured."""
-    settings = BusSettings()
     return "url" in settings.model_fields_set and bool(settings.url)
 
 
-async def _work(service: Service, queue: str, artifacts: ArtifactStore, stop: asyncio.Event) -> None:
+async def _work(service: Service, queue: str, settings: BusSettings, artifacts: ArtifactStore, stop: asyncio.Event) -> None:
     """Do the service's tasks of one bus queue between its calls, until ``stop`` is set.
 
     Raises:
         Unavailable: the bus does not answer.
     """
     async with AsyncExitStack() as stack:
-        bus = Bus(BusSettings(), f"sfumato {service.short}")
+        bus = Bus(settings, f"sfumato {service.short}")
         connecting, stopping = asyncio.create_task(stack.enter_async_context(bus)), asyncio.create_task(stop.wait())
         await asyncio.wait([connecting, stopping], return_when=asyncio.FIRST_COMPLETED)
         if not connecting.done():

@@ -15,6 +15,7 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from sfumato.errors import (
+    Blocked,
     BrokenWeights,
     Busy,
     Conflict,
@@ -30,7 +31,6 @@ from sfumato.errors import (
 log = logging.getLogger(__name__)
 
 
-
 def _reason(name: str) -> str:
     """The name of an error's class in google.rpc's spelling: InvalidInput is INVALID_INPUT."""
     return "".join(f"_{c}" if c.isupper() else c for c in name).strip("_").upper()
@@ -43,6 +43,7 @@ CODES: dict[type[SfumatoError], grpc.StatusCode] = {
     NotFound: grpc.StatusCode.NOT_FOUND,
     Conflict: grpc.StatusCode.ABORTED,
     Busy: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Blocked: grpc.StatusCode.UNAVAILABLE,
     Unavailable: grpc.StatusCode.UNAVAILABLE,
     WrongState: grpc.StatusCode.FAILED_PRECONDITION,
     MissingWeights: grpc.StatusCode.FAILED_PRECONDITION,

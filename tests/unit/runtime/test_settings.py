@@ -7,9 +7,19 @@ from pathlib import Path
 
 import pytest
 
+from services.inference.settings import InferenceSettings
 from services.scoring.app import ScoringSettings
 from sfumato.errors import Faults, InvalidInput
-from sfumato.runtime.settings import SECRETS, BusSettings, ServingSettings, Settings, StoreSettings
+from sfumato.runtime.settings import (
+    SECRETS,
+    BusSettings,
+    ClientSettings,
+    FiledSettings,
+    ServingSettings,
+    Settings,
+    StoreSettings,
+    TelemetrySettings,
+)
 
 ROOT = Path(__file__).parents[3]
 
@@ -18,7 +28,12 @@ def test_a_secret_is_read_from_the_file_of_its_name_and_never_printed(tmp_path: 
     # As a cluster mounts them: links to a folder that is replaced as a whole.
     version = tmp_path / "..2026"
     version.mkdir()
-    values = {"SFUMATO_BUS_PASSWORD": "pass\n", "SFUMATO_GRPC_TOKEN": "token", "AWS_SECRET_ACCESS_KEY": "key", "SFUMATO_REGISTRY_URL": "postgresql://u:p@h/d"}
+    values = {
+        "SFUMATO_BUS_PASSWORD": "pass\n",
+        "SFUMATO_GRPC_TOKEN": "token",
+        "AWS_SECRET_ACCESS_KEY": "key",
+        "SFUMATO_REGISTRY_URL": "postgresql://u:p@h/d",
+    }
     for name, value in values.items():
         (version / name).write_text(value)
         (tmp_path / name).symlink_to(Path("..2026") / name)
@@ -50,9 +65,67 @@ def test_invalid_settings_are_named_together_without_their_values(monkeypatch: p
         ScoringSettings()
 
 
+INVALID = [
+    (ServingSettings, "SFUMATO_GRPC_TOKEN", "schlüssel", "ASCII"),
+    (ServingSettings, "SFUMATO_GRPC_TOKEN", "a\nb", "one line"),
+    (ServingSettings, "SFUMATO_GRPC_ADDRESS", "http://0.0.0.0:7101", "host:port"),
+    (ServingSettings, "SFUMATO_GRPC_ADDRESS", "0.0.0.0:70000", "65535"),
+    (ServingSettings, "SFUMATO_GRPC_GRACE", "inf", "finite"),
+    (ClientSettings, "SFUMATO_CLIENT_TOKEN", "ключ", "ASCII"),
+    (ClientSettings, "SFUMATO_CLIENT_TIMEOUT", "1e12", "at most"),
+    (Settings, "SFUMATO_VLM_API_KEY", "a\tb", "control"),
+    (Settings, "SFUMATO_VLM_URL", "localhost:8000", "http:// or https://"),
+    (Settings, "SFUMATO_VLM_URL", "http://host:port", "valid host and port"),
+    (Settings, "SFUMATO_ARTIFACTS", "s3://a\nb", "one line"),
+    (Settings, "SFUMATO_RUNS", "a\nb", "one line"),
+    (BusSettings, "SFUMATO_BUS_URL", "http://nats:4222", "nats://, tls://, ws:// or wss://"),
+    (BusSettings, "SFUMATO_BUS_URL", "nats://nats:4222,nats://", "host"),
+    (BusSettings, "SFUMATO_BUS_PASSWORD", "a\r\nSUB x", "one line"),
+    (BusSettings, "SFUMATO_BUS_PATIENCE", "nan", "finite"),
+    (TelemetrySettings, "SFUMATO_TELEMETRY_OTLP", "collector", "port"),
+    (TelemetrySettings, "SFUMATO_METRICS_ADDRESS", "9090", "host:port"),
+    (StoreSettings, "AWS_SECRET_ACCESS_KEY", "geheimnü", "ASCII"),
+    (InferenceSettings, "SFUMATO_INFERENCE_REGISTRY", "registry", "port"),
+    (InferenceSettings, "SFUMATO_INFERENCE_PRECISION", "half", "float32"),
+]
+
+
+@pytest.mark.parametrize(("kind", "variable", "value", "reason"), INVALID)
+def test_values_that_a_library_could_not_use_are_refused_where_they_are_read(
+    kind: type[FiledSettings], variable: str, value: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(Faults, match=reason) as refused:
+        kind()
+    assert [name for name, _ in refused.value.faults] == [variable] and "Value error" not in str(refused.value)
+
+
+VALID = [
+    (ServingSettings, "SFUMATO_GRPC_ADDRESS", "[::]:7101"),
+    (ServingSettings, "SFUMATO_GRPC_TOKEN", "a token with spaces"),
+    (TelemetrySettings, "SFUMATO_METRICS_ADDRESS", ":9090"),
+    (TelemetrySettings, "SFUMATO_TELEMETRY_OTLP", "collector:4317"),
+    (TelemetrySettings, "SFUMATO_TELEMETRY_OTLP", "https://collector:4317"),
+    (BusSettings, "SFUMATO_BUS_URL", "nats://a:b@n1:4222, n2:4222,wss://n3/ws"),
+    (BusSettings, "SFUMATO_BUS_PASSWORD", "pässword"),
+    (InferenceSettings, "SFUMATO_INFERENCE_REGISTRY", "tls://registry.sfumato.svc:7105"),
+    (InferenceSettings, "SFUMATO_INFERENCE_REGISTRY", "dns:///registry-headless:7105"),
+]
+
+
+@pytest.mark.parametrize(("kind", "variable", "value"), VALID)
+def test_values_that_libraries_can_use_are_taken(
+    kind: type[FiledSettings], variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    kind()
+
+
 @pytest.mark.parametrize(
     ("program", "variable", "value"),
     [
+        (["sfumato.cli.main", "runs", "ls", "--server", "localhost:1"], "SFUMATO_CLIENT_TOKEN", "ü"),
+        (["services.registry.app"], "SFUMATO_BUS_PATIENCE", "inf"),
         (["sfumato.cli.main", "runs", "ls"], "SFUMATO_WORKERS", "many"),
         (["sfumato.cli.main", "serve"], "SFUMATO_INFERENCE_PICTURES", "many"),
         (["services.registry.app"], "SFUMATO_LOG_LEVEL", "loud"),

@@ -113,4 +113,8 @@ try:
 except InvalidInput as error:
     print(error)
 """
-    assert program(lines, SFUMATO_METRICS_ADDRESS=address).stdout.startswith(f"metrics_address: {address} cannot be listened on")
+    said = program(lines, SFUMATO_METRICS_ADDRESS=address).stdout
+    refused = (
+        "metrics_address: 192.0.2.1:80 cannot be listened on" if address == "192.0.2.1:80" else "SFUMATO_METRICS_ADDRESS: must be host:port"
+    )
+    assert said.startswith(refused)

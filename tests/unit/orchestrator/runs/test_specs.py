@@ -76,7 +76,7 @@ def test_a_missing_spec_and_missing_or_few_or_shared_prompts_are_named(tmp_path:
     with pytest.raises(InvalidInput, match="inputs.heldout: 0 prompts were given, and evaluate.count of the spec asks for 1"):
         _inputs(path)
     (tmp_path / "held.txt").write_text("a lake\n")
-    (tmp_path / "p.txt").write_bytes(b"\xff\xfe")
+    (tmp_path / "p.txt").write_bytes(b"\xff\xff")
     with pytest.raises(InvalidInput, match="prompts.file: .* not UTF-8"):
         _inputs(path)
     (tmp_path / "p.txt").unlink()
