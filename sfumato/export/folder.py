@@ -129,7 +129,7 @@ def _name(layout: Layout) -> str:
 
 def _write_layouts(adapter: Adapter, folder: Path, pipeline: DiffusionPipeline) -> dict[Layout, float]:
     """Every layout that the model has; the largest difference of an update after each was loaded back."""
-    return {layout: export(adapter, folder / _name(layout), layout, pipeline) for layout in layouts_of(pipeline)}
+    return {layout: export(adapter, folder / _name(layout), layout, pipeline).difference for layout in layouts_of(pipeline)}
 
 
 def _write_model(pipeline: DiffusionPipeline, adapter: Adapter | None, folder: Path, dtype: torch.dtype) -> None:

@@ -37,6 +37,15 @@ class UNetFamily(Family):
         r"\.(attn[12]\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.0\.proj|ff\.net\.2)"
     )
     default_guidance: ClassVar[float] = 7.5
+    outline: ClassVar[Mapping[str, Any]] = {
+        "block_out_channels": [8, 16],
+        "norm_num_groups": 4,
+        "attention_head_dim": 4,
+        "cross_attention_dim": 8,
+        "time_cond_proj_dim": 8,  # of distilled guidance
+        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    }
 
     @classmethod
     def blocks(cls, config: Mapping[str, Any], vae_scale: int) -> tuple[Blocks, ...]:

@@ -38,6 +38,13 @@ class SD3Family(Family):
         r"|ff\.net\.0\.proj|ff\.net\.2|ff_context\.net\.0\.proj|ff_context\.net\.2|norm1\.linear|norm1_context\.linear)"
     )
 
+    outline: ClassVar[Mapping[str, Any]] = {
+        "num_layers": 2,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "caption_projection_dim": 16,
+        "dual_attention_layers": [0],  # of 3.5 medium
+    }
     published: ClassVar[Mapping[str, ModelSize]] = {
         # transformer/config.json: 24 blocks of 24 heads of 64.
         "stabilityai/stable-diffusion-3-medium-diffusers": ModelSize(
