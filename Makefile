@@ -7,11 +7,11 @@ SPEC ?= configs/artaug-vista.yaml
 BIN := .venv/bin
 PACKAGES := sfumato services orchestrator deploy tests
 
-.PHONY: help setup demo up test lint types contracts chaos system browser unit protos images smoke cluster manifests clean
+.PHONY: help setup demo up test lint types contracts chaos system browser unit protos images smoke cluster manifests lora-fuzz lora-versions interop clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | awk -F'\t' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 setup: .venv/.ready  ## create .venv with everything in it
 
@@ -65,6 +65,9 @@ smoke: setup  ## start every image as a pod would, until it is ready
 
 cluster: setup  ## the tests that need a cluster: kind and `make images`, or CONTEXT=...
 	$(BIN)/pytest -m cluster tests/cluster $(if $(CONTEXT),--kube-context $(CONTEXT))
+
+lora-fuzz: setup  ## read a hundred thousand damaged adapter files (FILES=...)
+	$(BIN)/python -m tests.unit.lora.test_reader $(or $(FILES),100000)
 
 manifests: setup  ## render the chart to deploy/k8s/
 	$(BIN)/python -m deploy.manifests
