@@ -69,6 +69,12 @@ cluster: setup  ## the tests that need a cluster: kind and `make images`, or CON
 lora-fuzz: setup  ## read a hundred thousand damaged adapter files (FILES=...)
 	$(BIN)/python -m tests.unit.lora.test_reader $(or $(FILES),100000)
 
+lora-versions: setup  ## test adapter files in the lowest and the newest promised diffusers and PEFT
+	$(BIN)/python -m deploy.lora_versions $(ENDS) $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
+
+interop: setup  ## load exported adapters in ComfyUI (COMFYUI=a checkout of it) and vLLM-Omni, by their own code
+	$(BIN)/python -m deploy.interop $(if $(COMFYUI),--comfyui $(COMFYUI)) $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
+
 manifests: setup  ## render the chart to deploy/k8s/
 	$(BIN)/python -m deploy.manifests
 
@@ -76,5 +82,5 @@ protos: setup  ## generate sfumato/v1 from protos/
 	$(BIN)/python protos/generate.py
 
 clean:  ## remove the environment and caches (runs/ stays)
-	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache build dist
+	rm -rf .venv .venvs .pytest_cache .ruff_cache .import_linter_cache build dist
 	find $(PACKAGES) -name __pycache__ -type d -prune -exec rm -rf {} +

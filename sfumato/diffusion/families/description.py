@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from sfumato.diffusion.families.comfyui import ComfyUINodes
 from sfumato.lora.kohya_names import KohyaNames
 from sfumato.sizes import Blocks, ModelSize
 
@@ -30,6 +31,8 @@ class Description(ABC):
     rounding: ClassVar[float]
     # Whether guidance above 1 takes an unconditional row beside every picture's.
     classifier_free: ClassVar[bool]
+    # How ComfyUI loads the family's models; None: its loaders do not know the family.
+    comfyui: ClassVar[ComfyUINodes | None] = None
     # Sizes of published models, by their name on the hub.
     published: ClassVar[Mapping[str, ModelSize]] = {}
 

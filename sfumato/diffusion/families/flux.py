@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from sfumato.diffusion.families.calling import size_range, to_cells, to_images
+from sfumato.diffusion.families.comfyui import ComfyUINodes
 from sfumato.diffusion.families.family import Family, without_gradients
 from sfumato.diffusion.limits import ModelLimits
 from sfumato.errors import InvalidInput
@@ -122,6 +123,12 @@ class FluxFamily(Family):
         "num_attention_heads": 2,
         "guidance_embeds": True,
     }
+    comfyui: ClassVar[ComfyUINodes | None] = ComfyUINodes(
+        "EmptySD3LatentImage",
+        {"black-forest-labs/FLUX.1-dev": "flux1-dev.safetensors", "black-forest-labs/FLUX.1-schnell": "flux1-schnell.safetensors"},
+        text=("t5xxl_fp16.safetensors", "clip_l.safetensors", "flux"),
+        autoencoder="ae.safetensors",
+    )
     published: ClassVar[Mapping[str, ModelSize]] = {
         # "A 12 billion parameter rectified flow transformer" (the model card); transformer/config.json, 19 double and 38 single blocks.
         "black-forest-labs/FLUX.1-dev": ModelSize(

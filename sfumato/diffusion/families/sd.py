@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sfumato.diffusion.families.calling import size_range, to_cells, to_images
+from sfumato.diffusion.families.comfyui import ComfyUINodes
 from sfumato.diffusion.families.family import Family, without_gradients
 from sfumato.diffusion.limits import ModelLimits
 from sfumato.lora.kohya_names import FLAT, KohyaNames
@@ -112,6 +113,9 @@ class SDFamily(UNetFamily):
     """What the engines need to know of one ``StableDiffusionPipeline``."""
 
     pipeline_class: ClassVar[str] = "StableDiffusionPipeline"
+    comfyui: ClassVar[ComfyUINodes | None] = ComfyUINodes(
+        "EmptyLatentImage", {"stable-diffusion-v1-5/stable-diffusion-v1-5": "v1-5-pruned-emaonly.safetensors"}
+    )
     image_to_image: ClassVar[str] = "StableDiffusionImg2ImgPipeline"
     inpainting: ClassVar[str] = "StableDiffusionInpaintPipeline"
     published: ClassVar[Mapping[str, ModelSize]] = {

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from sfumato.diffusion.families.calling import size_range, to_cells, to_images
+from sfumato.diffusion.families.comfyui import ComfyUINodes
 from sfumato.diffusion.families.family import Family, without_gradients
 from sfumato.diffusion.limits import ModelLimits
 from sfumato.sizes import CLIP_G_TEXT, CLIP_L_TEXT, T5_XXL, VAE_16, Blocks, ModelSize
@@ -45,6 +46,9 @@ class SD3Family(Family):
         "caption_projection_dim": 16,
         "dual_attention_layers": [0],  # of 3.5 medium
     }
+    comfyui: ClassVar[ComfyUINodes | None] = ComfyUINodes(
+        "EmptySD3LatentImage", {"stabilityai/stable-diffusion-3-medium-diffusers": "sd3_medium_incl_clips_t5xxlfp16.safetensors"}
+    )
     published: ClassVar[Mapping[str, ModelSize]] = {
         # transformer/config.json: 24 blocks of 24 heads of 64.
         "stabilityai/stable-diffusion-3-medium-diffusers": ModelSize(

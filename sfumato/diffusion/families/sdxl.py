@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sfumato.diffusion.families.calling import to_cells, to_images
+from sfumato.diffusion.families.comfyui import ComfyUINodes
 from sfumato.diffusion.families.family import without_gradients
 from sfumato.diffusion.families.sd import UNetFamily, unet_size
 from sfumato.errors import InvalidInput
@@ -71,6 +72,9 @@ class SDXLFamily(UNetFamily):
     default_guidance: ClassVar[float] = 5.0
 
     pipeline_class: ClassVar[str] = "StableDiffusionXLPipeline"
+    comfyui: ClassVar[ComfyUINodes | None] = ComfyUINodes(
+        "EmptyLatentImage", {"stabilityai/stable-diffusion-xl-base-1.0": "sd_xl_base_1.0.safetensors"}
+    )
     outline: ClassVar[Mapping[str, Any]] = {
         **UNetFamily.outline,
         "addition_embed_type": "text_time",

@@ -11,14 +11,14 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, FluxPipeline
 from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sfumato.lora.adapter import Adapter, delta
 from sfumato.lora.binding import Loader, denoiser_of
-from sfumato.lora.files import Layout, export, load, verify
+from sfumato.lora.files import Layout, export, layouts_of, load, verify
 from sfumato.lora.fuse import Fuser, check_fits
 from sfumato.lora.modules import adaptable
 from tests.unit.diffusion import tiny
@@ -308,3 +308,35 @@ def test_every_module_of_a_model_exports_to_kohya_and_back(tmp_path: Path, kind:
         assert export(Adapter(factors), path, layout, pipeline).difference < 1e-5
         again = load(path)
         assert_same(again, {name: b @ a for name, (a, b) in factors.items()})
+
+
+@pytest.mark.parametrize("kind", ["flux", "sd", "sdxl", "sd3"])
+def test_mixed_ranks_paint_the_same_in_diffusers_and_peft(tmp_path: Path, kind: str) -> None:
+    """diffusers before 0.42 scales every module whose rank is not the first one's, where a file has several ranks and no alphas."""
+    fused: Any = PIPELINES[kind]()
+    denoiser = denoiser_of(fused)
+    generator = torch.Generator().manual_seed(5)
+    factors = {}
+    for name, module in adaptable(denoiser):
+        rank = (1, 4, 2)[len(factors) % 3]
+        out, width = shape_of(module)
+        factors[name] = (torch.randn(rank, width, generator=generator) * 0.3, torch.randn(out, rank, generator=generator) * 0.1)
+    adapter = Adapter(factors)
+    plain = painted(fused)
+    made = {layout: export(adapter, tmp_path / place(layout), layout, fused) for layout in layouts_of(fused)}
+    Fuser(denoiser).fuse(adapter)
+    wanted = painted(fused)
+    assert (wanted - plain).abs().max() > 0.01
+    for layout, found in made.items():
+        theirs: Any = PIPELINES[kind]()
+        if layout is Layout.PEFT:
+            PeftModel.from_pretrained(denoiser_of(theirs), str(tmp_path / place(layout)))
+        elif found.loader is Loader.DIFFUSERS:
+            theirs.load_lora_weights(str(tmp_path), weight_name=place(layout))
+        else:
+            continue
+        torch.testing.assert_close(painted(theirs), wanted, rtol=1e-3, atol=1e-3)
+
+
+def place(layout: Layout) -> str:
+    return layout.value if layout is Layout.PEFT else f"{layout.value}.safetensors"
