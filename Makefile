@@ -7,11 +7,11 @@ SPEC ?= configs/artaug-vista.yaml
 BIN := .venv/bin
 PACKAGES := sfumato services orchestrator deploy tests
 
-.PHONY: help setup demo up test lint types contracts chaos pictures system browser unit protos images smoke cluster manifests clean chart
+.PHONY: help setup demo up test lint types contracts chaos pictures system browser unit protos images smoke cluster manifests clean chart lora-fuzz lora-versions interop
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | awk -F'\t' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 setup: .venv/.ready  ## create .venv with everything in it
 
@@ -74,6 +74,15 @@ chart: setup  ## give a changed chart a new version, record it, and render it to
 	$(BIN)/python -m deploy.versions
 	$(BIN)/python -m deploy.manifests
 
+lora-fuzz: setup  ## read a hundred thousand damaged adapter files (FILES=...)
+	$(BIN)/python -m tests.unit.lora.test_reader $(or $(FILES),100000)
+
+lora-versions: setup  ## test adapter files in the lowest and the newest promised diffusers and PEFT
+	$(BIN)/python -m deploy.lora_versions $(ENDS) $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
+
+interop: setup  ## load exported adapters in ComfyUI (COMFYUI=a checkout of it) and vLLM-Omni, by their own code
+	$(BIN)/python -m deploy.interop $(if $(COMFYUI),--comfyui $(COMFYUI)) $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
+
 manifests: setup  ## render the chart to deploy/k8s/
 	$(BIN)/python -m deploy.manifests
 
@@ -81,5 +90,5 @@ protos: setup  ## generate sfumato/v1 from protos/
 	$(BIN)/python protos/generate.py
 
 clean:  ## remove the environment and caches (runs/ stays)
-	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache build dist
+	rm -rf .venv .venvs .pytest_cache .ruff_cache .import_linter_cache build dist
 	find $(PACKAGES) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,32 +1,18 @@
-"""Verifies an uploaded adapter before it is stored. Reads headers and numbers with NumPy; PyTorch is not needed."""
+"""Verifies an uploaded adapter before it is stored, by the checks that every reader of adapters has; PyTorch is not needed."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-from safetensors import SafetensorError, deserialize
+from sfumato.errors import BrokenWeights, InvalidInput
+from sfumato.lora.contents import MAX_BYTES, parse_contents, shown
+from sfumato.lora.keys import CONVERT, parse_keys
 
-from sfumato.errors import InvalidInput
-
-MAX_BYTES = 8 << 30
-MAX_RANK = 1 << 16
-KEY = re.compile(r"((?:transformer|unet)\.[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*)\.(lora_A|lora_B)\.weight")
+KEY = re.compile(r"(transformer|unet)\.[A-Za-z0-9_.]+\.lora_[AB]\.weight")
 SCALED = "lora_adapter_metadata"  # diffusers' key for a scale that is not in the numbers
-CONVERT = "Bring it into the plain layout first: sfumato lora scale FILE --factor 1 -o PLAIN."
-
-# The integer type of each dtype's numbers, and the exponent bits, which are all set in numbers that are not finite.
-EXPONENTS: Mapping[str, tuple[str, int]] = {
-    "F64": ("<u8", 0x7FF0_0000_0000_0000),
-    "F32": ("<u4", 0x7F80_0000),
-    "F16": ("<u2", 0x7C00),
-    "BF16": ("<u2", 0x7F80),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,27 +62,18 @@ def verified(data: bytes, sha256: str = "") -> VerifiedAdapter:
     if sha256 and digest != sha256:
         raise InvalidInput("sha256", f"the file's is {digest}, not {sha256}.", hint="It was damaged on its way: send it again.")
     try:
-        tensors = deserialize(data)
-    except SafetensorError as error:
-        raise InvalidInput("adapter", f"is not a safetensors file: {error}.", hint="Fetch it again.") from error
-    if SCALED in _free_text(data):
+        contents = parse_contents(data, "the file")
+        parsed = parse_keys(contents, "the file")
+    except BrokenWeights as error:
+        raise InvalidInput("adapter", error.message, hint=error.hint) from error
+    for key in contents.entries:
+        if KEY.fullmatch(key) is None:
+            raise InvalidInput("adapter", f"the key {shown(key)} is not of the plain layout.", hint=CONVERT)
+    if SCALED in contents.header:
         raise InvalidInput("adapter", f"its scale stands in {SCALED}, not in its numbers.", hint=CONVERT)
-    halves: dict[str, dict[str, tuple[int, int]]] = {}
-    for key, tensor in tensors:
-        match = KEY.fullmatch(key)
-        if match is None:
-            raise InvalidInput("adapter", f"the key {key[:120]!r} is not of a plain LoRA.", hint=CONVERT)
-        shape = tuple(tensor["shape"])
-        if len(shape) != 2 or 0 in shape:
-            raise InvalidInput("adapter", f"{key} has the shape {shape}, which is no matrix.", hint="Only linear layers are adapted.")
-        _check_numbers(key, tensor["dtype"], tensor["data"])
-        halves.setdefault(match[1], {})[match[2]] = (shape[0], shape[1])
-    modules = {name: _paired(name, found) for name, found in sorted(halves.items())}
-    if not modules:
-        raise InvalidInput("adapter", "has no modules.", hint="Is it the right file?")
-    if len({name.partition(".")[0] for name in modules}) > 1:
-        raise InvalidInput("adapter", "holds keys of a transformer and of a unet: it is of no one model.")
-    return VerifiedAdapter(digest, len(data), modules, tuple(sorted({tensor["dtype"] for _, tensor in tensors})))
+    modules = {f"{parsed.prefix}{pair.name}": UpdateShape(pair.rank, pair.inputs, pair.outputs) for pair in parsed.pairs}
+    dtypes = tuple(sorted({entry.dtype for entry in contents.entries.values()}))
+    return VerifiedAdapter(digest, len(data), modules, dtypes)
 
 
 def check_base(adapter: VerifiedAdapter, base: Mapping[str, list[int]]) -> None:
@@ -116,32 +93,3 @@ def check_base(adapter: VerifiedAdapter, base: Mapping[str, list[int]]) -> None:
         if list(shape) != [factors.outputs, factors.inputs]:
             shapes = f"the update is {factors.outputs}x{factors.inputs}, the weight {shape[0]}x{shape[1]}"
             raise InvalidInput("adapter", f"{name}: {shapes}.", hint="It is an adapter of another model.")
-
-
-def _paired(name: str, halves: Mapping[str, tuple[int, int]]) -> UpdateShape:
-    if len(halves) != 2:
-        raise InvalidInput("adapter", f"{name} has {next(iter(halves))} only, no pair of lora_A and lora_B.", hint="Was it edited?")
-    (rank, inputs), (outputs, other) = halves["lora_A"], halves["lora_B"]
-    if rank != other:
-        shapes = f"{(rank, inputs)} and {(outputs, other)}"
-        raise InvalidInput("adapter", f"{name} has factors {shapes}, which do not multiply.", hint="Was it edited?")
-    if rank > MAX_RANK:
-        raise InvalidInput("adapter", f"{name} has rank {rank}; the limit is {MAX_RANK}.", hint="Compress it to a lower rank.")
-    return UpdateShape(rank, inputs, outputs)
-
-
-def _check_numbers(key: str, dtype: str, data: bytes | bytearray) -> None:
-    """Refuse infinities and NaNs by their exponent bits, which are all set; this works for bfloat16 without another library."""
-    if dtype not in EXPONENTS:
-        raise InvalidInput("adapter", f"{key} is of {dtype}.", hint=f"Use one of {', '.join(EXPONENTS)}.")
-    kind, mask = EXPONENTS[dtype]
-    numbers: NDArray[np.unsignedinteger] = np.frombuffer(data, dtype=kind)
-    exponent = numbers.dtype.type(mask)
-    if ((numbers & exponent) == exponent).any():
-        raise InvalidInput("adapter", f"{key} holds numbers that are not finite.", hint="Its training diverged: train it again.")
-
-
-def _free_text(data: bytes) -> Mapping[str, str]:
-    """The metadata of the header; `deserialize` has validated the header before."""
-    length = int.from_bytes(data[:8], "little")
-    return json.loads(data[8 : 8 + length]).get("__metadata__") or {}

@@ -119,12 +119,13 @@ def fuse(task: Task, artifacts: ArtifactStore) -> Output:
     alphas = task.params["alphas"]
     if len(alphas) != len(task.items):
         raise InvalidInput("alphas", f"there are {len(alphas)} for {len(task.items)} adapters.")
-    stacked = algebra.stack([decode_adapter(artifacts.get(digest)) for digest in task.items], alphas)
+    # One rank for all modules: diffusers before 0.42 loads another one at a wrong scale.
+    stacked = algebra.padded(algebra.stack([decode_adapter(artifacts.get(digest)) for digest in task.items], alphas))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "adapter.safetensors"
         path.write_bytes(encode_adapter(stacked))
         pipeline = model_of(_folder(task), task.params.get("precision", "float32")).pipeline
-        difference = verify(path, cast(FluxPipeline, pipeline), stacked)
+        difference = verify(path, cast(FluxPipeline, pipeline), stacked).difference
     return Output({"difference": difference}, {"adapter.safetensors": encode_adapter(stacked)})
 
 

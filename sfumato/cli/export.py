@@ -26,8 +26,8 @@ def export(
     server: Server = "",
     local: Local = False,
 ) -> None:
-    """Write a version for other programs: the fused model for diffusers, the adapter in each layout, a model card, and the files that
-    a Bento is built from. Every part is loaded back and compared.
+    """Write a version for other programs: the fused model for diffusers, the adapter in each layout, a workflow for ComfyUI, a model
+    card, and the files that a Bento is built from. Every part is loaded back and compared.
 
     Example: sfumato export production --to artaug
 
@@ -51,10 +51,12 @@ def export(
         made = export_version(registry, version, to, folder, licence=told, methods=cards(), dtype=dtype)
     if as_json:
         report = {"version": made.version, "folder": str(to), "files": dict(made.files), "differences": dict(made.differences)}
-        typer.echo(json.dumps(report, indent=1))
+        typer.echo(json.dumps(report | {"left_out": dict(made.left_out)}, indent=1))
         return
     typer.echo(f"{to}: version {made.version[:12]}")
     for file, words in made.files.items():
         typer.echo(f"  {file:<28} {words}")
+    for file, reason in made.left_out.items():
+        typer.echo(f"  {file:<28} not written: {reason}")
     for layout, difference in made.differences.items():
         typer.echo(f"  {layout} loaded back: updates differ by {difference:.1e} at most")

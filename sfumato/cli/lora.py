@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,11 +13,12 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
     from sfumato.lora.adapter import Adapter
+    from sfumato.lora.files import Verified
 
-app = typer.Typer(no_args_is_help=True, help="LoRA files: export, verify, average, stack, compress, scale.")
+app = typer.Typer(no_args_is_help=True, help="LoRA files: export, convert, verify, average, stack, compress, scale.")
 
-Source = Annotated[Path, typer.Argument(help="A diffusers or kohya file, or a PEFT folder.", metavar="FILE")]
-Sources = Annotated[list[Path], typer.Argument(help="Diffusers or kohya files, or PEFT folders.", metavar="FILE...")]
+Source = Annotated[Path, typer.Argument(help="A file of diffusers, kohya, OneTrainer or ComfyUI, or a PEFT folder.", metavar="FILE")]
+Sources = Annotated[list[Path], typer.Argument(help="Such files, or PEFT folders.", metavar="FILE...")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="The file to write, in diffusers' layout.")]
 Model = Annotated[str, typer.Option(help="vista, or a diffusers pipeline's folder; only its configuration is read.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -24,7 +26,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 @app.callback()
 def root() -> None:
-    """LoRA files: export, verify, average, stack, compress, scale."""
+    """LoRA files: export, convert, verify, average, stack, compress, scale."""
 
 
 @app.command()
@@ -74,10 +76,28 @@ def export(
 
     if layout not in list(files.Layout):
         raise InvalidInput("as", f"{layout!r} is not a layout.", hint=f"Give one of {', '.join(files.Layout)}.")
-    adapter, pipeline = files.load(source), _skeleton(model)
-    worst = files.export(adapter, output, files.Layout(layout), pipeline)
-    loader = files.loader_for(output, pipeline)
-    typer.echo(f"{output}: {len(adapter.factors)} modules, loaded back by {loader}, updates differ by {worst:.1e} at most")
+    pipeline = _skeleton(model)
+    adapter = files.load(source, files.denoiser_of(pipeline))
+    made = files.export(adapter, output, files.Layout(layout), pipeline)
+    typer.echo(f"{output}: {len(adapter.factors)} modules, loaded back by {made.loader}, updates differ by {made.difference:.1e} at most")
+    _tell_unread(made)
+
+
+@app.command()
+def convert(
+    source: Source,
+    output: Output,
+    without_text_encoders: Annotated[
+        bool, typer.Option("--without-text-encoders", help="Leave out the factors of text encoders; they are refused otherwise.")
+    ] = False,
+) -> None:
+    """Write a file of any layout that is read in the plain layout: diffusers' names, scales in the numbers, one rank.
+
+    Example: sfumato lora convert downloaded.safetensors --without-text-encoders -o plain.safetensors
+    """
+    from sfumato.lora.files import load
+
+    _write(load(source, without_text_encoders=without_text_encoders), output, {})
 
 
 @app.command()
@@ -88,14 +108,16 @@ def verify(source: Source, model: Model = "vista", as_json: AsJson = False) -> N
     """
     from sfumato.lora import files
 
-    adapter, pipeline = files.load(source), _skeleton(model)
+    pipeline = _skeleton(model)
+    adapter = files.load(source, files.denoiser_of(pipeline))
     files.check_fits(adapter, files.denoiser_of(pipeline))
-    worst = files.verify(source, pipeline, adapter)
-    loader = files.loader_for(source, pipeline)
+    found = files.verify(source, pipeline, adapter)
     if as_json:
-        typer.echo(json.dumps({"file": str(source), "modules": len(adapter.factors), "loader": str(loader), "difference": worst}))
-    else:
-        typer.echo(f"{source}: {len(adapter.factors)} modules bound by {loader}, updates differ by {worst:.1e} at most")
+        report = {"file": str(source), "modules": len(adapter.factors), "loader": str(found.loader), "difference": found.difference}
+        typer.echo(json.dumps(report | {"unread": found.unread}))
+        return
+    typer.echo(f"{source}: {len(adapter.factors)} modules bound by {found.loader}, updates differ by {found.difference:.1e} at most")
+    _tell_unread(found)
 
 
 @app.command()
@@ -166,6 +188,12 @@ def scale(
     _write(algebra.scale(load(source), factor), output, {"scaled_by": str(factor)})
 
 
+def _tell_unread(found: Verified) -> None:
+    """Say what keeps diffusers from reading a file that was converted first."""
+    if found.unread:
+        typer.echo(f"diffusers itself does not read it whole ({found.unread}); for diffusers: sfumato lora convert")
+
+
 def _skeleton(model: str) -> DiffusionPipeline:
     from sfumato.lora.binding import skeleton
     from sfumato.runtime.settings import Settings
@@ -190,10 +218,10 @@ def _numbers(text: str, count: int) -> list[float] | None:
 
 def _write(adapter: Adapter, output: Path, origin: dict[str, Any], *, quiet: bool = False) -> None:
     """Save with ``origin`` added to the metadata, and print a summary."""
-    from sfumato.lora.adapter import Adapter, norm
+    from sfumato.lora.adapter import norm, padded
     from sfumato.lora.files import save
 
-    adapter = Adapter(adapter.factors, {**adapter.metadata, **origin})
+    adapter = padded(replace(adapter, metadata={**adapter.metadata, **origin}))  # one rank: see `sfumato.lora.files.export`
     save(adapter, output)
     if not quiet:
         typer.echo(f"{output}: {len(adapter.factors)} modules, rank up to {max(adapter.ranks.values())}, norm {norm(adapter):.4g}")

@@ -3,6 +3,7 @@
     README.md                 the model card
     model/                    a diffusers pipeline with the adapter fused in
     lora/diffusers.safetensors, lora/kohya.safetensors, lora/peft/     the adapter alone, in each layout its model has
+    comfyui/loras/NAME.safetensors, comfyui/workflow.json, comfyui/workflow_api.json      the adapter and a workflow for ComfyUI
     service.py, bentofile.yaml                                         for `bentoml build` in the folder
     lineage.json              its lineage, as the registry has it
 """
@@ -25,6 +26,7 @@ from sfumato.diffusion.loading import load_pipeline
 from sfumato.errors import BrokenWeights, InvalidInput, MissingWeights
 from sfumato.export.bento import write_bento
 from sfumato.export.card import Licence, MethodCard, model_card, recipes_of
+from sfumato.export.comfyui import write_workflow
 from sfumato.lora.adapter import Adapter, combine
 from sfumato.lora.binding import denoiser_of
 from sfumato.lora.files import Layout, export, layouts_of
@@ -32,6 +34,7 @@ from sfumato.lora.fuse import Fuser
 from sfumato.registry.models import Models
 from sfumato.registry.records import Lineage, Version
 from sfumato.runtime.models.adapters import decode_adapter
+from sfumato.runtime.models.builtin import BUILT_IN
 from sfumato.runtime.models.references import VISTA
 from sfumato.runtime.models.versions import model_version
 
@@ -53,11 +56,13 @@ pipeline = DiffusionPipeline.from_pretrained(weights.locate("generator"), torch_
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """The written files with their descriptions, and for each layout the largest relative difference of an update after loading it."""
+    """The written files with their descriptions, for each layout the largest relative difference of an update after loading it, and
+    what was left out and why."""
 
     version: str
     files: Mapping[str, str]
     differences: Mapping[str, float]
+    left_out: Mapping[str, str]
 
 
 def export_version(
@@ -97,18 +102,23 @@ def export_version(
     adapter = combine(adapters, [part.weight for part in version.parts]) if adapters else None
     pipeline = load_pipeline(base, dtype=torch.float32)
     to.mkdir(parents=True, exist_ok=True)
-    files, differences = {}, {}
+    files, differences, left_out = {}, {}, {}
     if adapter is not None:
         adapter = Adapter(adapter.factors, {"base": version.base.name, "version": version.id})
         differences = _write_layouts(adapter, to / "lora", pipeline)
         files |= {f"lora/{_name(layout)}": WORDS[layout] for layout in differences}
+        if version.base.name in BUILT_IN:
+            left_out["comfyui/"] = f"ComfyUI's loaders know no text encoders of {version.base.name}"
+        else:
+            files |= _write_comfyui(adapter, version, to / "comfyui", pipeline)
     _write_model(pipeline, adapter, to / "model", dtype)
     files = {"model/": "the whole pipeline for diffusers, the adapter fused in" if adapter else "the whole pipeline for diffusers"} | files
     files |= {"service.py, bentofile.yaml": "`bentoml build` here makes a Bento of `model/`", "lineage.json": "all it came of"}
     lineage = registry.lineage(version.id)
     _write_lineage(version, lineage, to)
     _write_card_and_bento(version, lineage, to, pipeline, files, licence, methods)
-    return Exported(version.id, {"README.md": "this card's file"} | files, {layout.value: value for layout, value in differences.items()})
+    found = {layout.value: value for layout, value in differences.items()}
+    return Exported(version.id, {"README.md": "this card's file"} | files, found, left_out)
 
 
 WORDS = {
@@ -129,7 +139,26 @@ def _name(layout: Layout) -> str:
 
 def _write_layouts(adapter: Adapter, folder: Path, pipeline: DiffusionPipeline) -> dict[Layout, float]:
     """Every layout that the model has; the largest difference of an update after each was loaded back."""
-    return {layout: export(adapter, folder / _name(layout), layout, pipeline) for layout in layouts_of(pipeline)}
+    return {layout: export(adapter, folder / _name(layout), layout, pipeline).difference for layout in layouts_of(pipeline)}
+
+
+def _write_comfyui(adapter: Adapter, version: Version, folder: Path, pipeline: DiffusionPipeline) -> dict[str, str]:
+    """Write the folder for ComfyUI where its loaders know the family; the files with their descriptions."""
+    nodes = family_of(pipeline).comfyui
+    if nodes is None:
+        return {}
+    layout = Layout.KOHYA if Layout.KOHYA in layouts_of(pipeline) else Layout.DIFFUSERS
+    file = f"{_slug(version.base.name)}-{version.id[:12]}.safetensors"
+    export(adapter, folder / "loras" / file, layout, pipeline)
+    write_workflow(folder, file, version.base.name, nodes, family_of(pipeline).limits, pipeline)
+    return {
+        f"comfyui/loras/{file}": "the adapter for ComfyUI's folder models/loras",
+        "comfyui/workflow.json": "a workflow with it for ComfyUI's page; workflow_api.json is the same for its API",
+    }
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "model"
 
 
 def _write_model(pipeline: DiffusionPipeline, adapter: Adapter | None, folder: Path, dtype: torch.dtype) -> None:
@@ -174,5 +203,5 @@ def _write_card_and_bento(
         recipes = recipes_of(lineage)
         example += LORA_EXAMPLE.format(base=base, name=recipes[0] if len(recipes) == 1 else "adapter")
     (to / "README.md").write_text(model_card(version, lineage, files, licence, example, methods), encoding="utf-8")
-    name = re.sub(r"[^a-z0-9]+", "-", version.base.name.lower()).strip("-") or "model"
-    write_bento(to, f"sfumato-{name}", limits, {"version": version.id[:12], "base": version.base.id[:12]}, tokens=tokens)
+    labels = {"version": version.id[:12], "base": version.base.id[:12]}
+    write_bento(to, f"sfumato-{_slug(version.base.name)}", limits, labels, tokens=tokens)

@@ -16,11 +16,13 @@ from sfumato.errors import InvalidInput
 class Adapter:
     """Low-rank updates by module name (from the denoiser): ``A [rank, in]`` and ``B [out, rank]``, any scale baked in.
 
-    ``metadata`` is free text that travels with the file (where it came from); it never changes the update.
+    ``metadata`` is free text that travels with the file (where it came from); it never changes the update. ``pointwise`` has the modules
+    that are 1x1 convolutions: their factors are matrices here and have two more dimensions of 1 in files.
     """
 
     factors: Mapping[str, tuple[Tensor, Tensor]]
     metadata: Mapping[str, str] = field(default_factory=dict)
+    pointwise: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if not self.factors:
@@ -60,19 +62,21 @@ def scale(adapter: Adapter, factor: float) -> Adapter:
     """
     if not math.isfinite(factor):
         raise InvalidInput("scale", f"{factor} is not a finite number.")
-    return Adapter({name: (a, _single(b) * factor) for name, (a, b) in adapter.factors.items()}, adapter.metadata)
+    factors = {name: (a, single(b) * factor) for name, (a, b) in adapter.factors.items()}
+    return Adapter(factors, adapter.metadata, adapter.pointwise)
 
 
-def padded(adapter: Adapter, rank: int) -> Adapter:
-    """The same update with at least ``rank`` in every module, filled up with zeros."""
+def padded(adapter: Adapter, rank: int | None = None) -> Adapter:
+    """The same update with at least ``rank`` in every module (the largest rank, if it is None), filled up with zeros."""
+    rank = max(adapter.ranks.values()) if rank is None else rank
     factors = {}
     for name, (a, b) in adapter.factors.items():
         missing = max(0, rank - a.shape[0])
         factors[name] = (nn.functional.pad(a, (0, 0, 0, missing)), nn.functional.pad(b, (0, missing)))
-    return Adapter(factors, adapter.metadata)
+    return Adapter(factors, adapter.metadata, adapter.pointwise)
 
 
-def _single(tensor: Tensor) -> Tensor:
+def single(tensor: Tensor) -> Tensor:
     """Half precision to float32, so that weighting adds no rounding to a file's own; float32 and float64 as they are."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
@@ -94,9 +98,9 @@ def combine(adapters: Sequence[Adapter], weights: Sequence[float]) -> Adapter:
         shapes = {(a.shape[1], b.shape[0]) for (a, b), _ in parts}
         if len(shapes) > 1:
             raise InvalidInput("adapters", f"{name} has different shapes in them: {sorted(shapes)}.", hint="Are they of one model?")
-        left, right = [_single(b) * weight for (_, b), weight in parts], [_single(a) for (a, _), _ in parts]
+        left, right = [single(b) * weight for (_, b), weight in parts], [single(a) for (a, _), _ in parts]
         factors[name] = (torch.cat(right), torch.cat(left, dim=1))
-    return Adapter(factors)
+    return Adapter(factors, pointwise=frozenset().union(*(adapter.pointwise for adapter in adapters)))
 
 
 def mean(adapters: Sequence[Adapter]) -> Adapter:
@@ -130,7 +134,7 @@ def compress(adapter: Adapter, rank: int) -> Compressed:
         module_lost, module_total = float(s[rank:].square().sum()), float(s.square().sum())
         errors[name] = (module_lost / module_total) ** 0.5 if module_total else 0.0
         lost, total = lost + module_lost, total + module_total
-    return Compressed(Adapter(factors, adapter.metadata), errors, (lost / total) ** 0.5 if total else 0.0)
+    return Compressed(Adapter(factors, adapter.metadata, adapter.pointwise), errors, (lost / total) ** 0.5 if total else 0.0)
 
 
 def _truncated(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,6 +35,7 @@ class Loader(StrEnum):
     """The library that reads a file back."""
 
     DIFFUSERS = "diffusers"
+    BARE = "diffusers' load_lora_adapter"
     PEFT = "PEFT"
     CONVERTED = "diffusers, after conversion"
 
@@ -84,17 +86,21 @@ def bound(source: Path | Mapping[str, Tensor], pipeline: DiffusionPipeline, load
             if loader is Loader.PEFT:
                 PeftModel.from_pretrained(denoiser_of(copy), str(source), adapter_name=NAME)
             elif isinstance(source, Path):
-                copy.load_lora_weights(str(source.parent), weight_name=source.name, adapter_name=NAME, local_files_only=True)
+                target: Any = denoiser_of(copy) if loader is Loader.BARE else copy
+                load = partial(target.load_lora_adapter, prefix=None) if loader is Loader.BARE else target.load_lora_weights
+                load(str(source.parent), weight_name=source.name, adapter_name=NAME, local_files_only=True)
             else:
                 copy.load_lora_weights(dict(source), adapter_name=NAME)
-    except (ValueError, RuntimeError, KeyError, AssertionError, NotImplementedError, TypeError, OSError) as error:
+    except Exception as error:  # a library refuses a file with any error at all, some of them without words
         named = source if isinstance(source, Path) else "the adapter"
-        raise BrokenWeights(f"{loader} does not load {named}: {error}") from error
+        words = " ".join(str(error).split()) or type(error).__name__
+        raise BrokenWeights(f"{loader} does not load {named}: {words[:400]}", hint="Is it of this model?") from error
     factors = {}
     for name, module in denoiser_of(copy).named_modules():
         if NAME in getattr(module, "lora_A", {}):
             layer = cast(Any, module)
-            factors[name] = (layer.lora_A[NAME].weight.detach(), layer.lora_B[NAME].weight.detach().float() * layer.scaling[NAME])
+            a, b = layer.lora_A[NAME].weight.detach().flatten(1), layer.lora_B[NAME].weight.detach().flatten(1)
+            factors[name] = (a, b.float() * layer.scaling[NAME])
     return Adapter(factors) if factors else None
 
 

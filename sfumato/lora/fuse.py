@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from sfumato.errors import InvalidInput
 from sfumato.lora.adapter import Adapter, delta
+from sfumato.lora.modules import pointwise
 
 
 def check_fits(adapter: Adapter, model: nn.Module) -> dict[str, Tensor]:
-    """The model's weight for every module of the adapter, all there and of the same shape.
+    """The model's weight for every module of the adapter: linear layers and 1x1 convolutions, all there and of the same shape.
 
     Raises:
         InvalidInput: naming the module that the model does not have, or has in another shape.
@@ -23,7 +24,11 @@ def check_fits(adapter: Adapter, model: nn.Module) -> dict[str, Tensor]:
             weight = model.get_parameter(f"{name}.weight")
         except AttributeError as error:
             raise InvalidInput("adapter", f"the model has no weight of {name}.", hint="It is an adapter of another model.") from error
-        if weight.shape != (b.shape[0], a.shape[1]):
+        module = model.get_submodule(name)
+        if not isinstance(module, nn.Linear) and not pointwise(module):
+            what = f"{name} is neither a linear layer nor a 1x1 convolution."
+            raise InvalidInput("adapter", what, hint="It is an adapter of another model.")
+        if weight.shape[:2] != (b.shape[0], a.shape[1]):
             shapes = f"the update is {b.shape[0]}x{a.shape[1]}, the weight {tuple(weight.shape)}"
             raise InvalidInput("adapter", f"{name}: {shapes}.", hint="It is an adapter of another model.")
         weights[name] = weight
@@ -62,4 +67,4 @@ class Fuser:
         for name, weight in updates.items():
             pristine = self._pristine.setdefault(name, weight.detach().cpu().clone())
             assert adapter is not None
-            weight.copy_(pristine.float() + scale * delta(adapter, name).cpu())
+            weight.copy_(pristine.float() + scale * delta(adapter, name).cpu().view(pristine.shape))

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft.utils.other import get_pattern_key
 from torch import Tensor
 
 from sfumato.errors import BrokenWeights, InvalidInput, MissingWeights
-from sfumato.lora.adapter import Adapter
-from sfumato.lora.tensors import read_tensors, write_tensors
+from sfumato.lora.adapter import Adapter, padded
+from sfumato.lora.contents import read_contents
+from sfumato.lora.keys import PEFT, parse_keys
+from sfumato.lora.tensors import factors_of, shaped, write_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PREFIX = "base_model.model."
 A_KEY, B_KEY = ".lora_A.weight", ".lora_B.weight"
 
 # What changes the meaning of the factors, the harmless value first: such a folder is refused, not half read.
@@ -35,6 +36,11 @@ HARMLESS: Mapping[str, tuple[Any, ...]] = {
     "target_parameters": (None, []),
     "trainable_token_indices": (None,),
     "alora_invocation_tokens": (None,),
+    "use_qalora": (False, None),
+    "use_bdlora": (None, False),
+    "arrow_config": (None,),
+    "kasa_config": (None,),
+    "monteclora_config": (None,),
     "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
 }
 
@@ -49,10 +55,8 @@ def save_folder(adapter: Adapter, folder: Path) -> None:
         raise InvalidInput("output", f"{folder} is a file; a PEFT adapter is a folder.")
     rank = max(adapter.ranks.values())
     tensors: dict[str, Tensor] = {}
-    for name, (a, b) in adapter.factors.items():
-        missing = rank - a.shape[0]
-        tensors[f"{PREFIX}{name}{A_KEY}"] = torch.nn.functional.pad(a, (0, 0, 0, missing))
-        tensors[f"{PREFIX}{name}{B_KEY}"] = torch.nn.functional.pad(b, (0, missing))
+    for name, (a, b) in shaped(padded(adapter)).items():
+        tensors[f"{PEFT}{name}{A_KEY}"], tensors[f"{PEFT}{name}{B_KEY}"] = a, b
     write_tensors(tensors, folder / WEIGHTS, adapter.metadata)
     config = {
         "peft_type": "LORA",
@@ -76,26 +80,30 @@ def load_folder(folder: Path) -> Adapter:
     """
     if not (folder / CONFIG).is_file():
         raise MissingWeights(f"{folder} holds no {CONFIG}.", hint="Give a PEFT adapter's folder, or a .safetensors file.")
+    if not (folder / WEIGHTS).is_file():
+        raise MissingWeights(f"{folder} holds no {WEIGHTS}.", hint="Only safetensors are read: save it with PEFT's safe_serialization.")
+    config = _read_config(folder / CONFIG)
+    where = str(folder / WEIGHTS)
+    contents = read_contents(folder / WEIGHTS)
+    parsed = parse_keys(contents, where, prefixes=(PEFT,))
+    if parsed.prefix != PEFT or any(pair.alpha is not None for pair in parsed.pairs):
+        raise BrokenWeights(f"{where} is not PEFT's: its keys have alphas, or do not begin with {PEFT}.", hint="Was it edited?")
+    factors = {pair.name: factors_of(pair, scale_of(config, pair.name, pair.rank, str(folder / CONFIG)), where) for pair in parsed.pairs}
+    return Adapter(factors, contents.metadata, frozenset(pair.name for pair in parsed.pairs if pair.pointwise))
+
+
+def _read_config(path: Path) -> Mapping[str, Any]:
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BrokenWeights(f"{folder / CONFIG} is not JSON: {error}.") from error
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BrokenWeights(f"{path} is not JSON: {error}.", hint="Fetch it again.") from error
     if not isinstance(config, dict):
-        raise BrokenWeights(f"{folder / CONFIG} is not a JSON object.")
+        raise BrokenWeights(f"{path} is not a JSON object.", hint="Fetch it again.")
     for field, harmless in HARMLESS.items():
         if (value := config.get(field, harmless[0])) not in harmless:
-            raise BrokenWeights(f"{folder}: {field} is {value!r}, which is no plain LoRA.", hint="Merge or convert it with PEFT first.")
-    tensors, metadata, _ = read_tensors(folder / WEIGHTS)
-    names = sorted({key.removeprefix(PREFIX).removesuffix(A_KEY).removesuffix(B_KEY) for key in tensors})
-    expected = {f"{PREFIX}{name}{half}" for name in names for half in (A_KEY, B_KEY)}
-    if expected != set(tensors):
-        raise BrokenWeights(f"{folder / WEIGHTS}: {sorted(expected ^ set(tensors))[0]} is not half of a pair of lora_A and lora_B.")
-    factors = {}
-    for name in names:
-        a, b = tensors[f"{PREFIX}{name}{A_KEY}"], tensors[f"{PREFIX}{name}{B_KEY}"]
-        scale = scale_of(config, name, a.shape[0], str(folder / CONFIG))
-        factors[name] = (a, b if scale == 1 else b.float() * scale)
-    return Adapter(factors, metadata)
+            words = f"{path}: {field} is {value!r}; only plain LoRAs are read."
+            raise BrokenWeights(words, hint="Convert or merge it with PEFT first.")
+    return config
 
 
 def scale_of(config: Mapping[str, Any], name: str, rank: int, where: str) -> float:
@@ -108,8 +116,10 @@ def scale_of(config: Mapping[str, Any], name: str, rank: int, where: str) -> flo
         ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
         said = ranks.get(get_pattern_key(list(ranks), name), config["r"])
         alpha = float(alphas.get(get_pattern_key(list(alphas), name), config["lora_alpha"]))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, re.error) as error:
         raise BrokenWeights(f"{where} gives no rank and alpha for {name}: {error!r}.") from error
     if said != rank:
         raise BrokenWeights(f"{where} says that {name} has rank {said}, but it has {rank}.")
+    if not math.isfinite(alpha) or alpha == 0:
+        raise BrokenWeights(f"{where}: the alpha of {name} is {alpha}.", hint="Was it edited? An alpha is often the rank.")
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)

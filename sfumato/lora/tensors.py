@@ -1,4 +1,4 @@
-"""Reading and writing safetensors so that the same content is always the same bytes."""
+"""Tensors of adapter files: from the entries that were checked, and written so that the same content is always the same bytes."""
 
 from __future__ import annotations
 
@@ -7,15 +7,23 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from sfumato.errors import BrokenWeights, InvalidInput, MissingWeights
+from sfumato.errors import BrokenWeights, InvalidInput
+from sfumato.lora.adapter import Adapter, single
+from sfumato.lora.contents import METADATA, Entry
+from sfumato.lora.keys import Pair
 from sfumato.runtime.files import write_whole
 
-# The one key of the header's free text. Several keys would be written in the order of a hash map, another in every process.
-METADATA = "sfumato"
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
@@ -24,8 +32,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
     Raises:
         InvalidInput: the path is a folder, or cannot be written.
     """
-    free = {METADATA: json.dumps(dict(metadata), sort_keys=True, ensure_ascii=True)} if metadata else None
-    data = save({name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}, metadata=free)
+    data = to_bytes(tensors, metadata)
     if path.is_dir():
         raise InvalidInput("output", f"{path} is a folder.", hint="Give the name of a file.")
     try:
@@ -35,23 +42,34 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
         raise InvalidInput("output", f"{path} cannot be written: {error.strerror}.", hint="Is there room, and leave to write?") from error
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
-    """All tensors of a file, our own metadata, and the header's free text unchanged.
+def to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """The bytes of such a file."""
+    free = {METADATA: json.dumps(dict(metadata), sort_keys=True, ensure_ascii=True)} if metadata else None
+    return save({name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}, metadata=free)
+
+
+def shaped(adapter: Adapter) -> dict[str, tuple[Tensor, Tensor]]:
+    """The factors as files have them: those of a 1x1 convolution with two more dimensions of 1."""
+    deep = {name: (a[..., None, None], b[..., None, None]) for name, (a, b) in adapter.factors.items() if name in adapter.pointwise}
+    return {**adapter.factors, **deep}
+
+
+def factors_of(pair: Pair, scale: float, where: str) -> tuple[Tensor, Tensor]:
+    """``A [rank, in]`` and ``B [out, rank]`` of a pair of entries, with ``scale`` multiplied into B.
+
+    float8 becomes bfloat16, which holds all its numbers; nothing multiplies float8.
 
     Raises:
-        MissingWeights: there is no such file.
-        BrokenWeights: it is not a safetensors file.
+        BrokenWeights: the scaled numbers are not finite.
     """
-    if not path.is_file():
-        raise MissingWeights(f"There is no adapter at {path}.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-            header = dict(file.metadata() or {})
-    except SafetensorError as error:
-        raise BrokenWeights(f"{path} is not a readable safetensors file: {error}.", hint="Fetch it again.") from error
-    try:
-        own = json.loads(header.get(METADATA, "{}"))
-    except json.JSONDecodeError:
-        own = {}  # another program's key of the same name; free text never changes the update
-    return tensors, {str(key): str(value) for key, value in own.items()} if isinstance(own, dict) else {}, header
+    a, b = _tensor(pair.a), _tensor(pair.b)
+    if scale != 1:
+        b = single(b) * scale
+        if not torch.isfinite(b).all():
+            raise BrokenWeights(f"{where}: {pair.name} times its scale of {scale:g} is not finite.", hint="Was its alpha edited?")
+    return a, b
+
+
+def _tensor(entry: Entry) -> Tensor:
+    tensor = torch.frombuffer(entry.data, dtype=_DTYPES[entry.dtype]).view(entry.shape[:2])
+    return tensor.to(torch.bfloat16) if tensor.dtype.itemsize == 1 else tensor

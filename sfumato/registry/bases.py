@@ -1,4 +1,4 @@
-"""The linear layers of a base model. Reads the headers of weight files only; PyTorch is not needed."""
+"""The linear layers and 1x1 convolutions of a base model. Reads the headers of weight files only; PyTorch is not needed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sfumato.errors import BrokenWeights, MissingWeights
 
 
 def base_modules(folder: Path) -> dict[str, list[int]]:
-    """The linear layers of a saved pipeline's denoiser: ``[out, in]`` by ``<denoiser>.<module>``.
+    """What an adapter may change in a saved pipeline's denoiser: ``[out, in]`` of linears and 1x1 convolutions by ``<denoiser>.<module>``.
 
     Raises:
         MissingWeights: ``folder`` has no denoiser.
@@ -25,8 +25,8 @@ def base_modules(folder: Path) -> dict[str, list[int]]:
                     shapes = {key: weights.get_slice(key).get_shape() for key in weights.keys()}  # noqa: SIM118 (not a mapping)
             except (SafetensorError, OSError) as error:
                 raise BrokenWeights(f"{file} cannot be read: {error}.", hint="Fetch the model again.") from error
-            names = {key: shape for key, shape in shapes.items() if key.endswith(".weight") and len(shape) == 2}
-            modules |= {f"{part}.{key.removesuffix('.weight')}": list(shape) for key, shape in names.items()}
+            names = {key: shape for key, shape in shapes.items() if key.endswith(".weight") and tuple(shape[2:]) in ((), (1, 1))}
+            modules |= {f"{part}.{key.removesuffix('.weight')}": list(shape[:2]) for key, shape in names.items() if len(shape) > 1}
     if not modules:
         raise MissingWeights(f"{folder} holds no denoiser's weights.", hint="Give the folder that contains model_index.json.")
     return modules

@@ -82,10 +82,12 @@ class DenoiserWeights:
             InvalidInput: it does not fit this model.
         """
         weights = check_fits(adapter, self._model)
-        for name in weights:
-            if not isinstance(self._model.get_submodule(name), nn.Linear):
-                raise InvalidInput("adapter", f"{name} is not a linear layer.", hint="It is an adapter of another model.")
-        return LoraFactors({name: (a.to(weights[name]), b.to(weights[name])) for name, (a, b) in adapter.factors.items()})
+        modules = {name: (a.to(weights[name]), b.to(weights[name])) for name, (a, b) in adapter.factors.items()}
+        for name, (a, b) in modules.items():
+            if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+                what = f"{name}: its numbers are too large for {weights[name].dtype}, the model's precision."
+                raise InvalidInput("adapter", what, hint="Was its alpha edited, or its training diverging?")
+        return LoraFactors(modules)
 
     @torch.no_grad()
     def version(self, name: str, adapter: Adapter | None, *, fuse: bool = True) -> LoadedVersion:
@@ -103,7 +105,7 @@ class DenoiserWeights:
         for module, (a, b) in adapter.factors.items():
             pristine = self._pristine[f"{module}.weight"]
             part = Adapter({module: (a.to(pristine.device), b.to(pristine.device))})
-            fused[f"{module}.weight"] = (pristine.float() + delta(part, module)).to(pristine.dtype)
+            fused[f"{module}.weight"] = (pristine.float() + delta(part, module).view(pristine.shape)).to(pristine.dtype)
         return LoadedVersion(name, factors, fused)
 
     def ready(self, rows: Sequence[tuple[AdapterMix, int]]) -> None:
@@ -155,9 +157,16 @@ class DenoiserWeights:
 
         def beside(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
             for index, a, b in parts:
-                low = nn.functional.linear(args[0], a)
+                low = _product(layer, args[0], a)
                 scale = self._scales[index].view(-1, *[1] * (low.ndim - 1))
-                output = output + nn.functional.linear(low * scale, b)
+                output = output + _product(layer, low * scale, b)
             return output
 
         return self._model.get_submodule(name).register_forward_hook(beside)
+
+
+def _product(layer: nn.Module, inputs: Tensor, factor: Tensor) -> Tensor:
+    """``factor [out, in]`` applied to the last dimension of a linear's inputs, or to the channels of a 1x1 convolution's."""
+    if isinstance(layer, nn.Conv2d):
+        return nn.functional.conv2d(inputs, factor[..., None, None])
+    return nn.functional.linear(inputs, factor)

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from sfumato.diffusion.families.comfyui import ComfyUINodes
 from sfumato.lora.kohya_names import KohyaNames
 from sfumato.sizes import Blocks, ModelSize
 
@@ -22,12 +23,16 @@ class Description(ABC):
     denoiser_part: ClassVar[str]
     # A regular expression: the full names, from the denoiser, of the linears a LoRA may sit on.
     lora_targets: ClassVar[str]
+    # The configuration of a small denoiser that has every kind of module of the family; what is left out is diffusers' default.
+    outline: ClassVar[Mapping[str, Any]] = {}
     # The arguments of the denoiser's forward with a row per sample; the latents come first.
     per_sample: ClassVar[tuple[str, ...]]
     # What the image-to-image pipeline does to a number of steps that is not whole: half a step up is +0.5, half down is -0.5.
     rounding: ClassVar[float]
     # Whether guidance above 1 takes an unconditional row beside every picture's.
     classifier_free: ClassVar[bool]
+    # How ComfyUI loads the family's models; None: its loaders do not know the family.
+    comfyui: ClassVar[ComfyUINodes | None] = None
     # Sizes of published models, by their name on the hub.
     published: ClassVar[Mapping[str, ModelSize]] = {}
 
@@ -54,8 +59,3 @@ class Description(ABC):
     def kohya_dialects(cls) -> tuple[KohyaNames, ...]:
         """All names of modules that files of this family in kohya's layout may have."""
         return ()
-
-    @classmethod
-    def diffusers_reads_kohya(cls, config: Mapping[str, Any]) -> bool:
-        """Whether diffusers' own converter reads such files for a denoiser of this configuration."""
-        return True

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from sfumato.diffusion.families.calling import size_range, to_cells, to_images
+from sfumato.diffusion.families.comfyui import ComfyUINodes
 from sfumato.diffusion.families.family import Family, without_gradients
 from sfumato.diffusion.limits import ModelLimits
 from sfumato.errors import InvalidInput
-from sfumato.lora.kohya_names import NO_PLACE
+from sfumato.lora.kohya_names import NO_PLACE, Dotted
 from sfumato.sizes import CLIP_L_TEXT, T5_XXL, VAE_16, Blocks, ModelSize
 from sfumato.types import Box, Image
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from sfumato.diffusion.parameterization import FlowMatching
 
 T5_TOKENS = 512
-FLUX1_WIDTH = 3072  # the only one that the kohya converter of diffusers takes
 
 # Kohya's names of one block: the published name and the linears of diffusers that stand in it one below the other.
 _ATTENTION = ("attn.to_q", "attn.to_k", "attn.to_v")
@@ -41,16 +41,32 @@ SINGLE: dict[str, tuple[str, ...]] = {
     "linear2": ("proj_out",),
     "modulation_lin": ("norm.linear",),
 }
+# Outside the blocks.
+ENDS: dict[str, str] = {
+    "img_in": "x_embedder",
+    "txt_in": "context_embedder",
+    "time_in_in_layer": "time_text_embed.timestep_embedder.linear_1",
+    "time_in_out_layer": "time_text_embed.timestep_embedder.linear_2",
+    "vector_in_in_layer": "time_text_embed.text_embedder.linear_1",
+    "vector_in_out_layer": "time_text_embed.text_embedder.linear_2",
+    "guidance_in_in_layer": "time_text_embed.guidance_embedder.linear_1",
+    "guidance_in_out_layer": "time_text_embed.guidance_embedder.linear_2",
+    "final_layer_linear": "proj_out",
+    "final_layer_adaLN_modulation_1": "norm_out.linear",
+}
+# Shift above scale; diffusers has scale above shift.
+SWAPPED = "final_layer_adaLN_modulation_1"
 MLP_RATIO = 4  # of every Flux model: proj_mlp is four times as wide as the block
 
 
 class FluxKohya:
     """Flux's names of its first publication, in which q, k, v (and a single block's MLP) are one linear; see `KohyaNames`."""
 
-    one_rank = False
-
     def published(self, module: str) -> tuple[str, int]:
         """See `KohyaNames.published`."""
+        for stem, name in ENDS.items():
+            if module == name:
+                return stem, 0
         match = re.fullmatch(r"(single_)?transformer_blocks\.(\d+)\.(.+)", module)
         if match:
             single, index, rest = match.groups()
@@ -59,8 +75,10 @@ class FluxKohya:
                     return f"{'single' if single else 'double'}_blocks_{index}_{stem}", parts.index(rest)
         raise InvalidInput("adapter", f"{module} has no place in Flux's kohya layout.", hint=NO_PLACE)
 
-    def modules(self, stem: str) -> tuple[str, ...] | None:
+    def modules(self, stem: str, dotted: Dotted) -> tuple[str, ...] | None:
         """See `KohyaNames.modules`."""
+        if stem in ENDS:
+            return (ENDS[stem],)
         match = re.fullmatch(r"(double|single)_blocks_(\d+)_(.+)", stem)
         table = DOUBLE if match and match[1] == "double" else SINGLE
         if not match or match[3] not in table:
@@ -71,6 +89,10 @@ class FluxKohya:
     def heights(self, modules: Sequence[str], width: int) -> list[int]:
         """See `KohyaNames.heights`."""
         return [MLP_RATIO * width if module.endswith(".proj_mlp") else width for module in modules]
+
+    def halves_swapped(self, stem: str) -> bool:
+        """See `KohyaNames.halves_swapped`."""
+        return stem == SWAPPED
 
 
 class FluxFamily(Family):
@@ -94,6 +116,19 @@ class FluxFamily(Family):
         r"|proj_mlp|proj_out|norm\.linear|norm1\.linear|norm1_context\.linear)"
     )
 
+    outline: ClassVar[Mapping[str, Any]] = {
+        "num_layers": 1,
+        "num_single_layers": 1,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "guidance_embeds": True,
+    }
+    comfyui: ClassVar[ComfyUINodes | None] = ComfyUINodes(
+        "EmptySD3LatentImage",
+        {"black-forest-labs/FLUX.1-dev": "flux1-dev.safetensors", "black-forest-labs/FLUX.1-schnell": "flux1-schnell.safetensors"},
+        text=("t5xxl_fp16.safetensors", "clip_l.safetensors", "flux"),
+        autoencoder="ae.safetensors",
+    )
     published: ClassVar[Mapping[str, ModelSize]] = {
         # "A 12 billion parameter rectified flow transformer" (the model card); transformer/config.json, 19 double and 38 single blocks.
         "black-forest-labs/FLUX.1-dev": ModelSize(
@@ -119,11 +154,6 @@ class FluxFamily(Family):
     def kohya_dialects(cls) -> tuple[FluxKohya, ...]:
         """See `Description.kohya_dialects`."""
         return (FluxKohya(),)
-
-    @classmethod
-    def diffusers_reads_kohya(cls, config: Mapping[str, Any]) -> bool:
-        """FLUX.1's width only."""
-        return config["num_attention_heads"] * config["attention_head_dim"] == FLUX1_WIDTH
 
     def _parameterization(self) -> FlowMatching:
         from sfumato.diffusion.parameterization import FlowMatching

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sfumato.diffusion.families.calling import size_range, to_cells, to_images
+from sfumato.diffusion.families.comfyui import ComfyUINodes
 from sfumato.diffusion.families.family import Family, without_gradients
 from sfumato.diffusion.limits import ModelLimits
 from sfumato.lora.kohya_names import FLAT, KohyaNames
@@ -37,6 +38,15 @@ class UNetFamily(Family):
         r"\.(attn[12]\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.0\.proj|ff\.net\.2)"
     )
     default_guidance: ClassVar[float] = 7.5
+    outline: ClassVar[Mapping[str, Any]] = {
+        "block_out_channels": [8, 16],
+        "norm_num_groups": 4,
+        "attention_head_dim": 4,
+        "cross_attention_dim": 8,
+        "time_cond_proj_dim": 8,  # of distilled guidance
+        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    }
 
     @classmethod
     def blocks(cls, config: Mapping[str, Any], vae_scale: int) -> tuple[Blocks, ...]:
@@ -103,6 +113,9 @@ class SDFamily(UNetFamily):
     """What the engines need to know of one ``StableDiffusionPipeline``."""
 
     pipeline_class: ClassVar[str] = "StableDiffusionPipeline"
+    comfyui: ClassVar[ComfyUINodes | None] = ComfyUINodes(
+        "EmptyLatentImage", {"stable-diffusion-v1-5/stable-diffusion-v1-5": "v1-5-pruned-emaonly.safetensors"}
+    )
     image_to_image: ClassVar[str] = "StableDiffusionImg2ImgPipeline"
     inpainting: ClassVar[str] = "StableDiffusionInpaintPipeline"
     published: ClassVar[Mapping[str, ModelSize]] = {

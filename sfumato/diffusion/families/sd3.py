@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from sfumato.diffusion.families.calling import size_range, to_cells, to_images
+from sfumato.diffusion.families.comfyui import ComfyUINodes
 from sfumato.diffusion.families.family import Family, without_gradients
 from sfumato.diffusion.limits import ModelLimits
 from sfumato.sizes import CLIP_G_TEXT, CLIP_L_TEXT, T5_XXL, VAE_16, Blocks, ModelSize
@@ -38,6 +39,16 @@ class SD3Family(Family):
         r"|ff\.net\.0\.proj|ff\.net\.2|ff_context\.net\.0\.proj|ff_context\.net\.2|norm1\.linear|norm1_context\.linear)"
     )
 
+    outline: ClassVar[Mapping[str, Any]] = {
+        "num_layers": 2,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "caption_projection_dim": 16,
+        "dual_attention_layers": [0],  # of 3.5 medium
+    }
+    comfyui: ClassVar[ComfyUINodes | None] = ComfyUINodes(
+        "EmptySD3LatentImage", {"stabilityai/stable-diffusion-3-medium-diffusers": "sd3_medium_incl_clips_t5xxlfp16.safetensors"}
+    )
     published: ClassVar[Mapping[str, ModelSize]] = {
         # transformer/config.json: 24 blocks of 24 heads of 64.
         "stabilityai/stable-diffusion-3-medium-diffusers": ModelSize(

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sfumato.diffusion.families.calling import to_cells, to_images
+from sfumato.diffusion.families.comfyui import ComfyUINodes
 from sfumato.diffusion.families.family import without_gradients
 from sfumato.diffusion.families.sd import UNetFamily, unet_size
 from sfumato.errors import InvalidInput
-from sfumato.lora.kohya_names import FLAT, NO_PLACE, FlatNames, KohyaNames
+from sfumato.lora.kohya_names import FLAT, NO_PLACE, Dotted, FlatNames, KohyaNames
 from sfumato.sizes import CLIP_G_TEXT, CLIP_L_TEXT, ModelSize
 from sfumato.types import Image
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 # SDXL's U-Net of its first publication: two resnets a block on the way down, three on the way up.
 SGM_LAYERS = 2
 _SGM_INNER = {"resnets": 0, "attentions": 1}
+_SGM_RESNET = {"time_emb_proj": "emb_layers_1", "conv_shortcut": "skip_connection"}
 _SGM_EMBEDDINGS = {
     "time_embedding.linear_1": "time_embed_0",
     "time_embedding.linear_2": "time_embed_2",
@@ -44,35 +46,24 @@ class SgmNames(FlatNames):
             stem = f"middle_block_{1 if kind == 'attentions' else 2 * int(layer)}"
         else:
             raise InvalidInput("adapter", f"{module} has no place in SDXL's kohya layout.", hint=NO_PLACE)
-        return f"{stem}_{rest.replace('.', '_').replace('time_emb_proj', 'emb_layers_1')}", 0
+        return f"{stem}_{_SGM_RESNET.get(rest, rest).replace('.', '_')}", 0
 
-    def modules(self, stem: str) -> tuple[str, ...] | None:
+    def modules(self, stem: str, dotted: Dotted) -> tuple[str, ...] | None:
         """See `KohyaNames.modules`; None for names that are not of this publication."""
         for name, published in _SGM_EMBEDDINGS.items():
             if stem == published:
                 return (name,)
-        for pattern, place in (
-            (r"input_blocks_(\d+)_([01])_(.+)", _down_place),
-            (r"middle_block_([012])_(.+)", _middle_place),
-            (r"output_blocks_(\d+)_([01])_(.+)", _up_place),
-        ):
-            if match := re.fullmatch(pattern, stem):
-                return super().modules(place(*match.groups()).replace("emb_layers_1", "time_emb_proj"))
-        return None
-
-
-def _down_place(index: str, inner: str, rest: str) -> str:
-    block, layer = divmod(int(index) - 1, SGM_LAYERS + 1)
-    return f"down_blocks_{block}_{('resnets', 'attentions')[int(inner)]}_{layer}_{rest}"
-
-
-def _middle_place(index: str, rest: str) -> str:
-    return f"mid_block_{('resnets_0', 'attentions_0', 'resnets_1')[int(index)]}_{rest}"
-
-
-def _up_place(index: str, inner: str, rest: str) -> str:
-    block, layer = divmod(int(index), SGM_LAYERS + 1)
-    return f"up_blocks_{block}_{('resnets', 'attentions')[int(inner)]}_{layer}_{rest}"
+        if match := re.fullmatch(r"(input|output)_blocks_(\d+)_([01])_(.+)", stem):
+            way, index, inner, rest = match.groups()
+            block, layer = divmod(int(index) - (way == "input"), SGM_LAYERS + 1)
+            place = f"{'down' if way == 'input' else 'up'}_blocks_{block}_{('resnets', 'attentions')[int(inner)]}_{layer}"
+        elif match := re.fullmatch(r"middle_block_([012])_(.+)", stem):
+            index, rest = match.groups()
+            place = f"mid_block_{('resnets_0', 'attentions_0', 'resnets_1')[int(index)]}"
+        else:
+            return None
+        rest = next((name for name, published in _SGM_RESNET.items() if published == rest), rest)
+        return super().modules(f"{place}_{rest}", dotted)
 
 
 class SDXLFamily(UNetFamily):
@@ -81,6 +72,15 @@ class SDXLFamily(UNetFamily):
     default_guidance: ClassVar[float] = 5.0
 
     pipeline_class: ClassVar[str] = "StableDiffusionXLPipeline"
+    comfyui: ClassVar[ComfyUINodes | None] = ComfyUINodes(
+        "EmptyLatentImage", {"stabilityai/stable-diffusion-xl-base-1.0": "sd_xl_base_1.0.safetensors"}
+    )
+    outline: ClassVar[Mapping[str, Any]] = {
+        **UNetFamily.outline,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 4,
+        "projection_class_embeddings_input_dim": 32,
+    }
     image_to_image: ClassVar[str] = "StableDiffusionXLImg2ImgPipeline"
     inpainting: ClassVar[str] = "StableDiffusionXLInpaintPipeline"
     published: ClassVar[Mapping[str, ModelSize]] = {

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import TypeAlias
 
 from sfumato.lora.adapter import Adapter
-from sfumato.lora.files import load, save
+from sfumato.lora.files import dumps, loads
 
 Fused: TypeAlias = tuple[tuple[str, float], ...]
 """The name of what is fused into a base (`Fuser.use`): the SHA-256 of each adapter's file and its weight, in order."""
@@ -15,19 +13,13 @@ Fused: TypeAlias = tuple[tuple[str, float], ...]
 
 def encode_adapter(adapter: Adapter) -> bytes:
     """The bytes of the adapter's file, without metadata: equal updates give equal bytes, and manifests keep the origin."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "adapter.safetensors"
-        save(Adapter(adapter.factors), path)
-        return path.read_bytes()
+    return dumps(Adapter(adapter.factors, pointwise=adapter.pointwise))
 
 
 def decode_adapter(data: bytes) -> Adapter:
-    """The adapter in the bytes of such a file.
+    """The adapter in the bytes of a file of any layout that is read.
 
     Raises:
         BrokenWeights: they are not an adapter's.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "adapter.safetensors"
-        path.write_bytes(data)
-        return load(path)
+    return loads(data)

@@ -42,5 +42,5 @@ def adapter_of(model: common_pb2.ModelRef, artifacts: ArtifactStore) -> Adapter 
         try:
             adapters.append(decode_adapter(data))
         except BrokenWeights as error:
-            raise InvalidInput(field, "is not a LoRA adapter.", hint="Name a safetensors file with an adapter of this model.") from error
+            raise InvalidInput(field, error.message, hint=error.hint) from error
     return stack(adapters, [weight for _, weight in fused_of(model)])

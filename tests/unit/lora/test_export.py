@@ -19,7 +19,7 @@ from sfumato.diffusion.families.catalog import described_of
 from sfumato.errors import BrokenWeights, InvalidInput
 from sfumato.lora.adapter import Adapter, delta, differences, scale
 from sfumato.lora.binding import Loader
-from sfumato.lora.files import Layout, component, export, load, loader_for, save, verify
+from sfumato.lora.files import Layout, component, export, load, save, verify
 from tests.unit.lora.models import CONFIGS, empty, random_adapter
 
 TARGETS = [(kind, layout) for kind in CONFIGS for layout in Layout if (kind, layout) != ("sd3", Layout.KOHYA)]
@@ -42,7 +42,7 @@ def test_every_layout_binds_through_its_library_and_reads_back(tmp_path: Path, k
     pipeline = empty(kind, tmp_path)
     adapter = random_adapter(pipeline)
     path = place(tmp_path, layout)
-    assert export(adapter, path, layout, pipeline) < 1e-5
+    assert export(adapter, path, layout, pipeline).difference < 1e-5
     again = load(path)
     assert again.metadata == adapter.metadata
     assert_same_updates(again, adapter)
@@ -51,8 +51,7 @@ def test_every_layout_binds_through_its_library_and_reads_back(tmp_path: Path, k
 @pytest.mark.parametrize(("kind", "loader"), [("flux", Loader.CONVERTED), ("flux1", Loader.DIFFUSERS), ("sdxl", Loader.DIFFUSERS)])
 def test_kohya_files_go_through_the_converter_of_diffusers_where_it_can_read_them(tmp_path: Path, kind: str, loader: Loader) -> None:
     pipeline = empty(kind, tmp_path)
-    export(random_adapter(pipeline), tmp_path / "k.safetensors", Layout.KOHYA, pipeline)
-    assert loader_for(tmp_path / "k.safetensors", pipeline) is loader
+    assert export(random_adapter(pipeline), tmp_path / "k.safetensors", Layout.KOHYA, pipeline).loader is loader
 
 
 @pytest.mark.parametrize("kept", [r"\.(to_q|add_v_proj|proj_mlp)$", r"\.(to_k|to_v|proj_out)$", r"proj_mlp$"])
@@ -62,7 +61,7 @@ def test_flux_parts_may_be_missing_from_a_fused_linear(tmp_path: Path, kept: str
         whole = random_adapter(pipeline)
         adapter = Adapter({name: pair for name, pair in whole.factors.items() if re.search(kept, name)})
         path = tmp_path / f"{kind}.safetensors"
-        assert export(adapter, path, Layout.KOHYA, pipeline) < 1e-5
+        assert export(adapter, path, Layout.KOHYA, pipeline).difference < 1e-5
         assert_same_updates(load(path), adapter)
 
 
