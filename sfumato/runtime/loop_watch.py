@@ -30,7 +30,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class LoopWatch:
     """Watches the running loop within a ``with`` block, and calls ``on_signal`` in it for each SIGTERM and SIGINT.
 
-    If the loop stands still for ``patience`` seconds, the watching process writes this and the stacks of all threads to the standard
+    If the loop stands still for ``patience`` seconds, the watching process writes this and the stack of the main thread to the standard
     error and to ``log``. If SIGTERM or SIGINT has arrived, it kills this process then: its child processes end with it.
     """
 
@@ -43,7 +43,8 @@ class LoopWatch:
     def __enter__(self) -> LoopWatch:
         self._loop = asyncio.get_running_loop()
         self._stacks: IO[bytes] = self._log.open("ab")
-        faulthandler.register(loop_watcher.TELL, file=self._stacks, all_threads=True)
+        # The thread that gets the signal only: other threads run on meanwhile, and reading their stacks may crash the process.
+        faulthandler.register(loop_watcher.TELL, file=self._stacks, all_threads=False)
         self._before = {number: signal.signal(number, self._received) for number in SIGNALS}
         self._start()
         self._beat()

@@ -9,6 +9,7 @@ received. The end of file means that the process has ended.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import select
@@ -19,7 +20,7 @@ from pathlib import Path
 
 ALIVE = b"\0"
 TELL = signal.SIGUSR2
-"""Has the watched process write the stacks of its threads to the log: by faulthandler, which needs no Python code to run."""
+"""Has the watched process write the stack of its main thread to the log: by faulthandler, which needs no Python code to run."""
 DUMPING = 1.0
 """Seconds for this."""
 
@@ -43,7 +44,7 @@ class Watcher:
                     return
             elif not self._still:
                 self._still = True
-                self._tell_stacks()
+                self._tell_stack()
             elif self._asked:
                 self._say("it was told to end and stands still: it is killed, and its programs end with it")
                 os.kill(self._pid, signal.SIGKILL)
@@ -59,18 +60,18 @@ class Watcher:
         self._asked = self._asked or signal.SIGTERM in data or signal.SIGINT in data
         return bool(data)
 
-    def _tell_stacks(self) -> None:
+    def _tell_stack(self) -> None:
         begin = self._log.stat().st_size if self._log.exists() else 0
-        with contextlib.suppress(ProcessLookupError):
+        if sys.platform == "linux":  # the main thread has the process's number; os.kill leaves the thread to the kernel
+            ctypes.CDLL(None).tgkill(self._pid, self._pid, TELL)
+        else:
             os.kill(self._pid, TELL)
         time.sleep(DUMPING)
-        stacks = b""
+        stack = b""
         with contextlib.suppress(FileNotFoundError), self._log.open("rb") as log:
             log.seek(begin)
-            stacks = log.read()
-        # The main thread's stack is the last; all of them are in the log.
-        main = stacks.decode(errors="replace").rstrip().rpartition("\n\n")[2]
-        told = f"all stacks are in {self._log}, the main thread's is\n{main}" if main else "it writes no stacks: is it stopped?"
+            stack = log.read()
+        told = f"its main thread:\n{stack.decode(errors='replace')}" if stack else "it writes no stack: is it stopped?"
         self._say(f"the event loop of process {self._pid} stands still for {self._patience:.0f} s; {told}")
 
     def _say(self, words: str) -> None:

@@ -16,7 +16,7 @@ from sfumato.runtime.child_processes import program_of
 
 STOPPED = (1.3, 2.5)
 """How long a process is stopped, in units of the patience."""
-BETWEEN = (4.0, 9.0)
+BETWEEN = (4.0, 6.0)
 """Seconds from one fault to the next."""
 OWN = "sfumato up"
 _NAMES = {"vllm.entrypoints.openai.api_server": "vllm", "orchestrator.app": "orchestrator"}

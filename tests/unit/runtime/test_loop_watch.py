@@ -14,6 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from sfumato.runtime import loop_watcher
+
 SECONDS = 60.0
 # Says what it does; `stand_still` holds Python's global lock, so that no Python code can run in any thread.
 WATCHED = """
@@ -120,6 +122,43 @@ def test_a_stopped_process_is_told_of_and_goes_on(tmp_path: Path) -> None:
         wait_until(lambda: "moves again" in said(log), "it does not move")
         process.terminate()
         assert process.communicate(timeout=SECONDS)[0].endswith("asked to end\n")
+
+
+# Threads at work, whose stacks change all the time.
+BUSY = """
+import asyncio, sys, threading, urllib.request
+from pathlib import Path
+from sfumato.runtime.loop_watch import LoopWatch
+
+def work():
+    while True:
+        urllib.request.build_opener()
+
+async def main():
+    for _ in range(6):
+        threading.Thread(target=work, daemon=True).start()
+    stop = asyncio.Event()
+    with LoopWatch(Path(sys.argv[1]), stop.set):
+        print("moves", flush=True)
+        await stop.wait()
+    print("asked to end", flush=True)
+
+asyncio.run(main())
+"""
+
+
+def test_writing_the_stack_does_not_harm_a_process_whose_other_threads_are_at_work(tmp_path: Path) -> None:
+    """With the stacks of all threads it crashed after some two hundred times."""
+    line = [sys.executable, "-c", BUSY, str(tmp_path / "watch.log")]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "moves\n"
+        for _ in range(1000):
+            assert process.poll() is None
+            process.send_signal(loop_watcher.TELL)
+            time.sleep(0.001)
+        process.terminate()
+        assert process.communicate(timeout=SECONDS)[0] == "asked to end\n" and process.returncode == 0
+    assert "in select" in said(tmp_path / "watch.log")
 
 
 def test_the_watching_process_is_started_again(tmp_path: Path) -> None:
