@@ -218,7 +218,8 @@ def test_what_needs_a_cluster_is_rendered(words: Sequence[str], tmp_path: Path) 
         last = ["--dry-run=client", "--output", "yaml"] if "create" in rest else ["--help"]
         line = [binary(program), *rest, *last]
     else:
-        line = ["bash", "-n", program]
+        (script,) = [word for word in words if word.endswith((".sh", ".py"))]
+        line = ["bash", "-n", script] if script.endswith(".sh") else [sys.executable, "-m", "py_compile", script]
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0, done.stderr
     if "--dry-run=client" in line:
