@@ -7,8 +7,10 @@ EXIF, XMP, text, thumbnails, animation control, and whatever is unknown. The one
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,8 +20,12 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_SCANS = 100
 """Scans of a JPEG file: each is a pass over the whole picture; encoders write fewer than 20."""
 
+MAX_PARTS = 2**16
+"""Chunks or segments of a file: a file of 20 MB could have millions of empty ones, and each takes time."""
+
 _ORIENTATION, _SHORT, _LONG = 0x0112, 3, 4
 _BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
+_MARKER = re.compile(rb"\xff[^\x00\xff]")
 _WEBP_PIXELS = (b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF")
 _WEBP_ALPHA_AND_ANIMATION = 0x12
 _OTHER_KINDS = (
@@ -97,12 +103,20 @@ def orientation_of(exif: bytes) -> int:
     return 1
 
 
+def _parts(kind: str) -> Iterator[int]:
+    """Counts the parts of a file. Raises NoPixels: it has more than `MAX_PARTS`."""
+    yield from range(MAX_PARTS)
+    raise NoPixels(f"the {kind} file has more than {MAX_PARTS} parts")
+
+
 def _png(data: bytes) -> PixelData:
     if data[12:16] != b"IHDR" or len(data) < 33:
         raise NoPixels("the PNG file has no header")
     width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
     kept, orientation, at = [PNG_SIGNATURE], 1, len(PNG_SIGNATURE)
-    while at + 12 <= len(data):
+    for _ in _parts("PNG"):
+        if at + 12 > len(data):
+            break
         (length,) = struct.unpack_from(">I", data, at)
         kind, end = data[at + 4 : at + 8], at + 12 + length
         if kind in (b"IHDR", b"PLTE", b"IDAT", b"IEND"):
@@ -132,24 +146,19 @@ def _transparency(body: bytes, depth: int, colour: int) -> bytes:
     samples = [sample & ((1 << depth) - 1) for sample in struct.unpack(f">{channels}H", body)]
     if depth == 16 and colour == 2:
         samples = [sample >> 8 for sample in samples]
-    elif depth in (2, 4):
+    elif depth in (1, 2, 4):
         samples = [sample * 255 // ((1 << depth) - 1) for sample in samples]
     return struct.pack(f">{channels}H", *samples)
 
 
 def _jpeg(data: bytes) -> PixelData:
     kept, size, orientation, at = [b"\xff\xd8"], None, None, 2
-    while at + 4 <= len(data):
-        marker = data[at + 1]
-        if data[at] != 0xFF or marker == 0:  # no marker: bytes that a wrong length leaves over are skipped, as libjpeg does
-            at = data.find(b"\xff", at + 1)
-            if at < 0:
-                break
-            continue
-        if marker == 0xFF:  # fill
-            at += 1
-            continue
-        if marker in (0x01, *range(0xD0, 0xD9)):
+    for _ in _parts("JPEG"):
+        found = _MARKER.search(data, at)  # fill bytes and bytes that a wrong length leaves over are skipped, as libjpeg does
+        if found is None or found.start() + 4 > len(data):
+            break
+        at, marker = found.start(), data[found.start() + 1]
+        if marker == 0x01 or 0xD0 <= marker <= 0xD8:
             at += 2
             continue
         if marker in (0xDA, 0xD9):
@@ -168,7 +177,7 @@ def _jpeg(data: bytes) -> PixelData:
         at += 2 + max(2, length)
     if size is None:
         raise NoPixels("the JPEG file has no frame")
-    kept.append(data[at:] if at >= 0 else b"")
+    kept.append(data[at:])
     stripped = b"".join(kept)
     if stripped.count(b"\xff\xda") > MAX_SCANS:
         raise NoPixels(f"the JPEG file has more than {MAX_SCANS} scans")
@@ -186,7 +195,9 @@ def _colour_space(marker: int, body: bytes) -> bytes:
 
 def _webp(data: bytes) -> PixelData:
     kept, size, orientation, at = [], None, 1, 12
-    while at + 8 <= len(data):
+    for _ in _parts("WebP"):
+        if at + 8 > len(data):
+            break
         kind, (length,) = data[at : at + 4], struct.unpack_from("<I", data, at + 4)
         body = data[at + 8 : at + 8 + length]
         if kind in _WEBP_PIXELS:
