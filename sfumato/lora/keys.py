@@ -19,7 +19,8 @@ CONVERT = "Bring it into the plain layout first: sfumato lora convert FILE -o PL
 WITHOUT_TEXT = "This leaves them out: sfumato lora convert FILE --without-text-encoders -o PLAIN."
 MERGE = "Only plain LoRAs are read; merge it into the model with the program that made it."
 
-# diffusers' prefixes; ComfyUI's; the flattened ones of sd-scripts, OneTrainer and SimpleTuner. Without one: save_lora_adapter's and BFL's own files.
+# diffusers' prefixes; ComfyUI's; the flattened ones of sd-scripts, OneTrainer and SimpleTuner. save_lora_adapter's files and BFL's own
+# have none.
 DIFFUSERS = ("transformer.", "unet.")
 COMFYUI = ("diffusion_model.", "model.diffusion_model.")
 FLATTENED = ("lora_unet_", "lora_transformer_", "lycoris_")
