@@ -215,7 +215,7 @@ def verify(path: Path, pipeline: DiffusionPipeline, adapter: Adapter, *, toleran
     except BrokenWeights as error:
         if prefix in DIFFUSERS:
             raise
-        converted = bound(state_dict(load(path, denoiser_of(pipeline))), pipeline, Loader.CONVERTED)
+        converted = bound(state_dict(padded(load(path, denoiser_of(pipeline)))), pipeline, Loader.CONVERTED)
         return Verified(_compared(converted, adapter, str(path), tolerance), Loader.CONVERTED, error.message)
 
 

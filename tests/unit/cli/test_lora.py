@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from sfumato.cli.main import app, main
@@ -71,6 +73,42 @@ def test_an_export_is_verified_and_verifies_again(files: Path, layout: str) -> N
     assert report["difference"] < 1e-6
 
 
+def test_convert_writes_any_layout_in_the_plain_one(files: Path) -> None:
+    lora("export", files / "two.safetensors", "--as", "kohya", "--model", files / "flux", "-o", files / "k.safetensors")
+    assert "26 modules" in lora("convert", files / "k.safetensors", "-o", files / "plain.safetensors").stdout
+    assert all(key.startswith("transformer.") for key in load_file(files / "plain.safetensors"))
+    one, other = load(files / "two.safetensors"), load(files / "plain.safetensors")
+    for name in one.factors:
+        torch.testing.assert_close(delta(one, name), delta(other, name), rtol=1e-4, atol=1e-5)
+
+
+def test_convert_leaves_text_encoders_out_where_it_is_told(files: Path) -> None:
+    both = load_file(files / "one.safetensors") | {"text_encoder.text_model.x.lora_A.weight": torch.ones(1, 2)}
+    save_file(both, files / "both.safetensors")
+    lora("convert", files / "both.safetensors", "--without-text-encoders", "-o", files / "plain.safetensors")
+    assert load_file(files / "plain.safetensors").keys() == load_file(files / "one.safetensors").keys()
+
+
+def test_verify_says_what_keeps_diffusers_from_reading_a_file(files: Path) -> None:
+    """ComfyUI's prefix, for another width than FLUX.1's, which diffusers refuses without a word."""
+    lora("export", files / "one.safetensors", "--as", "kohya", "--model", files / "flux", "-o", files / "k.safetensors")
+    tensors = {comfyui(key): tensor for key, tensor in load_file(files / "k.safetensors").items()}
+    save_file(tensors, files / "c.safetensors")
+    report = json.loads(lora("verify", files / "c.safetensors", "--model", files / "flux", "--json").stdout)
+    assert (report["modules"], report["loader"]) == (26, "diffusers, after conversion")
+    assert report["unread"] and report["difference"] < 1e-5
+    words = lora("verify", files / "c.safetensors", "--model", files / "flux").stdout
+    assert "26 modules bound" in words and "diffusers itself does not read it whole" in words and "sfumato lora convert" in words
+
+
+def comfyui(key: str) -> str:
+    """sd-scripts' key of a Flux block under the prefix that ComfyUI saves with."""
+    stem, half = key.removeprefix("lora_unet_").split(".", 1)
+    stem = re.sub(r"^(double|single)_blocks_(\d+)_", r"\1_blocks.\2.", stem)
+    stem = re.sub(r"(img|txt)_(attn|mlp|mod)_", r"\1_\2.", stem).replace("modulation_lin", "modulation.lin")
+    return f"diffusion_model.{stem}.{half}"
+
+
 def test_the_built_in_model_needs_no_folder(tmp_path: Path) -> None:
     size = 128  # the built-in generator's width
     save(Adapter({"transformer_blocks.0.attn.to_q": (torch.ones(1, size), torch.ones(size, 1))}), tmp_path / "a.safetensors")
@@ -78,7 +116,7 @@ def test_the_built_in_model_needs_no_folder(tmp_path: Path) -> None:
 
 
 def test_help_shows_an_example_of_every_command() -> None:
-    for command in ("export", "verify", "info", "average", "stack", "compress", "scale"):
+    for command in ("export", "convert", "verify", "info", "average", "stack", "compress", "scale"):
         assert f"Example: sfumato lora {command}" in " ".join(lora(command, "--help").stdout.split())
 
 

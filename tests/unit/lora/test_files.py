@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from sfumato.diffusion.families.flux import FluxFamily
 from sfumato.errors import BrokenWeights, InvalidInput, MissingWeights
-from sfumato.lora.adapter import Adapter, delta, scale
+from sfumato.lora.adapter import Adapter, delta, padded, scale
 from sfumato.lora.files import load, save, state_dict, verify
 from sfumato.lora.fuse import Fuser
 from tests.unit.diffusion import tiny
@@ -25,7 +25,7 @@ def pipeline() -> FluxPipeline:
 
 
 def full_adapter(pipeline: FluxPipeline) -> Adapter:
-    """Every module a LoRA may sit on, ranks 1 to 4 in turn."""
+    """Every module a LoRA may sit on, ranks 1 to 4 in turn, filled up to one rank as exports are."""
     generator = torch.Generator().manual_seed(0)
     factors = {}
     for name, module in pipeline.transformer.named_modules():
@@ -36,7 +36,7 @@ def full_adapter(pipeline: FluxPipeline) -> Adapter:
                 torch.randn(module.out_features, rank, generator=generator) * 0.1,
             )
     assert len(factors) == 14 + 2 * 6  # one double block, two single blocks
-    return Adapter(factors, {"run": "test"})
+    return padded(Adapter(factors, {"run": "test"}))
 
 
 def velocity(pipeline: FluxPipeline) -> torch.Tensor:
