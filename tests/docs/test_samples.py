@@ -135,10 +135,18 @@ def test_the_client_of_the_docs_leaves_the_files_of_a_local_run_of_its_spec(home
         assert (fetched / name).read_bytes() == (alone / name).read_bytes(), name
 
 
+@pytest.fixture(scope="module")
+def places() -> dict[str, Path]:
+    """The folder in which the samples of each page run, in the page's order."""
+    return {}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sample", [sample for sample in samples("system") if sample != client()], ids=str)
-def test_with_a_system_that_is_up(sample: Sample, home: Home) -> None:
-    home.runs(sample, home.place())
+def test_with_a_system_that_is_up(sample: Sample, home: Home, places: dict[str, Path]) -> None:
+    if sample.page not in places:
+        places[sample.page] = home.place()
+    home.runs(sample, places[sample.page])
 
 
 @pytest.fixture(scope="module")
