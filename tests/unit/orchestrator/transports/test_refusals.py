@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ ACCOUNT = "jetstream {{ store_dir: STORE }}\naccounts {{ A {{ {limits} users: [{
 PERMISSIONS = "user: u, password: p, permissions: {{ publish: {{ deny: [{denied}] }} }}"
 DENYING = "jetstream {{ store_dir: STORE }}\nauthorization {{ users: [{{ " + PERMISSIONS + " }}] }}\n"
 
-LASTING: dict[str, tuple[str, dict[str, str | int], str]] = {
+LASTING: dict[str, tuple[str, Mapping[str, str | int], str]] = {
     "a store that is too small": ("jetstream { store_dir: STORE, max_file_store: 100KB }", {}, "its store is full.*Enlarge max_file_store"),
     "an account without room": (ACCOUNT.format(limits="jetstream: { max_file: 1MB, max_mem: 1MB },"), USER, "refuses: .*Raise|Enlarge"),
     "an account with few streams": (
