@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from services.registry.tables import ClockRow, EventRow
-from sfumato.errors import InvalidInput, Unavailable
+from sfumato.errors import Blocked, InvalidInput, Unavailable
 
 # The newest migration. A database at this revision is opened with one query and without Alembic.
 HEAD = "0001"
@@ -46,8 +46,10 @@ class Database:
         self._turn = threading.Lock() if self.engine.dialect.name == "sqlite" else nullcontext()
         try:
             self._migrate()
-        except OperationalError as error:
+        except DatabaseError as error:
             self.close()
+            if not _is_the_databases(error):
+                raise
             raise unavailable(error) from error
         except Unavailable:
             self.close()
@@ -85,7 +87,9 @@ class Database:
         try:
             with self.engine.connect().execution_options(**options) as connection:
                 yield connection
-        except OperationalError as error:
+        except DatabaseError as error:
+            if not _is_the_databases(error):
+                raise
             raise unavailable(error) from error
         finally:
             if self._closed:
@@ -147,10 +151,34 @@ def upgrade(connection: Connection) -> None:
         ) from error
 
 
+_LASTING = {
+    "42501": "Give the user in SFUMATO_REGISTRY_URL the right to create and change the tables of this database.",
+    "25006": "It is read-only: name the primary server in SFUMATO_REGISTRY_URL.",
+    "53100": "Its disk is full: make room.",
+    "SQLITE_READONLY": "Give the user of this process the right to write the file, and in its folder.",
+    "SQLITE_FULL": "Its disk is full: make room.",
+}
+"""What to do, by the first letters of PostgreSQL's codes (SQLSTATE) and of SQLite's names of errors that last."""
+
+
 def unavailable(error: DatabaseError) -> Unavailable:
-    """The error for a failing database, without the statement and without a password."""
+    """The error for a failing database, without the statement and without a password; `Blocked` if it refuses for good."""
     words = str(error.orig).strip().splitlines()[:1] or ["no words"]
+    hint = _what_to_change(error)
+    if hint:
+        return Blocked(f"The registry's database refuses: {words[0]}.", hint=hint)
     return Unavailable(f"The registry's database does not answer: {words[0]}.", hint="Is it running, and SFUMATO_REGISTRY_URL right?")
+
+
+def _is_the_databases(error: DatabaseError) -> bool:
+    """Whether an error is the database's, and not a defect of a statement."""
+    return isinstance(error, OperationalError) or bool(_what_to_change(error))
+
+
+def _what_to_change(error: DatabaseError) -> str:
+    """What to do about an error that lasts; empty for others."""
+    number = getattr(error.orig, "sqlite_errorname", None) or getattr(error.orig, "sqlstate", None) or ""
+    return next((hint for start, hint in _LASTING.items() if number.startswith(start)), "")
 
 
 def _engine(url: str) -> Engine:

@@ -26,7 +26,12 @@ BUCKETS = ("s3://", "s3a://")
 _CLIENT = ("allow_http", "allow_invalid_certificates", "connect_timeout", "timeout", "user_agent")
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _LASTING = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota of the disk is used up", errno.EROFS: "the disk is read-only"}
-_LASTING |= {errno.EACCES: "access is denied", errno.EPERM: "access is denied", errno.EFBIG: "the file is larger than is allowed"}
+_LASTING |= {
+    errno.ENOTDIR: "a file is in the place of a folder",
+    errno.EACCES: "access is denied",
+    errno.EPERM: "access is denied",
+    errno.EFBIG: "the file is larger than is allowed",
+}
 """Errors of the operating system that do not pass by themselves, which obstore gives as text: ``... (os error 28)``."""
 _NUMBER = re.compile(r"\(os error (\d+)\)")
 

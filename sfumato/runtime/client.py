@@ -28,6 +28,19 @@ KEEP_ALIVE = 60_000
 START_IT = "Is it running, and is this its address? `sfumato up` starts all services."
 
 
+_HINTS = {
+    "wrong_version_number": "It speaks no TLS: leave out tls://, and SFUMATO_CLIENT_CA.",
+    "certificate": "Its certificate is not of the authority in SFUMATO_CLIENT_CA, names another host, or requires a client's certificate.",
+    "failed parsing http/2": "It is no gRPC service: is this the port of a web server or of metrics?",
+    "domain name not found": "There is no host of this name: is it spelled right, and known on this machine?",
+    "errors resolving": "The name of the host cannot be resolved: is it spelled right, and known on this machine?",
+    "socket closed": "Does it require TLS? Then its address is tls://host:port.",
+    "connection reset": "Does it require TLS? Then its address is tls://host:port.",
+    "end of tcp stream": "Does it require TLS? Then its address is tls://host:port.",
+}
+"""What to check, by words in gRPC's reason for a connection that fails."""
+
+
 def channel(address: str, settings: ClientSettings | None = None) -> grpc.Channel:
     """A channel to the service at ``host:port``, without TLS unless the settings name an authority or the address is ``tls://host:port``.
 
@@ -95,7 +108,8 @@ def error_of(error: grpc.RpcError, address: str = "") -> SfumatoError:
         case grpc.StatusCode.UNAUTHENTICATED:
             return InvalidInput("token", f"{where} does not take it.", hint="Set SFUMATO_CLIENT_TOKEN to the service's SFUMATO_GRPC_TOKEN.")
         case grpc.StatusCode.UNAVAILABLE:
-            return Unavailable(f"{where} does not answer ({told}).", hint=START_IT)
+            hint = next((hint for words, hint in _HINTS.items() if words in told.lower()), START_IT)
+            return Unavailable(f"{where} does not answer ({told}).", hint=hint)
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return Unavailable(f"{where} did not answer in time.", hint="Give it longer: SFUMATO_CLIENT_TIMEOUT, in seconds.")
         case grpc.StatusCode.CANCELLED:

@@ -1,15 +1,17 @@
 """The store gives back what was put, and nothing else."""
 
 import hashlib
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from sfumato.errors import BrokenWeights, MissingWeights
+from sfumato.errors import Blocked, BrokenWeights, MissingWeights
 from sfumato.runtime.artifacts import ArtifactStore
 from sfumato.runtime.tasks import Output, Task, find, perform
+from tests.unit.services.registry.servers import s3
 
 
 def _task(**changes: object) -> Task:
@@ -43,6 +45,29 @@ except Unavailable as error:
     store = ArtifactStore(str(tmp_path))
     assert store.get(hashlib.sha256(b"small").hexdigest()) == b"small"
     assert not store.holds(hashlib.sha256(bytes(5000)).hexdigest())
+
+
+def test_a_store_that_refuses_for_good_says_why(tmp_path: Path) -> None:
+    store = ArtifactStore(str(tmp_path))
+    (tmp_path / "blobs").write_text("a file")
+    for refused in (lambda: store.put(b"paint"), lambda: store.get("0" * 64), lambda: store.holds("0" * 64), lambda: store.size("0" * 64)):
+        with pytest.raises(Blocked, match="artifact store .* cannot be (read|written): a file is in the place of a folder"):
+            refused()
+
+
+def test_a_bucket_that_does_not_exist_is_named() -> None:
+    script = """
+from sfumato.errors import Blocked
+from sfumato.runtime.artifacts import ArtifactStore
+try:
+    ArtifactStore("s3://photos/x").write_key("a", b"b")
+except Blocked as error:
+    print(error)
+"""
+    with s3("pictures") as variables:
+        command = [sys.executable, "-c", script]
+        said = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | variables).stdout
+    assert "s3://photos/x cannot be written: there is no bucket" in said and "Check the bucket's name" in said
 
 
 def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -293,3 +294,35 @@ def test_a_call_without_a_deadline_has_the_settings(server: tuple[str, Scoring])
     server[1].error = None
     with channel(server[0], ClientSettings(timeout=0.2)) as hurried, pytest.raises(Unavailable, match="SFUMATO_CLIENT_TIMEOUT"), calling():
         scoring_pb2_grpc.ScoringServiceStub(hurried).ListMetrics(scoring_pb2.ListMetricsRequest())
+
+
+def test_a_connection_that_fails_says_what_to_check(tmp_path: Path, store: ArtifactStore, server: tuple[str, Scoring]) -> None:
+    files = Certificates(tmp_path)
+    tls = {"tls_certificate": files.certificate("server"), "tls_key": files.key("server")}
+    web = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    thread = threading.Thread(target=web.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        with serving(store, **tls) as (secure, _):
+            for address, settings, words in (
+                (f"tls://{server[0]}", NOTHING, "speaks no TLS"),
+                (secure, NOTHING, "require TLS"),
+                (f"tls://{secure}", NOTHING, "SFUMATO_CLIENT_CA"),
+                (f"127.0.0.1:{web.server_port}", NOTHING, "no gRPC service"),
+                ("nowhere.invalid:7101", NOTHING, "name of the host|host of this name"),
+                ("127.0.0.1:1", NOTHING, "Is it running"),
+            ):
+                with channel(address, settings) as opened, pytest.raises(Unavailable, match=words), calling(address):
+                    ArtifactServiceStub(opened).Stat(StatRequest(digest="0" * 64))
+    finally:
+        web.shutdown()
+        thread.join()
+        web.server_close()
+
+
+@pytest.mark.parametrize(
+    "address", ["", "localhost", "http://localhost:1", "localhost:x", "localhost:70000", "h\u00f6st:1", "a b:1", "::1:5"]
+)
+def test_what_is_no_address_is_refused_by_name(address: str) -> None:
+    with pytest.raises(InvalidInput, match="address: .*must"):
+        channel(address, NOTHING)

@@ -14,11 +14,12 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.exc import DatabaseError
 
-from services.registry.database import HEAD, Database, _engine
+from services.registry.database import HEAD, Database, _engine, unavailable
 from services.registry.tables import Table
-from sfumato.errors import InvalidInput, Unavailable
+from sfumato.errors import Blocked, InvalidInput, Unavailable
 
 
 @contextmanager
@@ -126,3 +127,18 @@ def test_a_server_that_is_not_there_is_told_without_the_password() -> None:
     with pytest.raises(Unavailable) as refused:
         Database("postgresql://someone:secret@127.0.0.1:1/registry")
     assert "secret" not in str(refused.value)
+
+
+def test_a_database_that_refuses_for_good_says_what_to_change(postgres_url: str, tmp_path: Path) -> None:
+    admin = create_engine(postgres_url.replace("postgresql:", "postgresql+psycopg:"))
+    with admin.begin() as connection:
+        connection.execute(text("CREATE ROLE guest LOGIN"))
+        connection.execute(text("REVOKE CREATE ON SCHEMA public FROM PUBLIC"))
+    admin.dispose()
+    with pytest.raises(Blocked, match="refuses: permission denied.*Give the user in SFUMATO_REGISTRY_URL the right"):
+        Database(postgres_url.replace("sfumato@", "guest@"))
+    file = tmp_path / "registry.sqlite"
+    with opened(f"sqlite:///{file}") as engine, pytest.raises(DatabaseError) as refused, engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA query_only=ON")
+        connection.exec_driver_sql("DELETE FROM clock")
+    assert isinstance(unavailable(refused.value), Blocked)
