@@ -48,9 +48,9 @@ def driver_starts() -> bool:
     return _playwright("--version") == 0
 
 
-def install() -> None:
-    """Install Debian's packages where this is root and apt-get is there; if that gives no browser, Playwright's own."""
-    system.install(list(PACKAGES))
+def install(root: bool) -> None:
+    """Install Debian's packages for root where apt-get is there; if that gives no browser, Playwright's own."""
+    system.install(list(PACKAGES), root)
     if installed() is None and driver_starts():
         _playwright("install", "chromium")
 
@@ -61,14 +61,14 @@ def _playwright(*arguments: str) -> int:
     return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode
 
 
-def main() -> int:
+def main(*, root: bool) -> int:
     """Print the browser's path; 1 where a browser or the driver is missing and cannot be installed."""
     if (browser := installed()) is None or not driver_starts():
-        install()
+        install(root)
         browser = installed() if driver_starts() else None
     print(browser or ADVICE, file=sys.stdout if browser else sys.stderr)
     return 0 if browser else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(root=system.is_root()))

@@ -54,9 +54,9 @@ def current(chart: Path = CHART) -> str:
 
 
 def digest(chart: Path = CHART) -> str:
-    """SHA-256 over the names and the content of all files of the chart."""
+    """SHA-256 over the names and the content of all files of the chart; what Python caches beside them is not of it."""
     total = hashlib.sha256()
-    for path in sorted(path for path in chart.rglob("*") if path.is_file()):
+    for path in sorted(path for path in chart.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
         content = hashlib.sha256(path.read_bytes()).hexdigest()
         total.update(f"{path.relative_to(chart).as_posix()} {content}\n".encode())
     return total.hexdigest()

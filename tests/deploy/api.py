@@ -4,15 +4,12 @@ and deleted. What it cannot know of (admission, controllers) is in `tests/cluste
 
 from __future__ import annotations
 
-import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import yaml
+from tests.kubernetes_api import ApiServer, served
 
 Object = dict[str, Any]
 KINDS = {
@@ -23,25 +20,23 @@ KINDS = {
 RESOURCE = {"namespaced": True, "verbs": ["get", "list", "patch", "delete"]}
 
 
-class Api(ThreadingHTTPServer):
+class Api(ApiServer):
     """An API server with the objects that a test gives it. ``asked`` are the changes, as METHOD name."""
 
     def __init__(self, namespace: str) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.namespace = namespace
+        super().__init__(namespace)
         self.objects: dict[tuple[str, str], Object] = {}
         self.asked: list[str] = []
         self.refusal = ""
         """A message with which patches are refused."""
         self.groups: tuple[str, ...] = ("apps/v1",)
-        self._lock = threading.Lock()
 
     def add(self, found: Object) -> None:
         """An object of the cluster."""
         self.objects[found["kind"], found["metadata"]["name"]] = found
 
     def answer(self, method: str, address: str, body: Any) -> tuple[int, Any]:
-        with self._lock:
+        with self.lock:
             path, _, query = address.partition("?")
             if path in (known := self._discovery()):
                 return 200, known[path]
@@ -90,39 +85,12 @@ class Api(ThreadingHTTPServer):
         }
 
 
-class Handler(BaseHTTPRequestHandler):
-    def _do(self) -> None:
-        length, api = int(self.headers.get("Content-Length") or 0), self.server
-        assert isinstance(api, Api)
-        status, found = api.answer(self.command, self.path, json.loads(self.rfile.read(length) or "null"))
-        data = json.dumps(found).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    do_GET = do_PATCH = do_DELETE = _do  # noqa: N815
-
-    def log_message(self, format: str, *arguments: Any) -> None:
-        pass
-
-
 @contextmanager
 def serving(namespace: str, folder: Path) -> Iterator[tuple[Api, Path]]:
     """An API server, and the kubeconfig that leads to it."""
     server = Api(namespace)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    cluster = {"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.server_address[1]}"}}
-    context = {"name": "c", "context": {"cluster": "c", "user": "u", "namespace": namespace}}
-    kubeconfig = {"apiVersion": "v1", "kind": "Config", "clusters": [cluster], "contexts": [context], "current-context": "c"}
-    path = folder / "kubeconfig"
-    path.write_text(yaml.safe_dump(kubeconfig | {"users": [{"name": "u", "user": {"token": "t"}}]}))
-    try:
-        yield server, path
-    finally:
-        server.shutdown()
-        server.server_close()
+    with served(server, folder) as kubeconfig:
+        yield server, kubeconfig
 
 
 def _version(root: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,7 +35,7 @@ def driverless(empty: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_an_installed_browser_is_taken(empty: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert browser.installed() is None
     _program(empty / name, "exit 0")
-    assert browser.main() == 0
+    assert browser.main(root=True) == 0
     assert capsys.readouterr().out == f"{empty / name}\n"
 
 
@@ -52,18 +51,18 @@ def test_playwrights_own_is_taken_where_none_is_on_the_path(empty: Path, tmp_pat
     assert browser.installed() == own
 
 
-def test_root_gets_debians_packages(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = _as_root_with_apt(empty, monkeypatch)
-    assert browser.main() == 0
+def test_root_gets_debians_packages(empty: Path) -> None:
+    log = _with_apt(empty)
+    assert browser.main(root=True) == 0
     assert log.read_text().splitlines() == APT
 
 
 @pytest.mark.parametrize("found", [True, False], ids=["with a browser", "without"])
-def test_root_gets_what_the_driver_needs(driverless: Path, monkeypatch: pytest.MonkeyPatch, found: bool) -> None:
+def test_root_gets_what_the_driver_needs(driverless: Path, found: bool) -> None:
     if found:
         _program(driverless / "chromium", "exit 0")
-    log = _as_root_with_apt(driverless, monkeypatch)
-    assert browser.main() == 0
+    log = _with_apt(driverless)
+    assert browser.main(root=True) == 0
     assert log.read_text().splitlines() == APT
 
 
@@ -87,9 +86,8 @@ def test_where_the_driver_does_not_start_one_line_says_what_to_do(driverless: Pa
 APT = ["-qq update", "-qq install --yes --no-install-recommends chromium libatomic1"]
 
 
-def _as_root_with_apt(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def _with_apt(folder: Path) -> Path:
     """The log of an apt-get that installs ``chromium`` and ``libatomic`` into the folder."""
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
     log, chromium = folder / "log", folder / "chromium"
     installs = f"echo > {folder / 'libatomic'}; echo > {chromium}; /bin/chmod +x {chromium}"
     _program(folder / "apt-get", f'echo "$@" >> {log}; if [ "$2" = install ]; then {installs}; fi')

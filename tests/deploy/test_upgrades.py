@@ -161,6 +161,8 @@ def test_recording_raises_the_version_of_a_changed_chart_and_of_no_other(tmp_pat
     shutil.copytree(CHART, chart)
     shutil.copytree(versions.RECORD, record)
     last = versions.recorded(record)[-1]
+    (chart / "files" / "__pycache__").mkdir(exist_ok=True)
+    (chart / "files" / "__pycache__" / "resize.pyc").touch()
     assert versions.record(chart, record) is None
     template = chart / "templates" / "NOTES.txt"
     template.write_text(template.read_text() + "\nMore.\n")

@@ -227,7 +227,8 @@ def test_what_needs_a_cluster_is_rendered(words: Sequence[str], tmp_path: Path) 
         line = [binary(program), *rest, *last]
     else:
         (script,) = [word for word in words if word.endswith((".sh", ".py"))]
-        line = ["bash", "-n", script] if script.endswith(".sh") else [sys.executable, "-m", "py_compile", script]
+        parses = "import ast, sys; ast.parse(open(sys.argv[1]).read())"  # py_compile would write beside the chart's files
+        line = ["bash", "-n", script] if script.endswith(".sh") else [sys.executable, "-c", parses, script]
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0, done.stderr
     if "--dry-run=client" in line:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ import yaml
 from orchestrator.replica.jobs import AGAIN, QUEUE, TASK, Jobs, oldest, watch
 from sfumato.errors import InvalidInput, Unavailable
 from sfumato.runtime.bus import CONSUMER, Bus, stream_of, task_subject
+from tests.kubernetes_api import ApiServer, served
 from tests.unit.bus_system import System, running
 
 TEMPLATE = {
@@ -34,18 +32,17 @@ TEMPLATE = {
 IDS = ("1" * 64, "2" * 64)
 
 
-class Api(ThreadingHTTPServer):
+class Api(ApiServer):
     """The few paths of the API server that are asked for; it takes what Kubernetes' schema takes, and each name once."""
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, namespace: str) -> None:
+        super().__init__(namespace)
         self.jobs: dict[str, dict[str, Any]] = {}
         self.asked: list[str] = []
         self.forbidden = False
-        self._lock = threading.Lock()
 
     def answer(self, method: str, address: str, body: Any) -> tuple[int, Any]:
-        with self._lock:
+        with self.lock:
             path, _, query = address.partition("?")
             name = path.removeprefix("/apis/batch/v1/namespaces/art/jobs").strip("/")
             self.asked.append(f"{method} {name}")
@@ -71,36 +68,12 @@ class Api(ThreadingHTTPServer):
         self.jobs[name]["status"] = {"conditions": [{"type": kind, "status": "True", "lastTransitionTime": moment}]}
 
 
-class Handler(BaseHTTPRequestHandler):
-    def _do(self) -> None:
-        length, api = int(self.headers.get("Content-Length") or 0), self.server
-        assert isinstance(api, Api)
-        status, found = api.answer(self.command, self.path, json.loads(self.rfile.read(length) or "null"))
-        data = json.dumps(found).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    do_GET = do_POST = do_DELETE = _do  # noqa: N815
-
-    def log_message(self, format: str, *arguments: Any) -> None:
-        pass
-
-
 @pytest.fixture
 def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
-    server = Api()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    cluster = {"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.server_address[1]}"}}
-    context = {"name": "c", "context": {"cluster": "c", "user": "u", "namespace": "art"}}
-    kubeconfig = {"apiVersion": "v1", "kind": "Config", "clusters": [cluster], "contexts": [context], "current-context": "c"}
-    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(kubeconfig | {"users": [{"name": "u", "user": {"token": "t"}}]}))
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
-    yield server
-    server.shutdown()
-    server.server_close()
+    server = Api("art")
+    with served(server, tmp_path) as kubeconfig:
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+        yield server
 
 
 @pytest.fixture
